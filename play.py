@@ -1,0 +1,261 @@
+"""Play an Atari game with an exported policy, without PyTorch.
+
+Needs ``policy.onnx`` and ``manifest.json`` of one model folder, and numpy, onnxruntime and ale-py; Pillow too when a
+GIF is asked for. Nothing else of this repository is needed: copy the folder and this file to a device.
+
+    python play.py models/dqn --episodes 3 --gif pong.gif
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import ale_py
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+SCHEMA_VERSION = 1
+
+
+class PlayError(Exception):
+    """Something the user gave cannot be played; the message is one line."""
+
+
+class Emulator:
+    """One Atari console, driven one decision at a time.
+
+    A decision is ``frame_skip`` emulator frames with the same action and the summed reward; it ends early when the game
+    does. ``screen`` is ``(210, 160, 3)`` uint8 and is overwritten by every step. The same ``seed`` and the same actions
+    give the same screens, bit for bit.
+
+    Args:
+        rom: name of the game in ale-py, such as ``"pong"``.
+        actions: the ALE action id of every action index.
+        frame_skip: emulator frames a decision.
+        repeat_action_probability: chance that a frame repeats the previous action (sticky actions).
+        max_episode_steps: decisions after which an episode is cut off.
+        seed: of the emulator's own random numbers.
+    """
+
+    def __init__(
+        self,
+        rom: str,
+        actions: Sequence[int],
+        *,
+        frame_skip: int,
+        repeat_action_probability: float,
+        max_episode_steps: int,
+        seed: int,
+    ) -> None:
+        ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+        self.ale = ale_py.ALEInterface()
+        self.ale.setInt("random_seed", seed)  # read when the ROM is loaded, so it comes first
+        self.ale.setFloat("repeat_action_probability", repeat_action_probability)
+        self.ale.setInt("max_num_frames_per_episode", max_episode_steps * frame_skip)
+        path = ale_py.roms.get_rom_path(rom)
+        if path is None:
+            raise PlayError(f"ale-py has no game called {rom!r}")
+        self.ale.loadROM(path)
+        by_id = {action.value: action for action in self.ale.getLegalActionSet()}
+        self.actions = [by_id[ale_id] for ale_id in actions]
+        self.frame_skip = frame_skip
+        self.screen = np.empty((*self.ale.getScreenDims(), 3), np.uint8)
+        self.reset()
+
+    def reset(self) -> None:
+        self.ale.reset_game()
+        self.ale.getScreenRGB(self.screen)
+
+    @property
+    def done(self) -> bool:
+        return bool(self.ale.game_over())
+
+    def step(self, action: int) -> int:
+        """Play one decision (an action index); returns its reward."""
+        ale, ale_action, reward = self.ale, self.actions[action], 0
+        for _ in range(self.frame_skip):
+            reward += ale.act(ale_action)
+            if ale.game_over():
+                break
+        ale.getScreenRGB(self.screen)
+        return reward
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """``manifest.json`` of a model folder.
+
+    Raises:
+        PlayError: it is missing, is not JSON, or has a schema this player does not know.
+    """
+    path = folder / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text())
+    except OSError as error:
+        raise PlayError(f"{path}: {error.strerror}; give a model folder that `dvc repro` has built") from None
+    except ValueError as error:
+        raise PlayError(f"{path}: damaged, not JSON ({error})") from None
+    found = manifest.get("schema_version") if isinstance(manifest, dict) else None
+    if found != SCHEMA_VERSION:
+        raise PlayError(f"{path}: schema_version is {found!r}, this player reads {SCHEMA_VERSION}")
+    return manifest
+
+
+def check_file(folder: Path, name: str, manifest: dict[str, Any]) -> Path:
+    """The path of a file of the model folder, once its SHA-256 is the manifest's.
+
+    Raises:
+        PlayError: it is missing or is not the file that the manifest was written for.
+    """
+    path = folder / name
+    if name not in manifest["files"]:
+        raise PlayError(f"{folder / 'manifest.json'}: lists no {name}, only {', '.join(manifest['files'])}")
+    expected = manifest["files"][name]["sha256"]
+    try:
+        found = sha256(path)
+    except OSError as error:
+        raise PlayError(f"{path}: {error.strerror}") from None
+    if found != expected:
+        raise PlayError(
+            f"{path}: damaged or from another policy: its SHA-256 is {found}, manifest.json says {expected}"
+        )
+    return path
+
+
+class Player:
+    """A program with its memory: screens in, decisions out, for one or more episodes side by side.
+
+    Args:
+        run: the program; arrays by input name to arrays by output name.
+        manifest: names, dtypes and shapes of its inputs, and which outputs are the next states.
+        batch: number of episodes.
+    """
+
+    def __init__(self, run: Callable[[Arrays], Arrays], manifest: dict[str, Any], batch: int = 1) -> None:
+        self.run, self.manifest, self.batch = run, manifest, batch
+        self.states = {state["output"]: state["input"] for state in manifest["states"]}
+        self.reset()
+
+    def reset(self) -> None:
+        """Start all episodes: where ``is_init`` is true the program ignores the state that it is given."""
+        self.feed = {
+            spec["name"]: np.zeros([self.batch, *spec["shape"][1:]], spec["dtype"]) for spec in self.manifest["inputs"]
+        }
+        if self.states:
+            self.feed["is_init"][...] = True
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with some of the episodes, in the order given."""
+        self.feed = {name: array[list(rows)] for name, array in self.feed.items()}
+
+    def step(self, screens: npt.NDArray[np.uint8]) -> Arrays:
+        """All outputs for ``(batch, 210, 160, 3)`` uint8 screens; the states move on."""
+        self.feed["observation"] = screens
+        outputs = self.run(self.feed)
+        if self.states:
+            self.feed |= {name: outputs[output] for output, name in self.states.items()}
+            self.feed["is_init"] = np.zeros_like(self.feed["is_init"])
+        return outputs
+
+    def act(self, screen: npt.NDArray[np.uint8]) -> int:
+        """The action index for the one episode's ``(210, 160, 3)`` uint8 screen."""
+        return int(self.step(screen[None])["action"][0])
+
+
+def load_onnx(path: Path, threads: int = 1) -> Callable[[Arrays], Arrays]:
+    """An ONNX program as a function of named arrays, on ``threads`` cores.
+
+    Raises:
+        PlayError: it cannot be loaded.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own kinds share no base class
+        raise PlayError(f"{path}: not a program that ONNX Runtime loads: {str(error).splitlines()[0]}") from None
+    names = [output.name for output in session.get_outputs()]
+    return lambda inputs: dict(zip(names, session.run(names, inputs), strict=True))
+
+
+def make_emulator(manifest: dict[str, Any], seed: int) -> Emulator:
+    environment = manifest["environment"]
+    return Emulator(
+        environment["rom"],
+        [action["ale_id"] for action in manifest["actions"]],
+        frame_skip=environment["frame_skip"],
+        repeat_action_probability=environment["repeat_action_probability"],
+        max_episode_steps=environment["max_episode_steps"],
+        seed=seed,
+    )
+
+
+def play(player: Player, seed: int) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
+    """Play one episode; yields each decision's reward and the screen it led to.
+
+    The screen is overwritten by the next step: copy it to keep it.
+    """
+    emulator = make_emulator(player.manifest, seed)
+    player.reset()
+    while not emulator.done:
+        yield emulator.step(player.act(emulator.screen)), emulator.screen
+
+
+def write_gif(path: Path, screens: list[npt.NDArray[np.uint8]], milliseconds: int) -> None:
+    try:
+        from PIL import Image
+    except ImportError:
+        raise PlayError("--gif needs Pillow: pip install pillow") from None
+    first, *rest = [Image.fromarray(screen) for screen in screens]
+    first.save(path, format="GIF", save_all=True, append_images=rest, duration=milliseconds, loop=0)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Play an Atari game with an exported policy, without PyTorch.")
+    parser.add_argument("folder", type=Path, help="model folder, such as models/dqn")
+    parser.add_argument("--episodes", type=int, default=1, help="full episodes to play (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first episode; the next has the next seed")
+    parser.add_argument("--gif", type=Path, help="write the first episode to this file (needs Pillow)")
+    options = parser.parse_args(arguments)
+    if options.episodes < 1:
+        parser.error(f"--episodes is {options.episodes}, must be at least 1")
+    try:
+        manifest = read_manifest(options.folder)
+        player = Player(load_onnx(check_file(options.folder, "policy.onnx", manifest)), manifest)
+        scores = []
+        for episode in range(options.episodes):
+            record = options.gif is not None and episode == 0
+            screens, score, steps = [], 0, 0
+            for reward, screen in play(player, options.seed + episode):
+                if record:
+                    screens.append(screen.copy())
+                score += reward
+                steps += 1
+            if record:
+                write_gif(options.gif, screens, milliseconds=manifest["environment"]["frame_skip"] * 1000 // 60)
+            scores.append(score)
+            print(f"episode {episode + 1}/{options.episodes}  score {score:+d}  decisions {steps}", flush=True)
+        print(f"mean score {np.mean(scores):.2f}  std {np.std(scores):.2f}  min {min(scores)}  max {max(scores)}")
+    except PlayError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

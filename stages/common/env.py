@@ -1,0 +1,133 @@
+"""The Atari environment as a vectorised TorchRL environment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ale_py
+import gymnasium
+import numpy as np
+import torch
+from ale_py.vector_env import AtariVectorEnv
+from tensordict import TensorDict, TensorDictBase
+from torchrl.data import Binary, Bounded, Categorical, Composite, Unbounded
+from torchrl.envs import EnvBase, TransformedEnv
+
+from stages.common.errors import UserError
+from stages.common.params import Env, Preprocess
+from stages.common.preprocess import OBSERVATION, SCREEN_SHAPE, env_transforms
+
+
+class AtariEnv(EnvBase):
+    """``num_envs`` emulators behind one batched TorchRL environment, emulated in C++ threads.
+
+    Observation ``observation`` ``(num_envs, 210, 160, 3)`` uint8, action ``action`` ``(num_envs,)`` int64 as an index
+    into the game's minimal action set, reward ``(num_envs, 1)`` float32, unclipped. Row ``i`` plays with seed
+    ``seed + i``. The emulators restart by themselves at the end of an episode, and the reset that TorchRL asks for
+    afterwards hands out the screen of the new episode. Under ``next``, the step that ends an episode returns what
+    ale-py keeps as its final observation, which in ale-py 0.12 is the screen one decision before the end.
+    """
+
+    def __init__(self, params: Env, num_envs: int, seed: int) -> None:
+        super().__init__(batch_size=[num_envs])
+        self.emulators = AtariVectorEnv(
+            rom_name(params.id),
+            num_envs,
+            img_height=SCREEN_SHAPE[0],
+            img_width=SCREEN_SHAPE[1],
+            grayscale=False,
+            stack_num=1,
+            maxpool=False,
+            noop_max=1,
+            use_fire_reset=False,
+            reward_clipping=False,
+            repeat_action_probability=params.repeat_action_probability,
+            frameskip=params.frame_skip,
+            max_num_frames_per_episode=params.max_episode_steps * params.frame_skip,
+            autoreset_mode="SameStep",
+        )
+        screens = Bounded(0, 255, (num_envs, *SCREEN_SHAPE), dtype=torch.uint8)
+        self.observation_spec = Composite({OBSERVATION: screens}, shape=(num_envs,))
+        self.action_spec = Categorical(len(self.emulators.ale.get_action_set()), shape=(num_envs,))
+        self.reward_spec = Unbounded(shape=(num_envs, 1))
+        flag = Binary(1, shape=(num_envs, 1), dtype=torch.bool)
+        flags = {key: flag.clone() for key in ("done", "terminated", "truncated")}
+        self.done_spec = Composite(flags, shape=(num_envs,))
+        self._seeds: np.ndarray | None = None
+        self._screens = torch.empty(0)
+        self._fresh = torch.zeros(num_envs, dtype=torch.bool)
+        self.set_seed(seed)
+
+    def _set_seed(self, seed: int | None) -> None:
+        if seed is not None:
+            self._seeds = np.arange(seed, seed + self.batch_size[0])
+
+    def _reset(self, tensordict: TensorDictBase | None = None, **_: object) -> TensorDict:
+        wanted = torch.ones_like(self._fresh)
+        if tensordict is not None and "_reset" in tensordict.keys():
+            wanted = tensordict["_reset"].flatten()
+        stale = wanted & ~self._fresh
+        if stale.any():
+            seeds = None if self._seeds is None else self._seeds[stale.numpy()]
+            options = None if stale.all() else {"reset_mask": stale.numpy()}
+            screens, _info = self.emulators.reset(seed=seeds, options=options)
+            self._screens = torch.from_numpy(screens[:, 0])
+            self._seeds = None
+        self._fresh = self._fresh & ~wanted
+        return TensorDict({OBSERVATION: self._screens}, self.batch_size)
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDict:
+        screens, reward, terminated, truncated, info = self.emulators.step(tensordict["action"].numpy())
+        self._screens = torch.from_numpy(screens[:, 0])
+        self._fresh = torch.from_numpy(terminated | truncated)
+        last = self._screens
+        if self._fresh.any():
+            last = last.clone()
+            last[self._fresh] = torch.from_numpy(info["final_obs"][:, 0])[self._fresh]
+        return TensorDict(
+            {
+                OBSERVATION: last,
+                "reward": torch.from_numpy(reward).float()[:, None],
+                "done": self._fresh[:, None],
+                "terminated": torch.from_numpy(terminated)[:, None],
+                "truncated": torch.from_numpy(truncated)[:, None],
+            },
+            self.batch_size,
+        )
+
+
+def make_env(env: Env, preprocess: Preprocess, num_envs: int, seed: int) -> TransformedEnv:
+    """The environment that policies are trained and evaluated in: only what the network reads is kept."""
+    return TransformedEnv(AtariEnv(env, num_envs, seed), env_transforms(preprocess))
+
+
+def rom_name(env_id: str) -> str:
+    """The name of an environment's game in ale-py.
+
+    Raises:
+        UserError: gymnasium has no such Atari environment, or ale-py has no such game.
+    """
+    try:
+        name = str(gymnasium.spec(env_id).kwargs["game"])
+    except (gymnasium.error.Error, KeyError):
+        name = ""
+    if not name or ale_py.roms.get_rom_path(name) is None:
+        raise UserError(f"params.yaml: env.id: {env_id!r} is no Atari environment, such as 'ALE/Pong-v5'")
+    return name
+
+
+def environment_facts(env: Env) -> dict[str, Any]:
+    """What a device must know to drive the environment as in training: the manifest's ``environment`` and ``actions``.
+
+    ``actions`` holds index, name and ALE id of every action of the game's minimal set, in the order of the policy's
+    outputs.
+    """
+    rom = rom_name(env.id)
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+    ale = ale_py.ALEInterface()
+    ale.loadROM(str(ale_py.roms.get_rom_path(rom)))
+    actions = [
+        {"index": index, "name": action.name, "ale_id": action.value}
+        for index, action in enumerate(ale.getMinimalActionSet())
+    ]
+    return {"environment": {"id": env.id, "rom": rom} | env.model_dump(exclude={"id"}), "actions": actions}

@@ -1,0 +1,100 @@
+"""Recorded episodes: seeds and actions, from which the emulator makes the same screens again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from play import Emulator
+from stages.common.errors import UserError
+from stages.common.files import replacing
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One full episode.
+
+    Attributes:
+        seed: of the emulator.
+        epsilon: chance that an action was drawn at random instead of being the policy's.
+        actions: ``(steps,)`` uint8, indices into the action set.
+        rewards: ``(steps,)`` int16.
+        ram_hashes: ``(steps,)`` uint64, :func:`hash_ram` after each step.
+    """
+
+    seed: int
+    epsilon: float
+    actions: npt.NDArray[np.uint8]
+    rewards: npt.NDArray[np.int16]
+    ram_hashes: npt.NDArray[np.uint64]
+
+
+ARRAYS = {"actions": np.uint8, "rewards": np.int16, "ram_hashes": np.uint64}
+
+
+def hash_ram(emulator: Emulator) -> int:
+    """64 bits of BLAKE2b over the console's 128 bytes of memory."""
+    return int.from_bytes(hashlib.blake2b(emulator.ale.getRAM().tobytes(), digest_size=8).digest(), "little")
+
+
+def save(path: Path, policy: str, episodes: list[Episode]) -> None:
+    """Write episodes as safetensors: their arrays end to end, the rest in the header."""
+    arrays = {name: np.concatenate([getattr(episode, name) for episode in episodes]) for name in ARRAYS}
+    header = {
+        "policy": policy,
+        "episodes": [
+            {"seed": episode.seed, "epsilon": episode.epsilon, "steps": len(episode.actions)} for episode in episodes
+        ],
+    }
+    with replacing(path) as temporary:
+        save_file(arrays, temporary, metadata={"header": json.dumps(header)})
+
+
+def load(path: Path, policy: str) -> list[Episode]:
+    """Read what :func:`save` wrote.
+
+    Raises:
+        UserError: the file is missing, damaged or of another policy.
+    """
+    try:
+        with safe_open(path, "np") as file:
+            header = json.loads(file.metadata()["header"])
+            arrays = {name: file.get_tensor(name) for name in ARRAYS}
+        ends = np.cumsum([episode["steps"] for episode in header["episodes"]])
+        parts = {name: np.split(array, ends) for name, array in arrays.items()}
+        if any(len(array) != ends[-1] for array in arrays.values()):
+            raise ValueError("its arrays do not have as many steps as its header says")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run `dvc repro`") from None
+    except (OSError, SafetensorError, TypeError, KeyError, ValueError, IndexError) as error:
+        raise UserError(f"{path}: damaged: {error}") from None
+    if header["policy"] != policy:
+        raise UserError(f"{path}: holds episodes of the policy {header['policy']!r}, expected {policy!r}")
+    return [
+        Episode(facts["seed"], facts["epsilon"], *(parts[name][index] for name in ARRAYS))
+        for index, facts in enumerate(header["episodes"])
+    ]
+
+
+def replay(episode: Episode, emulator: Emulator) -> Iterator[npt.NDArray[np.uint8]]:
+    """The screens that were acted on, ``(210, 160, 3)`` uint8 each, from a new emulator with the episode's seed.
+
+    Raises:
+        UserError: the emulator does not do what it did when the episode was recorded.
+    """
+    for step, action in enumerate(episode.actions):
+        yield emulator.screen.copy()
+        reward = emulator.step(int(action))
+        if reward != episode.rewards[step] or hash_ram(emulator) != episode.ram_hashes[step]:
+            raise UserError(
+                f"the recorded episode with seed {episode.seed} does not replay: step {step} differs; "
+                "record it again with this version of ale-py: `dvc repro -f record`"
+            )

@@ -1,0 +1,155 @@
+"""The pure function that every artefact implements, and its signature."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import NestedKey, TensorDict
+from tensordict.nn import TensorDictModuleBase
+from torch import nn
+from torchrl.data import Composite
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from stages.common.env import environment_facts
+from stages.common.errors import UserError
+from stages.common.params import Profile
+from stages.common.policy import Agent, load_weights, make_agent
+from stages.common.preprocess import IS_INIT
+
+# What an action was chosen by, in TorchRL's own words. A policy's other entries stay inside the program.
+VALUES = ("action_value", "logits")
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Name, dtype and shape of an input or output; the first size is ``"batch"``."""
+
+    name: str
+    dtype: str
+    shape: list[int | str]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """``step(observation, state..., is_init) -> action, <values>, next_state...`` of one policy.
+
+    ``states`` pairs the name of each state input with the output that is its next value.
+    """
+
+    inputs: list[TensorInfo]
+    outputs: list[TensorInfo]
+    states: list[dict[str, str]]
+
+    def as_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def flat_name(key: NestedKey) -> str:
+    return key if isinstance(key, str) else "_".join(key)
+
+
+class Step(nn.Module):
+    """A policy as a function of named tensors.
+
+    Args:
+        policy: reads observations, states and ``is_init``, writes ``action``, values and ``("next", <state>)``.
+        input_spec: of the observations and states, without batch.
+        exploration_type: ``DETERMINISTIC`` or ``RANDOM``; part of the function, whatever is set around its call.
+
+    Raises:
+        UserError: two entries of the policy would have the same name.
+    """
+
+    def __init__(self, policy: TensorDictModuleBase, input_spec: Composite, exploration_type: ExplorationType) -> None:
+        super().__init__()
+        self.policy, self.input_spec, self.exploration_type = policy, input_spec, exploration_type
+        states = [key for key in policy.in_keys if ("next", key) in policy.out_keys]
+        observations = [key for key in policy.in_keys if key not in states and key != IS_INIT]
+        flags: list[NestedKey] = [IS_INIT] if states else []
+        decisions = [key for key in policy.out_keys if key == "action"]
+        decisions += [key for key in policy.out_keys if key in VALUES]
+        self.states = {flat_name(key): f"next_{flat_name(key)}" for key in states}
+        self.inputs = _named([*observations, *states, *flags])
+        self.outputs = _named([*decisions, *[("next", key) for key in states]])
+
+        self.forward = self._named_forward()
+
+    def _named_forward(self) -> Callable[..., dict[str, torch.Tensor]]:
+        """``forward`` with the inputs' names as its parameters, which is where ``torch.export`` takes them from."""
+
+        def forward(**inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+            batch = next(iter(inputs.values())).shape[:1]
+            entries = TensorDict({self.inputs[name]: tensor for name, tensor in inputs.items()}, batch_size=batch)
+            with set_exploration_type(self.exploration_type):
+                entries = self.policy(entries)
+            # A next state goes back in as it came out, and compiled programs trust that their inputs are contiguous.
+            return {name: entries[key].contiguous() for name, key in self.outputs.items()}
+
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        parameters = [inspect.Parameter(name, keyword) for name in self.inputs]
+        forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return forward
+
+    def example_inputs(self, batch: int) -> dict[str, torch.Tensor]:
+        """Zeros for every input, at the start of an episode, with ``batch`` rows."""
+        examples = {}
+        for name, key in self.inputs.items():
+            if key == IS_INIT:
+                examples[name] = torch.ones(batch, 1, dtype=torch.bool)
+            else:
+                spec = self.input_spec[key]
+                examples[name] = torch.zeros(batch, *spec.shape, dtype=spec.dtype)
+        return examples
+
+    @property
+    def signature(self) -> Signature:
+        examples = self.example_inputs(1)
+        with torch.no_grad():
+            outputs = self(**examples)
+        pairs = [{"input": name, "output": output} for name, output in self.states.items()]
+        return Signature(_infos(examples), _infos(outputs), pairs)
+
+
+def load_agent(policy: str, profile: Profile) -> Agent:
+    """The trained policy, on the CPU, for evaluation.
+
+    Raises:
+        UserError: its weights are missing, damaged or another policy's.
+    """
+    agent = make_agent(profile, len(environment_facts(profile.env)["actions"]))
+    load_weights(Path("models", policy, "policy.safetensors"), policy, agent.network)
+    agent.policy.eval().requires_grad_(requires_grad=False)
+    return agent
+
+
+def load_step(policy: str, profile: Profile, exploration_type: ExplorationType = ExplorationType.DETERMINISTIC) -> Step:
+    """The trained policy as eager PyTorch, which is what every program is held against.
+
+    Raises:
+        UserError: as :func:`load_agent`.
+    """
+    agent = load_agent(policy, profile)
+    return Step(agent.policy, agent.input_spec, exploration_type)
+
+
+def _named(keys: list[NestedKey]) -> dict[str, NestedKey]:
+    named: dict[str, NestedKey] = {}
+    for key in keys:
+        name = flat_name(key)
+        if name in named:
+            raise UserError(f"the policy's entries {named[name]!r} and {key!r} would both be called {name!r}")
+        named[name] = key
+    return named
+
+
+def _infos(tensors: dict[str, torch.Tensor]) -> list[TensorInfo]:
+    return [
+        TensorInfo(name, str(tensor.dtype).removeprefix("torch."), ["batch", *tensor.shape[1:]])
+        for name, tensor in tensors.items()
+    ]

@@ -1,0 +1,81 @@
+"""Every program behind one call: arrays by input name to arrays by output name.
+
+PyTorch is imported only for the programs that need it, so that a process that measures ONNX Runtime holds nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from play import Arrays, PlayError, check_file, load_onnx, read_manifest
+from stages.common.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    import torch
+
+Run = Callable[[Arrays], Arrays]
+
+# The deterministic programs, by name; all of them must decide alike.
+PROGRAMS = {"pt2": "policy.pt2", "aoti": "policy.aoti.pt2", "onnx": "policy.onnx"}
+RANDOM_PROGRAMS = {"pt2_random": "policy_random.pt2"}
+
+
+def read_bundle(policy: str) -> tuple[dict[str, Any], dict[str, Path]]:
+    """The manifest of a policy's folder, and the paths of its programs, all of them the files it was written for.
+
+    Raises:
+        UserError: a file is missing, damaged, or not of this policy.
+    """
+    folder = Path("models", policy)
+    try:
+        manifest = read_manifest(folder)
+        paths = {name: check_file(folder, file, manifest) for name, file in (PROGRAMS | RANDOM_PROGRAMS).items()}
+        check_file(folder, "policy.safetensors", manifest)
+    except PlayError as error:
+        raise UserError(str(error)) from None
+    if manifest["policy"] != policy:
+        raise UserError(f"{folder / 'manifest.json'}: is of the policy {manifest['policy']!r}, expected {policy!r}")
+    return manifest, paths
+
+
+def wrap(module: Callable[..., dict[str, torch.Tensor]]) -> Run:
+    """A function of named tensors as a function of named arrays, without gradients.
+
+    Arrays of any strides will do: AOTInductor's programs read contiguous memory and do not check that they got it.
+    """
+    import numpy as np
+    import torch
+
+    def run(inputs: Arrays) -> Arrays:
+        with torch.no_grad():
+            outputs = module(**{name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in inputs.items()})
+        return {name: tensor.numpy() for name, tensor in outputs.items()}
+
+    return run
+
+
+def load(path: Path, threads: int) -> Run:
+    """Load a program of any kind, told by its file's name, to run on ``threads`` cores.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    if path.suffix == ".onnx":
+        try:
+            return load_onnx(path, threads)
+        except PlayError as error:
+            raise UserError(str(error)) from None
+
+    import torch
+
+    torch.set_num_threads(threads)
+    if not path.exists():
+        raise UserError(f"{path}: no such file; run `dvc repro`")
+    try:
+        if path.name.endswith(".aoti.pt2"):
+            return wrap(torch._inductor.aoti_load_package(str(path)))
+        return wrap(torch.export.load(path).module())
+    except Exception as error:  # both loaders raise whatever the archive's reader does
+        raise UserError(f"{path}: damaged: {first_line(error)}") from None

@@ -1,0 +1,33 @@
+"""Compile the exported program for this machine's processor with AOTInductor."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from stages.common import params
+from stages.common.archive import load_program
+from stages.common.errors import run
+from stages.common.files import replacing
+
+
+def compile_aoti(policy: str) -> None:
+    settings = params.load().compile_aoti
+    folder = Path("models", policy)
+    program, facts = load_program(folder / "policy.pt2", policy)
+    options = {
+        "cpp.threads": settings.threads,
+        "freezing": settings.freezing,
+        "max_autotune": settings.max_autotune,
+        "aot_inductor.metadata": {"policy": policy, "facts": json.dumps(facts)},
+    }
+    path = folder / "policy.aoti.pt2"
+    with torch.no_grad(), replacing(path) as temporary:
+        torch._inductor.aoti_compile_and_package(program, package_path=str(temporary), inductor_configs=options)
+    print(f"compile_aoti {policy}  {path}  {path.stat().st_size:,} bytes", flush=True)
+
+
+if __name__ == "__main__":
+    run(compile_aoti, __doc__)

@@ -1,0 +1,44 @@
+"""Convert the exported program to ONNX: one file, weights inside, any batch size."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+
+from stages.common import params
+from stages.common.archive import load_program
+from stages.common.errors import run
+from stages.common.files import replacing
+
+
+def convert(program: torch.export.ExportedProgram, facts: dict[str, Any], opset: int) -> onnx.ModelProto:
+    """A program as a checked ONNX model with the program's own names and its facts as metadata."""
+    names = [output["name"] for output in facts["outputs"]]
+    converted = torch.onnx.export(program, dynamo=True, opset_version=opset, output_names=names, verbose=False)
+    assert converted is not None  # only without dynamo=True
+    model = converted.model_proto
+    # The exporter notes where in the sources each node comes from, with this machine's paths.
+    for item in [*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output]:
+        del item.metadata_props[:]
+    del model.graph.metadata_props[:]
+    model.doc_string = f"TorchRL policy {facts['policy']} for {facts['environment']['id']}"
+    onnx.helper.set_model_props(model, {"policy": str(facts["policy"]), "facts": json.dumps(facts)})
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def export_onnx(policy: str) -> None:
+    settings = params.load().export_onnx
+    folder = Path("models", policy)
+    model = convert(*load_program(folder / "policy.pt2", policy), settings.opset)
+    with replacing(folder / "policy.onnx") as temporary:
+        onnx.save(model, temporary)
+    print(f"export_onnx {policy}  policy.onnx  {len(model.graph.node)} nodes, {model.ByteSize():,} bytes", flush=True)
+
+
+if __name__ == "__main__":
+    run(export_onnx, __doc__)

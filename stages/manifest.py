@@ -1,0 +1,42 @@
+"""Write manifest.json: what a device must know about a policy's programs, and the hash of every file."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+
+from play import SCHEMA_VERSION
+from stages.common.archive import load_program
+from stages.common.errors import UserError, run
+from stages.common.files import sha256, write_json
+
+LIBRARIES = ("torch", "tensordict", "torchrl", "gymnasium", "ale-py", "onnx", "onnxscript", "onnxruntime", "numpy")
+FILES = {
+    "policy.safetensors": "trained weights",
+    "policy.pt2": "torch.export program, DETERMINISTIC",
+    "policy_random.pt2": "torch.export program, RANDOM",
+    "policy.aoti.pt2": "AOTInductor package, DETERMINISTIC, for the machine that compiled it",
+    "policy.onnx": "ONNX program, DETERMINISTIC",
+}
+
+
+def manifest(policy: str) -> None:
+    folder = Path("models", policy)
+    _, facts = load_program(folder / "policy.pt2", policy)
+    if facts["weights_sha256"] != sha256(folder / "policy.safetensors"):
+        raise UserError(f"{folder / 'policy.pt2'}: made from other weights than policy.safetensors; run `dvc repro`")
+    facts["states"] = [state | {"start": "zeros; ignored where is_init is true"} for state in facts["states"]]
+    del facts["exploration_type"], facts["weights_sha256"]
+    files = {
+        name: {"content": content, "bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
+        for name, content in FILES.items()
+    }
+    versions = {library: metadata.version(library) for library in LIBRARIES}
+    write_json(
+        folder / "manifest.json",
+        {"schema_version": SCHEMA_VERSION, **facts, "versions": versions, "files": files},
+    )
+
+
+if __name__ == "__main__":
+    run(manifest, __doc__)

@@ -1,0 +1,57 @@
+"""Record on-policy episodes as seeds and actions: greedy ones, and ones with some random actions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from play import Player, make_emulator
+from stages.common import episodes, params
+from stages.common.env import environment_facts
+from stages.common.episodes import Episode, hash_ram
+from stages.common.errors import run
+from stages.common.program import load_step
+from stages.common.runtimes import wrap
+
+
+def play_episode(player: Player, seed: int, epsilon: float) -> Episode:
+    """One full episode; each action is replaced by a random one with probability ``epsilon``."""
+    emulator, random = make_emulator(player.manifest, seed), np.random.default_rng(seed)
+    actions, rewards, ram_hashes = [], [], []
+    player.reset()
+    while not emulator.done:
+        action = player.act(emulator.screen)
+        if random.random() < epsilon:
+            action = int(random.integers(len(emulator.actions)))
+        actions.append(action)
+        rewards.append(emulator.step(action))
+        ram_hashes.append(hash_ram(emulator))
+    return Episode(
+        seed, epsilon, np.array(actions, np.uint8), np.array(rewards, np.int16), np.array(ram_hashes, np.uint64)
+    )
+
+
+def record(policy: str) -> None:
+    everything = params.load()
+    profile, settings = everything.profile(policy), everything.record
+    torch.set_num_threads(1)
+    step = load_step(policy, profile)
+    manifest = environment_facts(profile.env) | step.signature.as_dict()
+    player = Player(wrap(step), manifest)
+    epsilons = [0.0] * settings.greedy_episodes + [settings.epsilon] * settings.epsilon_episodes
+    recorded = []
+    for seed, epsilon in enumerate(epsilons, start=settings.seed):
+        episode = play_episode(player, seed, epsilon)
+        recorded.append(episode)
+        print(
+            f"record {policy}  seed {seed}  epsilon {epsilon}  score {episode.rewards.sum():+d}  "
+            f"steps {len(episode.actions)}",
+            flush=True,
+        )
+    episodes.save(Path("data", policy, "episodes.safetensors"), policy, recorded)
+
+
+if __name__ == "__main__":
+    run(record, __doc__)
