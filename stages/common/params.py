@@ -17,6 +17,7 @@ from ruamel.yaml.error import YAMLError
 from stages.common.errors import UserError
 
 PATH = Path("params.yaml")
+SCREEN_SIZE = (210, 160)  # height and width of an Atari screen, in pixels
 
 Count = Annotated[int, Field(gt=0)]
 Index = Annotated[int, Field(ge=0)]
@@ -55,7 +56,13 @@ class Preprocess(Section):
     frames: Count
 
     @model_validator(mode="after")
-    def _nearest_is_evenly_spaced(self) -> Self:
+    def _parts_fit(self) -> Self:
+        bottom, right = self.crop.top + self.crop.height, self.crop.left + self.crop.width
+        if bottom > SCREEN_SIZE[0] or right > SCREEN_SIZE[1]:
+            raise ValueError(
+                f"crop reaches row {bottom} and column {right}, but a screen has {SCREEN_SIZE[0]} rows and "
+                f"{SCREEN_SIZE[1]} columns"
+            )
         crop = [self.crop.height, self.crop.width]
         if self.resize == "nearest" and any(source % target for source, target in zip(crop, self.size, strict=True)):
             raise ValueError(f"size is {self.size}, but resize: nearest needs divisors of the crop's {crop}")
@@ -69,7 +76,6 @@ class Policy(Section):
     hidden: list[Count]
     epsilon: Probability
 
-    # A convolution must leave at least one position of the image.
     def feature_sizes(self, size: list[int]) -> list[tuple[int, int]]:
         """Height and width after each convolution of an image of ``size``."""
         height, width = size

@@ -13,9 +13,9 @@ from torch import nn
 from torchrl.data import Bounded, Composite, Unbounded
 from torchrl.envs.transforms import Compose, ExcludeTransform, ObservationTransform
 
-from stages.common.params import Preprocess
+from stages.common.params import SCREEN_SIZE, Preprocess
 
-SCREEN_SHAPE = (210, 160, 3)
+SCREEN_SHAPE = (*SCREEN_SIZE, 3)
 
 OBSERVATION = "observation"
 IS_INIT = "is_init"
@@ -54,36 +54,48 @@ def nearest_slice(offset: int, source: int, target: int) -> slice:
 class Screen(ObservationTransform):
     """Raw screen to one grey frame: crop, grey, resize and normalise.
 
-    ``(*batch, H, W, 3)`` uint8 becomes ``(*batch, 1, h, w)`` float32. Colour channels of weight zero and, with
-    ``nearest``, pixels that are not sampled are never read. The other two methods are linear, so grey, resize and
-    division are two matrix products. The values are ``(grey - mean) / std``.
+    ``(*batch, H, W, 3)`` uint8 becomes ``(*batch, 1, h, w)`` float32, ``(grey - mean) / std``. No byte is converted to
+    a float that need not be: colour channels of weight zero and pixels that ``nearest`` skips are never read, and the
+    rows that ``area`` averages are summed as integers first. The rest is linear: one or two matrix products.
     """
 
     def __init__(self, params: Preprocess, in_key: str = OBSERVATION, out_key: str = FRAME) -> None:
         super().__init__(in_keys=[in_key], out_keys=[out_key])
         crop, (height, width) = params.crop, params.size
-        self.size = (height, width)
-        self.weights = [weight / params.std for weight in params.grey]
+        self.size, self.resize = (height, width), params.resize
+        # One channel is a view; two are not worth picking out of three.
+        channels = [channel for channel, weight in enumerate(params.grey) if weight]
+        self.channels = slice(channels[0], channels[0] + 1) if len(channels) == 1 else slice(0, 3)
+        weights = [weight / params.std for weight in params.grey[self.channels]]
         self.shift = params.mean / params.std
-        self.nearest = params.resize == "nearest"
-        if self.nearest:
+        self.weights = weights
+        self.rows = slice(crop.top, crop.top + crop.height)
+        self.columns = slice(crop.left, crop.left + crop.width)
+        if self.resize == "nearest":
             self.rows = nearest_slice(crop.top, crop.height, height)
             self.columns = nearest_slice(crop.left, crop.width, width)
+            return
+        horizontal = resize_matrix(crop.width, width, params.resize)
+        # Rows of (W, C) lie flat in memory, so grey and the horizontal resize are one product.
+        both = (horizontal.T[:, None, :] * torch.tensor(weights)[None, :, None]).flatten(0, 1)
+        self.rows_a_target = crop.height // height if crop.height % height == 0 and self.resize == "area" else 0
+        if self.rows_a_target:
+            both /= self.rows_a_target
         else:
-            self.rows = slice(crop.top, crop.top + crop.height)
-            self.columns = slice(crop.left, crop.left + crop.width)
-            vertical = resize_matrix(crop.height, height, params.resize)
-            horizontal = resize_matrix(crop.width, width, params.resize)
-            self.register_buffer("vertical", vertical, persistent=False)
-            # (W, C) flattened is how a row lies in memory, so grey and the horizontal resize are one product.
-            both = (horizontal.T[:, None, :] * torch.tensor(self.weights)[None, :, None]).flatten(0, 1)
-            self.register_buffer("horizontal", both, persistent=False)
+            self.register_buffer("vertical", resize_matrix(crop.height, height, params.resize), persistent=False)
+        self.register_buffer("horizontal", both, persistent=False)
 
     def _apply_transform(self, obs: torch.Tensor) -> torch.Tensor:
-        window = obs[..., self.rows, self.columns, :]
-        if self.nearest:
-            planes = [window[..., c].float() * weight for c, weight in enumerate(self.weights) if weight]
+        window = obs[..., self.rows, self.columns, self.channels]
+        if self.resize == "nearest":
+            planes = [window[..., channel].float() * weight for channel, weight in enumerate(self.weights)]
             grey = sum(planes[1:], planes[0])
+        elif self.rows_a_target:
+            bands = window.flatten(-2).unflatten(-2, (self.size[0], self.rows_a_target))
+            total = bands[..., 0, :].int() if self.rows_a_target > 128 else bands[..., 0, :].short()  # no overflow
+            for row in range(1, self.rows_a_target):
+                total = total + bands[..., row, :]
+            grey = total.float() @ self.horizontal
         else:
             grey = self.vertical @ window.flatten(-2).float() @ self.horizontal
         return (grey - self.shift).unsqueeze(-3)
@@ -149,8 +161,9 @@ class FrameStack(ObservationTransform):
 
 def env_transforms(params: Preprocess) -> Compose:
     """The preprocessing as the transform of an environment: ``pixels`` ``(*batch, frames, h, w)`` for the screen."""
-    chain = [Screen(params, out_key=PIXELS)] if params.frames == 1 else [Screen(params), FrameStack(params)]
-    return Compose(*chain, ExcludeTransform(OBSERVATION, FRAME))
+    if params.frames == 1:
+        return Compose(Screen(params, out_key=PIXELS), ExcludeTransform(OBSERVATION))
+    return Compose(Screen(params), FrameStack(params), ExcludeTransform(OBSERVATION, FRAME))
 
 
 def program_modules(params: Preprocess) -> tuple[list[nn.Module], Composite]:
