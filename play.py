@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.util
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import ale_py
+import ale_py.roms
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
@@ -24,6 +26,8 @@ import onnxruntime
 Arrays = dict[str, npt.NDArray[Any]]
 
 SCHEMA_VERSION = 1
+MANIFEST_KEYS = ("policy", "inputs", "outputs", "states", "environment", "actions", "files")
+MAX_SEED = 2**31 - 1  # of the emulator
 
 
 class PlayError(Exception):
@@ -111,6 +115,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     found = manifest.get("schema_version") if isinstance(manifest, dict) else None
     if found != SCHEMA_VERSION:
         raise PlayError(f"{path}: schema_version is {found!r}, this player reads {SCHEMA_VERSION}")
+    missing = [key for key in MANIFEST_KEYS if key not in manifest]
+    if missing:
+        raise PlayError(f"{path}: damaged: lacks {', '.join(missing)}")
     return manifest
 
 
@@ -217,12 +224,21 @@ def play(player: Player, seed: int) -> Iterator[tuple[int, npt.NDArray[np.uint8]
 
 
 def write_gif(path: Path, screens: list[npt.NDArray[np.uint8]], milliseconds: int) -> None:
-    try:
-        from PIL import Image
-    except ImportError:
-        raise PlayError("--gif needs Pillow: pip install pillow") from None
+    from PIL import Image
+
     first, *rest = [Image.fromarray(screen) for screen in screens]
-    first.save(path, format="GIF", save_all=True, append_images=rest, duration=milliseconds, loop=0)
+    try:
+        first.save(path, format="GIF", save_all=True, append_images=rest, duration=milliseconds, loop=0)
+    except OSError as error:
+        raise PlayError(f"{path}: {error.strerror or error}") from None
+
+
+def check_gif(path: Path) -> None:
+    """Fail before an episode is played in vain."""
+    if importlib.util.find_spec("PIL") is None:
+        raise PlayError("--gif needs Pillow: pip install pillow")
+    if not path.parent.is_dir():
+        raise PlayError(f"{path}: there is no folder {path.parent}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -234,7 +250,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.episodes < 1:
         parser.error(f"--episodes is {options.episodes}, must be at least 1")
+    if not 0 <= options.seed <= MAX_SEED - options.episodes:
+        parser.error(f"--seed is {options.seed}, must be from 0 to {MAX_SEED - options.episodes}")
     try:
+        if options.gif is not None:
+            check_gif(options.gif)
         manifest = read_manifest(options.folder)
         player = Player(load_onnx(check_file(options.folder, "policy.onnx", manifest)), manifest)
         scores = []

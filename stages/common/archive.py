@@ -30,8 +30,9 @@ def load_program(path: Path, policy: str) -> tuple[torch.export.ExportedProgram,
     try:
         program = torch.export.load(path, extra_files=extra)
         facts = json.loads(extra[FACTS])
+        owner = facts["policy"]
     except Exception as error:  # the loader raises whatever the archive's reader does
         raise UserError(f"{path}: damaged: {first_line(error)}") from None
-    if facts["policy"] != policy:
-        raise UserError(f"{path}: holds the policy {facts['policy']!r}, expected {policy!r}")
+    if owner != policy:
+        raise UserError(f"{path}: holds the policy {owner!r}, expected {policy!r}")
     return program, facts

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import ale_py
+import ale_py.roms
 import gymnasium
 import numpy as np
 import torch
@@ -66,7 +67,7 @@ class AtariEnv(EnvBase):
         wanted = torch.ones_like(self._fresh)
         if tensordict is not None and "_reset" in tensordict.keys():
             wanted = tensordict["_reset"].flatten()
-        stale = wanted & ~self._fresh
+        stale = wanted if self._seeds is not None else wanted & ~self._fresh
         if stale.any():
             seeds = None if self._seeds is None else self._seeds[stale.numpy()]
             options = None if stale.all() else {"reset_mask": stale.numpy()}

@@ -72,16 +72,18 @@ def load(path: Path, policy: str) -> list[Episode]:
         parts = {name: np.split(array, ends) for name, array in arrays.items()}
         if any(len(array) != ends[-1] for array in arrays.values()):
             raise ValueError("its arrays do not have as many steps as its header says")
+        recorded = [
+            Episode(facts["seed"], facts["epsilon"], *(parts[name][index] for name in ARRAYS))
+            for index, facts in enumerate(header["episodes"])
+        ]
+        owner = header["policy"]
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run `dvc repro`") from None
     except (OSError, SafetensorError, TypeError, KeyError, ValueError, IndexError) as error:
         raise UserError(f"{path}: damaged: {error}") from None
-    if header["policy"] != policy:
-        raise UserError(f"{path}: holds episodes of the policy {header['policy']!r}, expected {policy!r}")
-    return [
-        Episode(facts["seed"], facts["epsilon"], *(parts[name][index] for name in ARRAYS))
-        for index, facts in enumerate(header["episodes"])
-    ]
+    if owner != policy:
+        raise UserError(f"{path}: holds episodes of the policy {owner!r}, expected {policy!r}")
+    return recorded
 
 
 def replay(episode: Episode, emulator: Emulator) -> Iterator[npt.NDArray[np.uint8]]:

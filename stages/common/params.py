@@ -21,6 +21,7 @@ SCREEN_SIZE = (210, 160)  # height and width of an Atari screen, in pixels
 
 Count = Annotated[int, Field(gt=0)]
 Index = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=1_000_000_000)]  # of emulators, which take 31 bits
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -87,7 +88,7 @@ class Policy(Section):
 
 
 class Train(Section):
-    seed: Index
+    seed: Annotated[int, Field(ge=0, lt=1000)]
     total_steps: Count
     num_envs: Count
     rollout_steps: Count
@@ -123,7 +124,7 @@ class Profile(Section):
 
 
 class Record(Section):
-    seed: Index
+    seed: Seed
     greedy_episodes: Count
     epsilon_episodes: Index
     epsilon: Probability
@@ -141,7 +142,7 @@ class ExportOnnx(Section):
 
 class ParityCheck(Section):
     tolerance: Positive
-    seed: Index
+    seed: Seed
 
 
 class Bench(Section):
@@ -192,6 +193,8 @@ def _explain(error: ErrorDetails) -> str:
         case "value_error":
             message = error["msg"].removeprefix("Value error, ")
             return f"{key}: {message}" if key else message
+        case "model_type":
+            return f"{key or 'the file'}: {error['input']!r}: must be a dictionary (keys and values)"
         case _:
             return f"{key}: {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
 

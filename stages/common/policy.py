@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,10 +104,11 @@ def make_agent(profile: Profile, num_actions: int) -> Agent:
 
 
 def _digest(tensors: dict[str, torch.Tensor]) -> str:
-    """SHA-256 of names and values, independent of how a file lays them out."""
+    """SHA-256 of names, dtypes, shapes and values, independent of how a file lays them out."""
     sha = hashlib.sha256()
     for name in sorted(tensors):
-        sha.update(name.encode() + b"\0" + tensors[name].contiguous().numpy().tobytes())
+        sha.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
+        sha.update(tensors[name].contiguous().numpy().tobytes())
     return sha.hexdigest()
 
 
@@ -114,7 +116,7 @@ def save_weights(path: Path, policy: str, network: nn.Module) -> None:
     """Write a network's weights as safetensors, with the policy's name and a digest in the header."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"policy": policy, "sha256": _digest(tensors)})
+        save_file(tensors, temporary, metadata={"header": json.dumps({"policy": policy, "sha256": _digest(tensors)})})
 
 
 def load_weights(path: Path, policy: str, network: nn.Module) -> None:
@@ -125,9 +127,9 @@ def load_weights(path: Path, policy: str, network: nn.Module) -> None:
     """
     try:
         with safe_open(path, "pt") as file:
-            header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (OSError, SafetensorError) as error:
+            header = json.loads((file.metadata() or {}).get("header", "{}"))
+    except (OSError, SafetensorError, ValueError) as error:
         reason = "no such file; run `dvc repro`" if isinstance(error, FileNotFoundError) else f"damaged: {error}"
         raise UserError(f"{path}: {reason}") from None
     if header.get("policy") != policy:

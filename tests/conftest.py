@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import contextlib
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from ruamel.yaml import YAML
+
+from stages import export_onnx, export_pt2, manifest
+from stages.common import params
+from stages.common.env import environment_facts
+from stages.common.policy import Agent, make_agent, save_weights
+from stages.common.program import Step
+
+ROOT = Path(__file__).parents[1]
+EPISODE_STEPS = 300  # of the policy in `workspace`, so that its episodes are short
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """What is computed here is small: more threads only wait for each other."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def profile() -> params.Profile:
+    """The profile that the repository ships."""
+    return params.load(ROOT / "params.yaml").profile("dqn")
+
+
+@pytest.fixture(scope="session")
+def variant(profile):
+    """The profile with some values changed, as ``variant(policy={"epsilon": 1.0})``; checked as params.yaml is."""
+
+    def change(**sections):
+        content = profile.model_dump()
+        for section, values in sections.items():
+            content[section] |= values
+        return params.Profile.model_validate(content)
+
+    return change
+
+
+@pytest.fixture(scope="session")
+def make_step():
+    """An untrained policy of a profile, always the same one, as a :class:`Step`."""
+
+    def make(profile, exploration_type) -> Step:
+        agent = untrained_agent(profile)
+        return Step(agent.policy, agent.input_spec, exploration_type)
+
+    return make
+
+
+def untrained_agent(profile: params.Profile) -> Agent:
+    torch.manual_seed(0)
+    agent = make_agent(profile, len(environment_facts(profile.env)["actions"]))
+    agent.policy.eval().requires_grad_(requires_grad=False)
+    return agent
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory) -> Path:
+    """A folder as ``dvc repro`` leaves it, for an untrained policy and without the compiled program; not to be changed.
+
+    Everything in it was written by the stages' own functions.
+    """
+    folder = tmp_path_factory.mktemp("workspace")
+    content = YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text())
+    content["policies"]["dqn"]["env"]["max_episode_steps"] = EPISODE_STEPS
+    YAML().dump(content, folder / "params.yaml")
+    with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
+        agent = untrained_agent(params.load().profile("dqn"))
+        save_weights(Path("models/dqn/policy.safetensors"), "dqn", agent.network)
+        export_pt2.export_pt2("dqn")
+        export_onnx.export_onnx("dqn")
+        patch.setattr(manifest, "FILES", {name: text for name, text in manifest.FILES.items() if "aoti" not in name})
+        manifest.manifest("dqn")
+    return folder
+
+
+@pytest.fixture
+def model(workspace, tmp_path) -> Path:
+    """A copy of the untrained policy's model folder, to be damaged."""
+    return shutil.copytree(workspace / "models/dqn", tmp_path / "models/dqn")
+
+
+@pytest.fixture(scope="session")
+def truncate():
+    def cut(path: Path) -> None:
+        """Half of a file, as an interrupted copy leaves it."""
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+    return cut

@@ -1,0 +1,81 @@
+"""Copies of the project, small parameters, and programs run in them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parents[1]
+OUTPUTS = ("models/", "results/", "data/", "dvc.lock")
+
+# A training of seconds. Nothing in it depends on how well the policy plays.
+TINY = {
+    "policies.dqn.env.max_episode_steps": 100,
+    "policies.dqn.preprocess.frames": 2,
+    "policies.dqn.policy.epsilon": 0.01,
+    "policies.dqn.train.total_steps": 4096,
+    "policies.dqn.train.num_envs": 8,
+    "policies.dqn.train.rollout_steps": 32,
+    "policies.dqn.train.minibatch_size": 128,
+    "policies.dqn.train.epsilon_start": 1.0,
+    "policies.dqn.train.epsilon_steps": 2048,
+    "policies.dqn.train.eval_episodes": 2,
+}
+
+
+def copy_project(folder: Path) -> None:
+    """Copy what git tracks or would track, without what the pipeline writes, into a repository of its own."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    for name in listed:
+        if (ROOT / name).is_file() and not name.startswith(OUTPUTS):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    run("git", "init", "--quiet", cwd=folder)
+
+
+def change_params(path: Path, changes: dict[str, Any]) -> None:
+    """Change values in a ``params.yaml``, by their dotted keys."""
+    yaml = YAML()
+    content = yaml.load(path.read_text())
+    for key, value in changes.items():
+        *sections, name = key.split(".")
+        section = content
+        for part in sections:
+            section = section[part]
+        assert name in section, f"{key} is not in {path}"
+        section[name] = value
+    with path.open("w") as file:
+        yaml.dump(content, file)
+
+
+def write_params(folder: Path, changes: dict[str, Any]) -> None:
+    """The project's ``params.yaml`` with other values."""
+    path = folder / "params.yaml"
+    shutil.copyfile(ROOT / "params.yaml", path)
+    change_params(path, changes)
+
+
+def run(*command: str, cwd: Path, status: int = 0, project: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a program, with this interpreter as ``python`` and ``project`` as the place of our modules."""
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(project or cwd),
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        **{f"GIT_{who}_{what}": "test@test" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
+    }
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == status, f"{command} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def python(*arguments: str, cwd: Path, status: int = 0, project: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return run(sys.executable, *arguments, cwd=cwd, status=status, project=project)

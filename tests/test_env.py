@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torchrl.envs import check_env_specs
+
+from play import Emulator
+from stages.common.env import AtariEnv, environment_facts, make_env
+from stages.common.errors import UserError
+from stages.common.preprocess import OBSERVATION, PIXELS, Screen
+
+PONG = [0, 1, 3, 4, 11, 12]
+
+
+def make_emulator(env, seed):
+    knobs = env.model_dump(exclude={"id"})
+    return Emulator("pong", PONG, **knobs, seed=seed)
+
+
+def random_actions(steps, rows, seed=0):
+    return torch.randint(len(PONG), (steps, rows), generator=torch.Generator().manual_seed(seed))
+
+
+def roll(env, entries, actions):
+    """The screens that an environment shows, one after the other."""
+    screens = []
+    for action in actions:
+        _, entries = env.step_and_maybe_reset(entries.set("action", action))
+        screens.append(entries[OBSERVATION])
+    return torch.stack(screens)
+
+
+@pytest.mark.parametrize("transformed", [False, True])
+def test_torchrl_accepts_the_environment(profile, transformed):
+    env = make_env(profile.env, profile.preprocess, 2, 0) if transformed else AtariEnv(profile.env, 2, 0)
+    check_env_specs(env)
+
+
+@pytest.mark.parametrize(
+    ("max_episode_steps", "ends", "at_least"),
+    [(90, "truncated", 26), (27000, "terminated", 2)],  # these random actions lose a game in 1175 and in 1098 steps
+)
+def test_rows_are_the_emulator_that_devices_run(variant, max_episode_steps, ends, at_least):
+    """Screens, rewards and ends of every row are the bare emulator's with that row's seed, over several episodes."""
+    knobs = variant(env={"max_episode_steps": max_episode_steps}).env
+    env = AtariEnv(knobs, 2, seed=5)
+    emulators = [make_emulator(knobs, seed) for seed in (5, 6)]
+    entries, episodes = env.reset(), 0
+    for actions in random_actions(1200, 2):
+        stepped, entries = env.step_and_maybe_reset(entries.set("action", actions))
+        outcome = stepped["next"]
+        for row, emulator in enumerate(emulators):
+            before = torch.tensor(emulator.screen)
+            reward = emulator.step(int(actions[row]))
+            assert float(outcome["reward"][row]) == reward
+            assert bool(outcome["done"][row]) == emulator.done
+            if emulator.done:
+                episodes += 1
+                assert bool(outcome[ends][row])
+                assert torch.equal(outcome[OBSERVATION][row], before)  # see AtariEnv: one decision before the end
+                emulator.reset()
+            else:
+                assert torch.equal(outcome[OBSERVATION][row], torch.tensor(emulator.screen))
+            assert torch.equal(entries[OBSERVATION][row], torch.tensor(emulator.screen))
+    assert episodes >= at_least
+
+
+def test_rows_have_seeds_of_their_own(profile):
+    env = AtariEnv(profile.env, 4, seed=0)
+    screens = roll(env, env.reset(), random_actions(100, 1).expand(-1, 4))
+    rows = [screens[:, row] for row in range(4)]
+    assert all(not torch.equal(rows[i], rows[j]) for i in range(4) for j in range(i))
+
+
+def test_screens_stay_when_the_environment_goes_on(profile):
+    env = AtariEnv(profile.env, 2, seed=0)
+    entries = env.reset()
+    stepped, entries = env.step_and_maybe_reset(entries.set("action", torch.tensor([2, 3])))
+    seen, copy = stepped["next", OBSERVATION], stepped["next", OBSERVATION].clone()
+    roll(env, entries, random_actions(20, 2))
+    assert torch.equal(seen, copy)
+
+
+@pytest.mark.parametrize("steps", [15, 30])
+def test_same_seed_starts_the_same_games(variant, steps):
+    """Also where the new seed is set at the end of an episode, when the emulators have already begun the next one."""
+    env = AtariEnv(variant(env={"max_episode_steps": 30}).env, 2, seed=7)
+    actions = random_actions(60, 2)
+    first = roll(env, env.reset(), actions)
+    env.set_seed(7)
+    entries = env.reset()
+    for action in actions[:steps]:
+        entries = env.step(entries.set("action", action))["next"]
+    assert bool(entries["done"].all()) == (steps == 30)
+    env.set_seed(7)
+    assert torch.equal(roll(env, env.reset(), actions), first)
+
+
+def test_row_that_is_reset_begins_and_the_other_goes_on(profile):
+    env = AtariEnv(profile.env, 2, seed=5)
+    emulators = [make_emulator(profile.env, seed) for seed in (5, 6)]
+    entries = env.reset()
+    for step, actions in enumerate(random_actions(100, 2)):
+        if step == 40:
+            emulators[1].reset()
+            entries = env.reset(entries.set("_reset", torch.tensor([[False], [True]])))
+        entries = env.step(entries.set("action", actions))["next"]
+        for emulator, action, screen in zip(emulators, actions, entries[OBSERVATION], strict=True):
+            emulator.step(int(action))
+            assert torch.equal(screen, torch.tensor(emulator.screen))
+
+
+@pytest.mark.parametrize("frames", [1, 2, 4])
+def test_frames_are_stacked_row_by_row(variant, frames):
+    """Truncations and one reset that was asked for: a row that begins shows its first frame, others are untouched."""
+    profile = variant(env={"max_episode_steps": 25}, preprocess={"frames": frames}, policy={"conv": []})
+    env = make_env(profile.env, profile.preprocess, 2, seed=1)
+    raw = AtariEnv(profile.env, 2, seed=1)
+    screen = Screen(profile.preprocess, out_key=PIXELS)
+    entries, shown = env.reset(), raw.reset()
+    expected = screen(shown.clone())[PIXELS].repeat(1, frames, 1, 1)
+    for step, action in enumerate(random_actions(60, 2)):
+        assert torch.equal(entries[PIXELS], expected), step
+        stepped, entries = env.step_and_maybe_reset(entries.set("action", action))
+        _, shown = raw.step_and_maybe_reset(shown.set("action", action))
+        begins = stepped["next", "done"].clone()
+        if step == 10:
+            begins[1] = True
+            entries = env.reset(entries.set("_reset", begins))
+            shown = raw.reset(shown.set("_reset", begins))
+        frame = screen(shown.clone())[PIXELS]
+        continued = torch.cat([expected[:, 1:], frame], 1)
+        expected = torch.where(begins[..., None, None], frame.expand_as(continued), continued)
+
+
+def test_transformed_environment_keeps_only_what_the_network_reads(profile):
+    entries = make_env(profile.env, profile.preprocess, 2, 0).rollout(3)
+    kept = {"pixels", "done", "terminated", "truncated"}
+    assert set(entries.keys()) == kept | {"action", "next"}
+    assert set(entries["next"].keys()) == kept | {"reward"}
+
+
+def test_facts_that_a_device_needs(profile):
+    facts = environment_facts(profile.env)
+    assert facts["environment"] == {"id": "ALE/Pong-v5", "rom": "pong"} | profile.env.model_dump(exclude={"id"})
+    names = ["NOOP", "FIRE", "RIGHT", "LEFT", "RIGHTFIRE", "LEFTFIRE"]
+    assert facts["actions"] == [
+        {"index": index, "name": name, "ale_id": ale_id}
+        for index, (name, ale_id) in enumerate(zip(names, PONG, strict=True))
+    ]
+
+
+@pytest.mark.parametrize("env_id", ["ALE/Nosuch-v5", "ALE/Pong-v99", "CartPole-v1", "Pong", "nosuch:Pong-v0", ""])
+def test_unknown_environment(variant, env_id):
+    with pytest.raises(UserError) as caught:
+        environment_facts(variant(env={"id": env_id}).env)
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith("params.yaml: ")
+    assert repr(env_id) in line

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import json
+import shutil
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import play
+from stages import manifest
+from stages.common.errors import UserError
+from stages.common.policy import make_agent, save_weights
+
+
+def test_manifest_tells_what_a_device_needs(workspace, profile):
+    written = json.loads((workspace / "models/dqn/manifest.json").read_text())
+    assert written["schema_version"] == play.SCHEMA_VERSION
+    assert written["policy"] == "dqn"
+    assert written["environment"]["id"] == profile.env.id
+    assert [action["ale_id"] for action in written["actions"]] == [0, 1, 3, 4, 11, 12]
+    assert [spec["name"] for spec in written["inputs"]] == ["observation", "frames", "is_init"]
+    assert [spec["name"] for spec in written["outputs"]] == ["action", "action_value", "next_frames"]
+    assert [(state["input"], state["output"]) for state in written["states"]] == [("frames", "next_frames")]
+    assert written["parameters"]["preprocess"] == profile.preprocess.model_dump()
+    assert written["versions"]["onnxruntime"] == metadata.version("onnxruntime")
+
+
+def test_every_file_is_listed_with_its_hash(workspace):
+    folder = workspace / "models/dqn"
+    files = play.read_manifest(folder)["files"]
+    programs = {path.name for path in folder.iterdir()} - {"manifest.json", "policy.pt2.txt", "policy_random.pt2.txt"}
+    assert set(files) == programs
+    for name, entry in files.items():
+        assert play.check_file(folder, name, {"files": files}) == folder / name
+        assert entry["bytes"] == (folder / name).stat().st_size
+
+
+def test_programs_of_other_weights(workspace, tmp_path, monkeypatch, profile):
+    shutil.copytree(workspace / "models", tmp_path / "models")
+    monkeypatch.chdir(tmp_path)
+    save_weights(Path("models/dqn/policy.safetensors"), "dqn", make_agent(profile, 6).network)
+    with pytest.raises(UserError, match=r"^models/dqn/policy\.pt2: made from other weights than .*dvc repro"):
+        manifest.manifest("dqn")

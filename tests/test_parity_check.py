@@ -1,0 +1,399 @@
+"""The check itself: programs that agree pass, and every way of being wrong is found and named."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from pipeline_helpers import TINY, write_params
+from torchrl.envs.utils import ExplorationType
+
+from play import Arrays, load_onnx
+from stages import parity_check as stage
+from stages.common import episodes, params, runtimes
+from stages.common.env import environment_facts
+from stages.common.episodes import Episode
+from stages.common.errors import UserError
+from stages.common.policy import make_agent, save_weights
+from stages.common.program import Step, load_step
+from stages.common.runtimes import Run, wrap
+from stages.export_onnx import export_onnx
+from stages.export_pt2 import export_pt2
+from stages.manifest import manifest as write_manifest
+from stages.parity_check import OpenLoop, check_closed_loop, check_open_loop
+from stages.record import record
+
+FOLDER = Path("models/dqn")
+TOLERANCE = 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class Bundle:
+    """An untrained policy with its programs and a few recorded episodes."""
+
+    folder: Path
+    profile: params.Profile
+    eager: Run
+    programs: dict[str, Run]
+    recorded: list[Episode]
+    manifest: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory) -> Bundle:
+    folder = tmp_path_factory.mktemp("bundle")
+    few = {"record.greedy_episodes": 1, "record.epsilon_episodes": 2}
+    write_params(folder, TINY | few | {"policies.dqn.preprocess.grey": [1.0, 0.0, 0.0]})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        profile = params.load().profile("dqn")
+        torch.manual_seed(0)
+        save_weights(FOLDER / "policy.safetensors", "dqn", make_agent(profile, 6).network)
+        export_pt2("dqn")
+        export_onnx("dqn")
+        record("dqn")
+        (FOLDER / "policy.aoti.pt2").write_text("not compiled here")
+        write_manifest("dqn")
+        step = load_step("dqn", profile)
+        files = runtimes.PROGRAMS | runtimes.RANDOM_PROGRAMS
+        return Bundle(
+            folder,
+            profile,
+            wrap(step),
+            {name: runtimes.load(FOLDER / file, 1) for name, file in files.items() if name != "aoti"},
+            episodes.load(Path("data/dqn/episodes.safetensors"), "dqn"),
+            environment_facts(profile.env) | step.signature.as_dict(),
+        )
+
+
+def open_loop(bundle: Bundle, name: str, run: Run) -> OpenLoop:
+    return check_open_loop(bundle.eager, {name: run}, bundle.recorded, bundle.manifest, TOLERANCE)[name]
+
+
+def test_programs_of_the_same_policy_pass(bundle):
+    results = check_open_loop(bundle.eager, bundle.programs, bundle.recorded, bundle.manifest, TOLERANCE)
+    assert set(results) == {"pt2", "pt2_random", "onnx"}
+    for result in results.values():
+        assert result.failures == result.ties == []
+        assert result.screens == sum(len(episode.actions) for episode in bundle.recorded)
+        assert set(result.max_abs_difference) == {"action_value", "next_frames"}
+        assert max(result.max_abs_difference.values()) < TOLERANCE
+    deterministic = {name: bundle.programs[name] for name in ("pt2", "onnx")}
+    for result in check_closed_loop(bundle.eager, deterministic, bundle.manifest, seed=3).values():
+        assert (result.identical, result.failure) == (True, None)
+        assert result.steps == TINY["policies.dqn.env.max_episode_steps"]
+
+
+def test_episodes_of_different_lengths_are_compared_to_their_ends(bundle):
+    recorded = [
+        dataclasses.replace(episode, actions=episode.actions[:steps])
+        for episode, steps in zip(bundle.recorded, (40, 100, 70), strict=True)
+    ]
+    programs = {"pt2": bundle.programs["pt2"], "onnx": shift_actions_late(bundle.programs["onnx"])}
+    results = check_open_loop(bundle.eager, programs, recorded, bundle.manifest, TOLERANCE)
+    assert [result.screens for result in results.values()] == [210, 210]
+    assert not results["pt2"].failures
+    found = [(episode.seed, step) for step in range(50, 100) for episode in recorded if step < len(episode.actions)]
+    named = [tuple(map(int, re.findall(r"\d+", failure)[:2])) for failure in results["onnx"].failures]
+    assert named == found
+
+
+def changed_onnx(bundle: Bundle, change: Callable[[onnx.ModelProto], None], path: Path) -> Run:
+    model = onnx.load(bundle.folder / FOLDER / "policy.onnx")
+    change(model)
+    onnx.save(model, path)
+    return load_onnx(path)
+
+
+def nudge(index: int) -> Callable[[onnx.ModelProto], None]:
+    """Make the largest number of the network's first (0) or last (-1) matrix of weights larger by a thousandth."""
+
+    def change(model: onnx.ModelProto) -> None:
+        weights = [tensor for tensor in model.graph.initializer if tensor.name.endswith("weight")]
+        tensor = [tensor for tensor in weights if len(tensor.dims) > 1][index]
+        array = onnx.numpy_helper.to_array(tensor).copy()
+        array.flat[np.abs(array).argmax()] *= 1.001
+        tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+
+    return change
+
+
+@pytest.mark.parametrize("index", [0, -1])
+def test_one_slightly_wrong_weight_is_found(bundle, tmp_path, index):
+    result = open_loop(bundle, "onnx", changed_onnx(bundle, nudge(index), tmp_path / "policy.onnx"))
+    assert result.max_abs_difference["action_value"] > TOLERANCE
+    assert "action_value differs by" in result.failures[0]
+
+
+def swap_colours(run: Run) -> Run:
+    return lambda inputs: run(inputs | {"observation": np.ascontiguousarray(inputs["observation"][..., ::-1])})
+
+
+def shift_actions(run: Run) -> Run:
+    return lambda inputs: (outputs := run(inputs)) | {"action": (outputs["action"] + 1) % 6}
+
+
+def shift_values(run: Run) -> Run:
+    return lambda inputs: (outputs := run(inputs)) | {"action_value": np.roll(outputs["action_value"], 1, -1)}
+
+
+def forget(run: Run) -> Run:
+    return lambda inputs: run(
+        inputs | {"frames": np.zeros_like(inputs["frames"]), "is_init": np.ones_like(inputs["is_init"])}
+    )
+
+
+def never_reset(run: Run) -> Run:
+    return lambda inputs: run(
+        inputs | {"frames": inputs["frames"] + inputs["is_init"][..., None, None], "is_init": inputs["is_init"] & False}
+    )
+
+
+def not_a_number(run: Run) -> Run:
+    return lambda inputs: {
+        name: np.full_like(array, np.nan) if array.dtype == np.float32 else array for name, array in run(inputs).items()
+    }
+
+
+def infinity(run: Run) -> Run:
+    return lambda inputs: (outputs := run(inputs)) | {"action_value": outputs["action_value"] + np.float32(np.inf)}
+
+
+def repeat_first(run: Run) -> Run:
+    first: Arrays = {}
+
+    def constant(inputs: Arrays) -> Arrays:
+        first.update(first or run(inputs))
+        return {name: array[: len(inputs["observation"])] for name, array in first.items()}
+
+    return constant
+
+
+def shift_actions_late(run: Run) -> Run:
+    steps = itertools.count()
+    shifted = shift_actions(run)
+    return lambda inputs: shifted(inputs) if next(steps) >= 50 else run(inputs)
+
+
+FAULTS = [
+    swap_colours,
+    shift_actions,
+    shift_actions_late,
+    shift_values,
+    forget,
+    never_reset,
+    not_a_number,
+    infinity,
+    repeat_first,
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("name", ["onnx", "pt2"])
+def test_fault_is_found_in_open_loop(bundle, name, fault):
+    assert open_loop(bundle, name, fault(bundle.programs[name])).failures
+
+
+def test_faults_of_one_program_are_not_the_other_programs(bundle):
+    programs = bundle.programs | {"onnx": not_a_number(bundle.programs["onnx"])}
+    results = check_open_loop(bundle.eager, programs, bundle.recorded, bundle.manifest, TOLERANCE)
+    assert {name for name, result in results.items() if result.failures} == {"onnx"}
+
+
+def test_random_program_is_held_to_its_values_only(bundle):
+    run = bundle.programs["pt2_random"]
+    assert not open_loop(bundle, "pt2_random", shift_actions(run)).failures
+    assert open_loop(bundle, "pt2_random", shift_values(run)).failures
+
+
+def other_policy(bundle: Bundle) -> Run:
+    torch.manual_seed(1)
+    agent = make_agent(bundle.profile, 6)
+    return wrap(Step(agent.policy.eval(), agent.input_spec, ExplorationType.DETERMINISTIC))
+
+
+def test_other_policy_is_found(bundle):
+    assert open_loop(bundle, "pt2", other_policy(bundle)).different_actions
+    result = check_closed_loop(bundle.eager, {"pt2": other_policy(bundle)}, bundle.manifest, seed=3)["pt2"]
+    assert not result.identical
+
+
+def rename_action(run: Run) -> Run:
+    return lambda inputs: {"choice" if name == "action" else name: array for name, array in run(inputs).items()}
+
+
+def narrow_action(run: Run) -> Run:
+    return lambda inputs: (outputs := run(inputs)) | {"action": outputs["action"].astype(np.int32)}
+
+
+def column_of_actions(run: Run) -> Run:
+    return lambda inputs: (outputs := run(inputs)) | {"action": outputs["action"][:, None]}
+
+
+OTHER_OUTPUTS = [
+    (rename_action, r"outputs are .*'choice'.*, expected .*'action'"),
+    (narrow_action, r"output action is int32\[3\], expected int64\[3\]"),
+    (column_of_actions, r"output action is int64\[3, 1\], expected int64\[3\]"),
+]
+
+
+@pytest.mark.parametrize(("fault", "message"), OTHER_OUTPUTS)
+def test_other_outputs_are_found(bundle, fault, message):
+    with pytest.raises(UserError, match=message):
+        open_loop(bundle, "onnx", fault(bundle.programs["onnx"]))
+
+
+def test_open_loop_failure_tells_where_and_what(bundle):
+    result = open_loop(bundle, "onnx", shift_actions_late(bundle.programs["onnx"]))
+    steps = [len(episode.actions) for episode in bundle.recorded]
+    assert result.different_actions == sum(steps) - 50 * len(steps)
+    first = bundle.recorded[0].seed
+    pattern = rf"episode with seed {first}, step 50: another action \(eager's margin .*\): "
+    pattern += r"action \d, action_value \[.*\], eager action \d, action_value \[.*\]"
+    assert re.fullmatch(pattern, result.failures[0])
+
+
+@pytest.mark.parametrize(("fault", "step"), [(shift_actions, 0), (shift_actions_late, 50)])
+def test_closed_loop_failure_tells_where_and_what(bundle, fault, step):
+    programs = {"pt2": bundle.programs["pt2"], "onnx": fault(bundle.programs["onnx"])}
+    results = check_closed_loop(bundle.eager, programs, bundle.manifest, seed=3)
+    assert results["pt2"].identical
+    result = results["onnx"]
+    assert (result.identical, result.steps) == (False, step + 1)
+    pattern = rf"closed loop, seed 3, step {step}: the action differs: action \d, action_value .*, eager action \d, .*"
+    assert re.fullmatch(pattern, result.failure)
+
+
+def test_closed_loop_compares_the_console(bundle, monkeypatch):
+    """The same actions are not enough: here the program's emulator has other random numbers."""
+    make, seeds = stage.make_emulator, itertools.count(3)
+    monkeypatch.setattr(stage, "make_emulator", lambda manifest, _: make(manifest, next(seeds)))
+
+    def alternate() -> Run:
+        actions = itertools.cycle([2, 3])
+        return lambda _: {"action": np.array([next(actions)])}
+
+    result = check_closed_loop(alternate(), {"onnx": alternate()}, bundle.manifest | {"states": []}, seed=3)
+    assert "the console's memory differs" in result["onnx"].failure
+
+
+def compare(eager: list[float], found: list[float]) -> OpenLoop:
+    """Two programs that each take their best action, on one screen."""
+    result = OpenLoop(compares_actions=True, tolerance=TOLERANCE)
+    rows = [np.array([values], np.float32) for values in (eager, found)]
+    result.compare([(7, 11)], *({"action": values.argmax(-1), "action_value": values} for values in rows))
+    return result
+
+
+def test_tie_is_no_fault_and_is_listed():
+    result = compare([0.5, 0.500002], [0.500003, 0.500001])
+    assert (result.failures, result.different_actions) == ([], 0)
+    (tie,) = result.ties
+    assert (tie["seed"], tie["step"]) == (7, 11)
+    assert 0 < tie["margin"] < tie["difference"] <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("eager", "found"),
+    [
+        ([0.5, 0.50002], [0.50003, 0.50001]),  # closer than the difference, which is larger than the tolerance
+        ([0.5, 0.6], [0.6, 0.5]),
+        ([0.5, 0.6], [0.6, 0.6]),
+    ],
+)
+def test_another_action_without_a_tie_is_a_fault(eager, found):
+    result = compare(eager, found)
+    assert (result.different_actions, result.ties) == (1, [])
+    assert result.failures
+
+
+def test_another_action_for_the_same_values_is_a_fault():
+    values, result = np.array([[0.5, 0.500002]], np.float32), OpenLoop(compares_actions=True, tolerance=TOLERANCE)
+    rows = [{"action": np.array([action]), "action_value": values} for action in (1, 0)]
+    result.compare([(7, 11)], *rows)
+    assert (result.different_actions, result.ties) == (1, [])
+
+
+@pytest.fixture
+def project(bundle, tmp_path, monkeypatch) -> Path:
+    """A copy of the bundle in which the stage runs, short as its episodes are."""
+    shutil.copytree(bundle.folder, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runtimes, "PROGRAMS", {"pt2": "policy.pt2", "onnx": "policy.onnx"})
+    monkeypatch.setattr(stage, "MIN_SCREENS", sum(len(episode.actions) for episode in bundle.recorded))
+    return tmp_path
+
+
+def report() -> dict[str, Any]:
+    return json.loads(Path("results/dqn/parity.json").read_text())
+
+
+@pytest.mark.usefixtures("project")
+def test_stage_passes_and_reports():
+    stage.parity_check("dqn")
+    assert report()["passed"]
+    assert report()["failures"] == []
+    assert {name: entry["passed"] for name, entry in report()["programs"].items()} == dict.fromkeys(
+        ("pt2", "onnx", "pt2_random"), True
+    )
+
+
+@pytest.mark.usefixtures("project")
+def test_stage_reports_and_fails(bundle):
+    changed_onnx(bundle, nudge(-1), FOLDER / "policy.onnx")
+    write_manifest("dqn")
+    row = r"action \d, action_value \[.*\]"
+    pattern = rf"onnx: episode with seed \d+, step \d+: action_value differs by \S+: {row}, eager {row} "
+    with pytest.raises(UserError, match=pattern + r"\(\d+ failures; report: results/dqn/parity.json\)$"):
+        stage.parity_check("dqn")
+    assert not report()["passed"]
+    assert 0 < len(report()["failures"]) <= stage.MAX_FAILURES
+    assert [name for name, entry in report()["programs"].items() if not entry["passed"]] == ["onnx"]
+
+
+def replace_onnx(monkeypatch, run: Run) -> None:
+    load = runtimes.load
+    monkeypatch.setattr(runtimes, "load", lambda path, threads: run if path.suffix == ".onnx" else load(path, threads))
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize("fault", [not_a_number, infinity])
+def test_stage_reports_values_that_are_no_numbers(bundle, monkeypatch, fault):
+    replace_onnx(monkeypatch, fault(bundle.programs["onnx"]))
+    with pytest.raises(UserError, match=r"onnx: episode with seed .* report: results/dqn/parity.json"):
+        stage.parity_check("dqn")
+    assert not report()["passed"]
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize(("fault", "message"), OTHER_OUTPUTS)
+def test_stage_names_the_program_with_other_outputs(bundle, monkeypatch, fault, message):
+    replace_onnx(monkeypatch, fault(bundle.programs["onnx"]))
+    with pytest.raises(UserError, match=f"onnx.*: {message}"):
+        stage.parity_check("dqn")
+
+
+@pytest.mark.usefixtures("project")
+def test_stage_needs_enough_screens(monkeypatch):
+    monkeypatch.setattr(stage, "MIN_SCREENS", stage.MIN_SCREENS + 1)
+    with pytest.raises(UserError, match=r"data/dqn/episodes.safetensors: holds \d+ screens.*record.greedy_episodes"):
+        stage.parity_check("dqn")
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize("file", ["policy.onnx", "policy.pt2", "policy_random.pt2", "policy.safetensors"])
+def test_stage_refuses_files_that_the_manifest_does_not_know(file):
+    path = FOLDER / file
+    path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(UserError, match=f"{path}: damaged or from another policy: its SHA-256 is"):
+        stage.parity_check("dqn")

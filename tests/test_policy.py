@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torch import nn
+from torchrl.data import Categorical
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.modules import EGreedyModule
+
+from stages.common.errors import UserError
+from stages.common.policy import EpsilonGreedy, load_weights, make_agent, make_network, save_weights
+
+
+def make_small(outputs=3, seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Linear(5, outputs))
+
+
+@pytest.fixture
+def network():
+    return make_small()
+
+
+@pytest.fixture
+def path(tmp_path, network):
+    path = tmp_path / "policy.safetensors"
+    save_weights(path, "dqn", network)
+    return path
+
+
+def refuse(path, policy="dqn", outputs=3):
+    """The error's one line; the network that should have been loaded into is as it was."""
+    network = make_small(outputs, seed=1)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with pytest.raises(UserError) as caught:
+        load_weights(path, policy, network)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(f"{path}: ")
+    return line
+
+
+def test_weights_come_back(path, network):
+    other = make_small(seed=1)
+    load_weights(path, "dqn", other)
+    assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in network.state_dict().items())
+
+
+def test_same_weights_make_the_same_file(path, network):
+    """Otherwise every stage behind the training runs again."""
+    first = path.read_bytes()
+    for _ in range(10):
+        save_weights(path, "dqn", network)
+        assert path.read_bytes() == first, "the header's order is not fixed"
+
+
+def test_missing(path):
+    path.unlink()
+    assert "no such file" in refuse(path)
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, -1])
+def test_truncated(path, kept):
+    path.write_bytes(path.read_bytes()[:kept])
+    assert "damaged" in refuse(path)
+
+
+@pytest.mark.parametrize("position", [-1, -100, -200])
+def test_one_flipped_bit_in_the_weights(path, position):
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+    assert "damaged" in refuse(path)
+
+
+def test_any_damage_to_the_header(path, network):
+    """A flipped byte is refused, or changes nothing."""
+    content = path.read_bytes()
+    expected = network.state_dict()
+    for position in range(8 + int.from_bytes(content[:8], "little")):
+        damaged = bytearray(content)
+        damaged[position] ^= 0x0F  # which makes I32 of F32
+        path.write_bytes(damaged)
+        other = make_small(seed=1)
+        with contextlib.suppress(UserError):
+            load_weights(path, "dqn", other)
+            found = other.state_dict()
+            assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items()), position
+
+
+def test_other_policy(path):
+    assert "'dqn', expected 'pong'" in refuse(path, policy="pong")
+
+
+def test_file_without_our_header(path, network):
+    from safetensors.torch import save_file
+
+    save_file(network.state_dict(), path)
+    refuse(path)
+
+
+def test_other_shapes(path):
+    line = refuse(path, outputs=6)
+    assert "[3, 5]" in line
+    assert "[6, 5]" in line
+    assert "train it again" in line
+
+
+@pytest.mark.parametrize(
+    ("preprocess", "policy"),
+    [
+        ({}, {}),
+        ({"frames": 4, "resize": "area", "size": [40, 160]}, {"conv": [[8, 5, 3]], "hidden": [16, 8]}),
+        ({"resize": "area", "size": [20, 20]}, {"conv": []}),
+        ({}, {"hidden": []}),
+    ],
+)
+def test_network_of_any_layers(variant, preprocess, policy):
+    profile = variant(preprocess=preprocess, policy=policy)
+    network = make_network(profile.policy, profile.preprocess, num_outputs=6)
+    size = [profile.preprocess.frames, *profile.preprocess.size]
+    assert network(torch.zeros(3, *size)).shape == (3, 6)
+
+
+def test_agent_is_greedy_and_its_policy_explores(variant):
+    profile = variant(policy={"epsilon": 0.25})
+    agent = make_agent(profile, num_actions=6)
+    frames = (profile.preprocess.frames, *profile.preprocess.size)
+    decided = agent.actor(TensorDict(pixels=torch.randn(50, *frames), batch_size=[50]))
+    assert torch.equal(decided["action"], decided["action_value"].argmax(-1))
+    assert float(agent.policy[-1].eps) == pytest.approx(0.25)
+
+
+ROWS, ACTIONS = 60_000, 4
+
+
+def explore(module, exploration_type):
+    """How often each action comes out where the greedy one is 2."""
+    entries = TensorDict(action=torch.full((ROWS,), 2), batch_size=[ROWS])
+    torch.manual_seed(0)
+    with set_exploration_type(exploration_type):
+        action = module(entries)["action"]
+    assert (action.dtype, action.shape) == (torch.int64, (ROWS,))
+    return torch.bincount(action, minlength=ACTIONS) / ROWS
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.1, 0.5, 1.0])
+def test_epsilon_means_what_torchrl_means(epsilon):
+    ours = explore(EpsilonGreedy(ACTIONS, epsilon, epsilon), ExplorationType.RANDOM)
+    spec = Categorical(ACTIONS)
+    library = explore(EGreedyModule(spec, eps_init=epsilon, eps_end=epsilon), ExplorationType.RANDOM)
+    expected = torch.full((ACTIONS,), epsilon / ACTIONS)
+    expected[2] += 1 - epsilon
+    torch.testing.assert_close(ours, expected, rtol=0, atol=0.01)  # five standard deviations
+    torch.testing.assert_close(library, expected, rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("exploration_type", [ExplorationType.DETERMINISTIC, ExplorationType.MODE])
+def test_no_exploration_unless_random(exploration_type):
+    assert explore(EpsilonGreedy(ACTIONS, 1.0, 1.0), exploration_type)[2] == 1
+
+
+def test_epsilon_falls_linearly_to_its_end_and_stays_there():
+    module = EpsilonGreedy(ACTIONS, 1.0, 0.1, annealing_steps=9)
+    library = EGreedyModule(Categorical(ACTIONS), eps_init=1.0, eps_end=0.1, annealing_num_steps=9)
+    seen = []
+    for _ in range(12):
+        module.step()
+        library.step()
+        seen.append(float(module.eps))
+        assert seen[-1] == float(library.eps)
+    assert seen == pytest.approx([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.1, 0.1, 0.1], abs=1e-6)
+
+
+def test_epsilon_comes_back_from_a_checkpoint():
+    module = EpsilonGreedy(ACTIONS, 1.0, 0.1, annealing_steps=10)
+    module.step(5)
+    other = EpsilonGreedy(ACTIONS, 1.0, 0.1, annealing_steps=10)
+    other.load_state_dict(module.state_dict())
+    assert float(other.eps) == float(module.eps) != 1.0

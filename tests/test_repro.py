@@ -1,0 +1,251 @@
+"""The whole pipeline as a user runs it, with parameters that take a minute or two."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import re
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import onnxruntime
+import pytest
+from pipeline_helpers import ROOT, TINY, change_params, copy_project, python, run
+from ruamel.yaml import YAML
+
+from stages.common import params
+from stages.parity_check import MIN_SCREENS
+
+pytestmark = pytest.mark.slow
+
+SMALL = TINY | {
+    "matrix": ["dqn"],
+    "policies.dqn.env.max_episode_steps": 1000,  # a policy that plays badly has lost after 750 to 900
+    "policies.dqn.train.num_envs": 4,  # a full episode in each
+    "record.greedy_episodes": 2,
+    "record.epsilon_episodes": 1,
+    "compile_aoti.max_autotune": False,
+    "bench.rounds": 1,
+    "bench.warmup_steps": 10,
+    "bench.steps": 100,
+    "bench.rollout_steps": 100,
+}
+STAGES = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())["stages"]
+NAMES = {f"{stage}@dqn" if "matrix" in content else stage for stage, content in STAGES.items()}
+MODEL = Path("models/dqn")
+PROGRAMS = ("eager", "pt2", "aoti", "onnx")
+
+# Appended to the copy's stages/common/params.py: notes which stage reads which parameter, once they are checked.
+RECORDER = """
+import atexit, sys
+READS = set()
+LOAD, GET, DUMP, DUMP_JSON = load, Section.__getattribute__, Section.model_dump, Section.model_dump_json
+
+def get(self, name):
+    if name in type(self).model_fields:
+        READS.add((type(self).__name__, name))
+    return GET(self, name)
+
+def read_all(self):
+    for value in [getattr(self, name) for name in type(self).model_fields]:
+        if isinstance(value, Section):
+            read_all(value)
+
+def load(*arguments):
+    before = set(READS)
+    loaded = LOAD(*arguments)
+    READS.intersection_update(before)
+    return loaded
+
+def write():
+    with open(".dvc/tmp/reads", "a") as file:
+        for model, name in READS:
+            print(sys.modules["__main__"].__spec__.name, model, name, file=file)
+
+Section.__getattribute__ = get
+Section.model_dump = lambda self, **options: (read_all(self), DUMP(self, **options))[1]
+Section.model_dump_json = lambda self, **options: (read_all(self), DUMP_JSON(self, **options))[1]
+atexit.register(write)
+"""
+
+
+def stages_run(output: str) -> set[str]:
+    return set(re.findall(r"Running stage '([\w@]+)'", output))
+
+
+def dvc(*arguments: str, cwd: Path, status: int = 0) -> str:
+    """What DVC prints to standard output."""
+    return python("-m", "dvc", *arguments, cwd=cwd, status=status, project=cwd).stdout
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    """A project after its first ``dvc repro``; not to be changed."""
+    folder = tmp_path_factory.mktemp("built")
+    copy_project(folder)
+    change_params(folder / "params.yaml", SMALL)
+    with (folder / "stages/common/params.py").open("a") as file:
+        file.write(RECORDER)
+    run("git", "add", "--all", cwd=folder)
+    run("git", "commit", "--quiet", "--message", "start", cwd=folder)
+    assert stages_run(dvc("repro", cwd=folder)) == NAMES
+    return folder
+
+
+@pytest.fixture
+def project(built, tmp_path) -> Path:
+    """A copy of it, to be changed."""
+    return shutil.copytree(built, tmp_path / "project", symlinks=True)
+
+
+@pytest.fixture(scope="module")
+def manifest(built) -> dict:
+    return json.loads((built / MODEL / "manifest.json").read_text())
+
+
+def test_nothing_but_outputs_is_left(built):
+    """New to git are the outputs that are kept there, and nothing half-written or forgotten."""
+    outputs = [out for stage in STAGES.values() for kind in ("outs", "metrics", "plots") for out in stage.get(kind, [])]
+    kept = {path for out in outputs if isinstance(out, dict) for path, options in out.items() if not options["cache"]}
+    expected = {"dvc.lock", f"{MODEL}/.gitignore", *(path.replace("${item.policy}", "dqn") for path in kept)}
+    status = run("git", "status", "--porcelain", "--untracked-files=all", cwd=built).stdout
+    assert {(line[:2], line[3:]) for line in status.splitlines()} == {("??", path) for path in expected}
+
+
+def test_manifest_lists_every_file_as_it_is(built, manifest):
+    programs = {"policy.pt2", "policy_random.pt2", "policy.aoti.pt2", "policy.onnx"}
+    assert set(manifest["files"]) == programs | {"policy.safetensors"}
+    for name, facts in manifest["files"].items():
+        content = (built / MODEL / name).read_bytes()
+        assert (facts["bytes"], facts["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
+
+
+def test_onnx_is_one_file(built):
+    model = onnx.load(built / MODEL / "policy.onnx", load_external_data=False)
+    assert not any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer)
+
+
+def test_onnx_has_the_manifests_signature(built, manifest):
+    session = onnxruntime.InferenceSession(built / MODEL / "policy.onnx", providers=["CPUExecutionProvider"])
+    types = {"float32": "float", "int64": "int64", "uint8": "uint8", "bool": "bool"}
+    for kind, tensors in {"inputs": session.get_inputs(), "outputs": session.get_outputs()}.items():
+        expected = [(spec["name"], f"tensor({types[spec['dtype']]})", spec["shape"]) for spec in manifest[kind]]
+        assert [(tensor.name, tensor.type, tensor.shape) for tensor in tensors] == expected
+
+
+def test_onnx_tells_what_it_is(built, manifest):
+    model = onnx.load(built / MODEL / "policy.onnx")
+    metadata = {item.key: item.value for item in model.metadata_props}
+    facts = json.loads(metadata["facts"])
+    assert metadata["policy"] == facts["policy"] == manifest["policy"] == "dqn"
+    for key in ("inputs", "outputs", "environment", "actions", "parameters"):
+        assert facts[key] == manifest[key]
+
+
+def test_every_program_decides_alike(built):
+    report = json.loads((built / "results/dqn/parity.json").read_text())
+    assert report["passed"]
+    assert set(report["programs"]) == {"pt2", "aoti", "onnx", "pt2_random"}
+    for name, entry in report["programs"].items():
+        assert entry["screens"] >= MIN_SCREENS
+        assert max(entry["max_abs_difference"].values()) <= 1e-5
+        if name != "pt2_random":
+            assert entry["different_actions"] == 0
+            assert entry["closed_loop"]["identical"]
+
+
+def test_every_program_is_measured(built):
+    bench = json.loads((built / "results/dqn/bench.json").read_text())
+    assert set(bench["latency"]) == set(PROGRAMS)
+    assert set(bench["rollout_decisions_per_s"]) == {"emulator", "player", "torchrl"}
+    with (built / "results/dqn/latency.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["program"] for row in rows] == list(PROGRAMS)
+    assert all(0 < float(row["p50_us_min"]) <= float(row["p50_us"]) <= float(row["p50_us_max"]) for row in rows)
+
+
+def leaves(model: type[params.Section], prefix: str = "") -> Iterator[tuple[tuple[str, str], str]]:
+    """Model and field of every parameter, and its dotted key."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, params.Section):
+            yield from leaves(field.annotation, f"{prefix}{name}.")
+        elif prefix:
+            yield (model.__name__, name), f"{prefix}{name}"
+
+
+def test_stages_read_the_parameters_that_they_declare(built):
+    keys = dict(leaves(params.Params)) | dict(leaves(params.Profile, "policies.dqn."))
+    read = defaultdict(set)
+    for line in (built / ".dvc/tmp/reads").read_text().splitlines():
+        module, *field = line.split()
+        stage = "bench" if module == "stages.common.measure" else module.removeprefix("stages.")
+        read[stage].update({keys[tuple(field)]} if tuple(field) in keys else ())
+    for stage, content in STAGES.items():
+        declared = [key.replace("${item.policy}", "dqn") for key in content.get("params", [])]
+        undeclared = {key for key in read[stage] if not any(f"{key}.".startswith(f"{entry}.") for entry in declared)}
+        assert undeclared == set(), f"dvc.yaml: {stage} reads these and does not declare them"
+        unread = {entry for entry in declared if not any(key.startswith(f"{entry}.") for key in read[stage])}
+        assert unread == set(), f"dvc.yaml: {stage} declares these and does not read them"
+    assert set(keys.values()) - set().union(*read.values()) == set(), "no stage reads these"
+
+
+def test_repro_again_runs_only_what_changed(project):
+    assert stages_run(dvc("repro", cwd=project)) == {"machine"}
+    change_params(project / "params.yaml", {"bench.steps": 110})
+    assert stages_run(dvc("repro", cwd=project)) == {"machine", "bench@dqn"}
+
+
+def test_clone_does_not_train(project, tmp_path):
+    run("git", "add", "--all", cwd=project)
+    run("git", "commit", "--quiet", "--message", "results", cwd=project)
+    run("git", "clone", "--quiet", str(project), "clone", cwd=tmp_path)
+    assert stages_run(dvc("repro", "train@dqn", "record@dqn", cwd=tmp_path / "clone")) == set()
+
+
+def test_failed_check_stops_the_pipeline_and_leaves_its_report(project):
+    change_params(project / "params.yaml", {"parity_check.tolerance": 1e-12})
+    assert stages_run(dvc("repro", cwd=project, status=255)) == {"machine", "parity_check@dqn"}
+    report = json.loads((project / "results/dqn/parity.json").read_text())
+    assert not report["passed"]
+    assert report["failures"]
+
+
+def damage(content: bytes, how: str) -> bytes:
+    middle = len(content) // 2
+    if how == "truncated":
+        return content[:middle]
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize("how", ["truncated", "flipped"])
+def test_damaged_program_is_one_line_of_error(project, how):
+    path = project / MODEL / "policy.onnx"
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(damage(content, how))
+    done = python("-m", "stages.parity_check", "dqn", cwd=project, status=1, project=project)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {MODEL}/policy.onnx: damaged")
+
+
+def test_metrics_and_plots_are_shown(project):
+    metrics = json.loads(dvc("metrics", "show", "--json", cwd=project))[""]["data"]
+    assert {path: "data" in content for path, content in metrics.items()} == {
+        f"results/dqn/{name}.json": True for name in ("train", "parity", "bench")
+    }
+    dvc("plots", "show", cwd=project)
+    page = (project / "dvc_plots/index.html").read_text()
+    assert "Return while training" in page
+    assert "Raw screen to action, median microseconds" in page
+
+
+def test_model_folder_plays_on_its_own(built, tmp_path):
+    shutil.copytree(built / MODEL, tmp_path / "dqn")
+    shutil.copy(built / "play.py", tmp_path)
+    output = python("play.py", "dqn", cwd=tmp_path, project=tmp_path).stdout
+    assert re.search(r"^episode 1/1  score [+-]\d+  decisions \d+$", output, re.MULTILINE)
+    assert "mean score" in output

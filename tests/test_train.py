@@ -1,0 +1,227 @@
+"""Training: what is learned from, that it gives the same again, and that it can be interrupted anywhere."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from pipeline_helpers import TINY, python, write_params
+from safetensors import safe_open
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule, TensorDictSequential
+from torch import nn
+
+from stages.common import params
+from stages.common.env import make_env
+from stages.common.policy import EpsilonGreedy, make_agent
+from stages.train import Checkpoint, Learner, Rollouts, greedy_value, train
+
+WEIGHTS = Path("models/dqn/policy.safetensors")
+CURVE = Path("results/dqn/learning_curve.csv")
+METRICS = Path("results/dqn/train.json")
+TOTAL_STEPS = TINY["policies.dqn.train.total_steps"]
+UPDATE_STEPS = TINY["policies.dqn.train.num_envs"] * TINY["policies.dqn.train.rollout_steps"]
+
+
+@pytest.fixture
+def profile(tmp_path, monkeypatch) -> params.Profile:
+    write_params(tmp_path, TINY)
+    monkeypatch.chdir(tmp_path)
+    return params.load().profile("dqn")
+
+
+def make_rollouts(profile: params.Profile, num_envs: int) -> Rollouts:
+    actor = make_agent(profile, num_actions=6).actor
+    env = make_env(profile.env, profile.preprocess, num_envs, seed=1)
+    return Rollouts(env, actor, EpsilonGreedy(6, 1.0, 1.0))
+
+
+def test_truncated_step_leads_to_the_old_episode(profile, monkeypatch):
+    profile = profile.model_copy(update={"env": profile.env.model_copy(update={"max_episode_steps": 5})})
+    rollouts = make_rollouts(profile, num_envs=2)
+    step, old, new = rollouts.env.step_and_maybe_reset, [], []
+
+    def spy(entries):
+        stepped, following = step(entries)
+        old.append(rollouts.decide(stepped["next"]))
+        new.append(rollouts.decide(following))
+        return stepped, following
+
+    monkeypatch.setattr(rollouts.env, "step_and_maybe_reset", spy)
+    with torch.no_grad():
+        rollout, scores = rollouts.collect(12)
+    ends = [4, 9]
+    assert rollout["done"].nonzero()[:, 1].tolist() == 2 * ends
+    assert not rollout["terminated"].any()
+    assert scores == [0.0] * 4
+    before, after = (greedy_value(torch.stack(entries, 1)) for entries in (old, new))
+    torch.testing.assert_close(rollout["next_value"], before)
+    assert (before != after).nonzero()[:, 1].tolist() == 2 * ends
+
+
+def lambda_returns(rollout: TensorDict, gamma: float, lambda_: float, *, ends_at_reward: bool) -> torch.Tensor:
+    """The definition, one step after the other: ``(num_envs, steps)``."""
+    reward, value, done, terminated = (rollout[name][..., 0] for name in ("reward", "next_value", "done", "terminated"))
+    returns = torch.zeros_like(reward)
+    for env, step in torch.cartesian_prod(*map(torch.arange, reward.shape)).flip(0).tolist():
+        here = env, step
+        scored = ends_at_reward and reward[here] != 0
+        ahead = value[here]
+        if step + 1 < reward.shape[1] and not done[here]:
+            ahead = (1 - lambda_) * ahead + lambda_ * returns[env, step + 1]
+        returns[here] = reward[here] + (0 if terminated[here] or scored else gamma * ahead)
+    return returns
+
+
+@pytest.mark.parametrize("ends_at_reward", [True, False])
+def test_network_learns_the_lambda_return(profile, ends_at_reward):
+    """A table that holds one value a step ends up with what the definition gives."""
+    envs, steps, actions = 2, 8, 3
+    flags = torch.zeros(2, envs, steps, 1, dtype=torch.bool)
+    flags[0, 0, 2] = flags[0, 1, 4] = flags[1, 1, 4] = True  # env 0 is truncated, env 1 comes to its end
+    torch.manual_seed(0)
+    rollout = TensorDict(
+        {
+            "pixels": torch.eye(envs * steps).unflatten(0, (envs, steps)),
+            "action": torch.randint(actions, (envs, steps)),
+            "reward": torch.tensor([[0, 0, 0, 1, 0, -1, 0, 0], [0, 1, 0, 0, 0, 0, 0, 0]])[..., None].float(),
+            "next_value": torch.randn(envs, steps, 1),
+            "done": flags[0],
+            "terminated": flags[1],
+        },
+        (envs, steps),
+    )
+    table = nn.Linear(envs * steps, actions, bias=False)
+    actor = TensorDictSequential(TensorDictModule(table, in_keys=["pixels"], out_keys=["action_value"]))
+    settings = {"learning_rate": 0.3, "total_steps": 400, "minibatch_size": envs * steps, "epochs": 1}
+    learner = Learner(
+        actor, profile.train.model_copy(update=settings | {"return_ends_at_reward": ends_at_reward, "lambda_": 0.7})
+    )
+    for step in range(400):
+        learner.update(rollout, step)
+    learned = actor(rollout)["action_value"].gather(-1, rollout["action"][..., None])[..., 0]
+    expected = lambda_returns(rollout, profile.train.gamma, 0.7, ends_at_reward=ends_at_reward)
+    torch.testing.assert_close(learned, expected, atol=1e-3, rtol=0)
+
+
+def test_loss_on_one_rollout_falls(profile):
+    torch.manual_seed(0)
+    rollouts = make_rollouts(profile, num_envs=4)
+    rollout, _ = rollouts.collect(32)
+    learner = Learner(rollouts.policy[0], profile.train)
+    losses = [learner.update(rollout, steps=0) for _ in range(8)]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_checkpoint_is_kept_until_it_is_removed(profile):
+    checkpoint = Checkpoint("dqn", profile)
+    assert checkpoint.load() is None
+    checkpoint.save({"steps": 1})
+    checkpoint.save({"steps": 2})
+    assert Checkpoint("dqn", profile).load() == {"steps": 2}
+    checkpoint.remove()
+    assert checkpoint.load() is None
+    assert list(Path(".checkpoints").iterdir()) == []
+
+
+def test_checkpoint_is_of_one_policy_one_profile_and_one_code(profile, monkeypatch):
+    Checkpoint("dqn", profile).save({"steps": 1})
+    assert Checkpoint("other", profile).load() is None
+    other = profile.model_copy(update={"train": profile.train.model_copy(update={"gamma": 0.5})})
+    assert Checkpoint("dqn", other).load() is None
+    changed = Path("changed.py")
+    changed.write_text("")
+    monkeypatch.setattr(sys.modules["stages.common.preprocess"], "__file__", str(changed))
+    assert Checkpoint("dqn", profile).load() is None
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])
+def test_damaged_checkpoint_is_ignored_and_said_so(profile, capsys, content):
+    checkpoint = Checkpoint("dqn", profile)
+    checkpoint.save({"steps": 1})
+    whole = checkpoint.path.read_bytes()
+    checkpoint.path.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    assert checkpoint.load() is None
+    assert f"{checkpoint.path} is damaged and ignored" in capsys.readouterr().out
+
+
+def curve(folder: Path) -> list[dict[str, float]]:
+    with (folder / CURVE).open() as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def assert_complete(folder: Path) -> None:
+    """All outputs of a training, with a row in the curve for every update since the first episodes ended."""
+    with safe_open(folder / WEIGHTS, "pt") as file:
+        assert file.metadata()["policy"] == "dqn"
+    metrics = json.loads((folder / METRICS).read_text())
+    assert metrics["env_steps"] == TOTAL_STEPS
+    assert metrics["evaluation"]["episodes"] == TINY["policies.dqn.train.eval_episodes"]
+    rows = curve(folder)
+    first = TINY["policies.dqn.env.max_episode_steps"] * TINY["policies.dqn.train.num_envs"]
+    updates = range(-(-first // UPDATE_STEPS), TOTAL_STEPS // UPDATE_STEPS + 1)
+    assert [row["steps"] for row in rows] == [update * UPDATE_STEPS for update in updates]
+    fall = (1 - 0.01) * UPDATE_STEPS / TINY["policies.dqn.train.epsilon_steps"]
+    epsilons = [max(0.01, 1 - fall * update) for update in updates]
+    assert [row["epsilon"] for row in rows] == pytest.approx(epsilons, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_training_gives_the_same_again(tmp_path, monkeypatch):
+    found = []
+    for name in ("once", "again"):
+        folder = tmp_path / name
+        folder.mkdir()
+        write_params(folder, TINY)
+        monkeypatch.chdir(folder)
+        train("dqn")
+        assert_complete(folder)
+        with safe_open(WEIGHTS, "pt") as file:
+            found.append([file.metadata()["sha256"], CURVE.read_text(), METRICS.read_text()])
+    assert found[0] == found[1]
+
+
+# Saves a checkpoint after every update, and dies without notice after one of them, within one, or within an output.
+DIES = """
+import itertools, os, signal, sys
+import torch
+import stages.common.policy, stages.train
+
+def die(owner, name, calls, halfway):
+    write, counter = getattr(owner, name), itertools.count(1)
+    def wrapped(first, second, **options):
+        write(first, second, **options)
+        if next(counter) == calls:
+            if halfway:
+                os.truncate(second, os.path.getsize(second) // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+    setattr(owner, name, wrapped)
+
+die(*{
+    "rollout": (stages.train.Checkpoint, "save", 8, False),
+    "checkpoint": (torch, "save", 8, True),
+    "output": (stages.common.policy, "save_file", 1, True),
+}[sys.argv[1]])
+stages.train.CHECKPOINT_SECONDS = 0
+stages.train.train("dqn")
+"""
+GOES_ON = "import stages.train; stages.train.train('dqn')"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("where", "updates"), [("rollout", 8), ("checkpoint", 7), ("output", TOTAL_STEPS // UPDATE_STEPS)]
+)
+@pytest.mark.usefixtures("profile")
+def test_killed_training_goes_on(tmp_path, where, updates):
+    python("-c", DIES, where, cwd=tmp_path, status=-9)
+    assert not any(path.exists() for path in (WEIGHTS, CURVE, METRICS))
+    done = python("-c", GOES_ON, cwd=tmp_path)
+    assert f"train dqn  resumes at {updates * UPDATE_STEPS:,} steps" in done.stdout
+    assert_complete(tmp_path)
+    assert list(Path(".checkpoints").iterdir()) == []
+    assert list(WEIGHTS.parent.iterdir()) == [WEIGHTS]
