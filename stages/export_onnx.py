@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,16 @@ from stages.common.files import replacing
 def convert(program: torch.export.ExportedProgram, facts: dict[str, Any], opset: int) -> onnx.ModelProto:
     """A program as a checked ONNX model with the program's own names and its facts as metadata."""
     names = [output["name"] for output in facts["outputs"]]
-    converted = torch.onnx.export(program, dynamo=True, opset_version=opset, output_names=names, verbose=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "# The axis name: batch will not be used")
+        converted = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=opset,
+            output_names=names,
+            dynamic_shapes={spec["name"]: {0: "batch"} for spec in facts["inputs"]},
+            verbose=False,
+        )
     assert converted is not None  # only without dynamo=True
     model = converted.model_proto
     # The exporter notes where in the sources each node comes from, with this machine's paths.

@@ -105,7 +105,10 @@ def check_open_loop(
         screens = np.stack([screen for _, screen in shown])
         expected = players["eager"].step(screens)
         for name, result in results.items():
-            result.compare(where, expected, players[name].step(screens))
+            try:
+                result.compare(where, expected, players[name].step(screens))
+            except UserError as error:
+                raise UserError(f"{name}: {error}") from None
     return results
 
 
@@ -172,7 +175,10 @@ def parity_check(policy: str) -> None:
         found = [f"{name}: {failure}" for failure in result.failures]
         entry: dict[str, Any] = {
             "screens": result.screens,
-            "max_abs_difference": result.max_abs_difference,
+            # JSON has no infinity: no number where the outputs were none.
+            "max_abs_difference": {
+                key: value if np.isfinite(value) else None for key, value in result.max_abs_difference.items()
+            },
             "different_actions": result.different_actions if result.compares_actions else None,
             "ties": result.ties,
         }

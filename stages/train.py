@@ -198,7 +198,7 @@ def learn(policy: str, profile: Profile, agent: Agent, checkpoint: Checkpoint) -
     updates_to_anneal = max(1, train.epsilon_steps // (train.num_envs * train.rollout_steps))
     explore = EpsilonGreedy(agent.num_actions, train.epsilon_start, profile.policy.epsilon, updates_to_anneal)
     explore.to(device)
-    steps, curve, scores = 0, [], deque[float](maxlen=100)
+    steps, curve, scores = 0, [], deque[float](maxlen=30)
     if (saved := checkpoint.load()) is not None:
         agent.network.load_state_dict(saved["network"])
         learner.optimizer.load_state_dict(saved["optimizer"])

@@ -160,9 +160,7 @@ def never_reset(run: Run) -> Run:
 
 
 def not_a_number(run: Run) -> Run:
-    return lambda inputs: {
-        name: np.full_like(array, np.nan) if array.dtype == np.float32 else array for name, array in run(inputs).items()
-    }
+    return lambda inputs: (outputs := run(inputs)) | {"action_value": outputs["action_value"] * np.float32(np.nan)}
 
 
 def infinity(run: Run) -> Run:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ def replacing(path: Path) -> Iterator[Path]:
     a rename. After an error, or where the process dies, ``path`` is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left_by_a_dead_process in path.parent.glob(f".{path.name}.*"):
+        shutil.rmtree(left_by_a_dead_process, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         temporary = Path(folder, path.name)
         yield temporary

@@ -83,7 +83,7 @@ class Screen(ObservationTransform):
             both /= self.rows_a_target
         else:
             self.register_buffer("vertical", resize_matrix(crop.height, height, params.resize), persistent=False)
-        self.register_buffer("horizontal", both, persistent=False)
+        self.register_buffer("horizontal", both.contiguous(), persistent=False)
 
     def _apply_transform(self, obs: torch.Tensor) -> torch.Tensor:
         window = obs[..., self.rows, self.columns, self.channels]
