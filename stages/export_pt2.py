@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 from torchrl.envs.utils import ExplorationType
 
+from play import sha256
 from stages.common import params
 from stages.common.archive import save_program
 from stages.common.env import environment_facts
 from stages.common.errors import UserError, run
-from stages.common.files import replacing, sha256, write_text
+from stages.common.files import replacing, write_text
 from stages.common.program import Step, load_step
 
 EXPORTS = {"policy": ExplorationType.DETERMINISTIC, "policy_random": ExplorationType.RANDOM}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from importlib import metadata
 from pathlib import Path
 
-from play import SCHEMA_VERSION
+from play import SCHEMA_VERSION, sha256
 from stages.common.archive import load_program
 from stages.common.errors import UserError, run
-from stages.common.files import sha256, write_json
+from stages.common.files import write_json
 
 LIBRARIES = ("torch", "tensordict", "torchrl", "gymnasium", "ale-py", "onnx", "onnxscript", "onnxruntime", "numpy")
 FILES = {

@@ -103,7 +103,7 @@ class Learner:
 
     def __init__(self, actor: TensorDictSequential, train: Train) -> None:
         self.actor, self.train = actor, train
-        self.optimizer = torch.optim.RAdam(actor.parameters(), lr=train.learning_rate)
+        self.optimizer = torch.optim.RAdam(actor.parameters(), lr=train.learning_rate, foreach=True)
         self.generator = torch.Generator().manual_seed(train.seed)  # of its own: the collecting thread draws too
 
     def update(self, rollout: TensorDictBase, steps: int) -> float:

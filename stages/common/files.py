@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import shutil
 import tempfile
@@ -17,7 +16,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """A path to write to, which takes the place of ``path`` when the block ends without an error.
 
     The file written has the same ending as ``path`` and lies in a folder of its own beside it, so that the last step is
-    a rename. After an error, or where the process dies, ``path`` is as it was.
+    a rename. After an error, or where the process dies, ``path`` is as it was. Whoever may read the folder may read the
+    file, whatever mode a library wrote it with.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for left_by_a_dead_process in path.parent.glob(f".{path.name}.*"):
@@ -25,6 +25,7 @@ def replacing(path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         temporary = Path(folder, path.name)
         yield temporary
+        temporary.chmod(0o644)
         temporary.replace(path)
 
 
@@ -35,8 +36,3 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

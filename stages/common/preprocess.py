@@ -91,8 +91,9 @@ class Screen(ObservationTransform):
             planes = [window[..., channel].float() * weight for channel, weight in enumerate(self.weights)]
             grey = sum(planes[1:], planes[0])
         elif self.rows_a_target:
-            bands = window.flatten(-2).unflatten(-2, (self.size[0], self.rows_a_target))
-            total = bands[..., 0, :].int() if self.rows_a_target > 128 else bands[..., 0, :].short()  # no overflow
+            integers = window.flatten(-2).to(torch.int32 if self.rows_a_target > 128 else torch.int16)  # no overflow
+            bands = integers.unflatten(-2, (self.size[0], self.rows_a_target))
+            total = bands[..., 0, :]
             for row in range(1, self.rows_a_target):
                 total = total + bands[..., row, :]
             grey = total.float() @ self.horizontal
