@@ -8,28 +8,18 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-import subprocess
-import sys
 from pathlib import Path
 from statistics import median
 
 from stages.common import params, runtimes
-from stages.common.errors import UserError, run
+from stages.common.errors import run
 from stages.common.files import write_json, write_text
 from stages.common.measure import LATENCIES, ROLLOUTS
+from stages.common.process import run_module
 
 Series = dict[str, dict[str, float]]
 
 COLUMNS = ("program", "load_ms", "p50_us", "p50_us_min", "p50_us_max", "p90_us", "p99_us")
-
-
-def measure(policy: str, what: str) -> dict[str, float]:
-    command = [sys.executable, "-m", "stages.common.measure", policy, what]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError(f"measuring {what} failed: {' '.join(command)}: {done.stderr.strip().splitlines()[-1]}")
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def summarise(samples: list[float]) -> dict[str, float]:
@@ -42,7 +32,7 @@ def bench(policy: str) -> None:
     samples: dict[str, dict[str, list[float]]] = {what: {} for what in (*LATENCIES, *ROLLOUTS)}
     for round_ in range(settings.rounds):
         for what, series in samples.items():
-            for name, value in measure(policy, what).items():
+            for name, value in run_module("stages.common.measure", policy, what).items():
                 series.setdefault(name, []).append(value)
         print(f"bench {policy}  round {round_ + 1}/{settings.rounds}", flush=True)
 

@@ -1,4 +1,4 @@
-"""Compile the exported program for this machine's processor with AOTInductor."""
+"""Compile the exported programs for this machine's processor with AOTInductor."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from stages.common.files import replacing
 def compile_aoti(policy: str) -> None:
     settings = params.load().compile_aoti
     folder = Path("models", policy)
-    program, facts = load_program(folder / "policy.pt2", policy)
-    options = {
-        "cpp.threads": settings.threads,
-        "freezing": settings.freezing,
-        "max_autotune": settings.max_autotune,
-        "aot_inductor.metadata": {"policy": policy, "facts": json.dumps(facts)},
-    }
-    path = folder / "policy.aoti.pt2"
-    with torch.no_grad(), replacing(path) as temporary:
-        torch._inductor.aoti_compile_and_package(program, package_path=str(temporary), inductor_configs=options)
-    print(f"compile_aoti {policy}  {path}  {path.stat().st_size:,} bytes", flush=True)
+    for name in ("policy", "policy_random"):
+        program, facts = load_program(folder / f"{name}.pt2", policy)
+        options = {
+            "cpp.threads": settings.threads,
+            "freezing": settings.freezing,
+            "max_autotune": settings.max_autotune,
+            "aot_inductor.metadata": {"policy": policy, "facts": json.dumps(facts)},
+        }
+        path = folder / f"{name}.aoti.pt2"
+        with torch.no_grad(), replacing(path) as temporary:
+            torch._inductor.aoti_compile_and_package(program, package_path=str(temporary), inductor_configs=options)
+        print(f"compile_aoti {policy}  {path.name}  {path.stat().st_size:,} bytes", flush=True)
 
 
 if __name__ == "__main__":

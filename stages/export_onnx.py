@@ -1,4 +1,4 @@
-"""Convert the exported program to ONNX: one file, weights inside, any batch size."""
+"""Convert the exported programs to ONNX: one file each, weights inside, any batch size."""
 
 from __future__ import annotations
 
@@ -44,10 +44,12 @@ def convert(program: torch.export.ExportedProgram, facts: dict[str, Any], opset:
 def export_onnx(policy: str) -> None:
     settings = params.load().export_onnx
     folder = Path("models", policy)
-    model = convert(*load_program(folder / "policy.pt2", policy), settings.opset)
-    with replacing(folder / "policy.onnx") as temporary:
-        onnx.save(model, temporary)
-    print(f"export_onnx {policy}  policy.onnx  {len(model.graph.node)} nodes, {model.ByteSize():,} bytes", flush=True)
+    for name in ("policy", "policy_random"):
+        model = convert(*load_program(folder / f"{name}.pt2", policy), settings.opset)
+        with replacing(folder / f"{name}.onnx") as temporary:
+            onnx.save(model, temporary)
+        size = f"{len(model.graph.node)} nodes, {model.ByteSize():,} bytes"
+        print(f"export_onnx {policy}  {name}.onnx  {size}", flush=True)
 
 
 if __name__ == "__main__":

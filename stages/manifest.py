@@ -16,7 +16,9 @@ FILES = {
     "policy.pt2": "torch.export program, DETERMINISTIC",
     "policy_random.pt2": "torch.export program, RANDOM",
     "policy.aoti.pt2": "AOTInductor package, DETERMINISTIC, for the machine that compiled it",
+    "policy_random.aoti.pt2": "AOTInductor package, RANDOM, for the machine that compiled it",
     "policy.onnx": "ONNX program, DETERMINISTIC",
+    "policy_random.onnx": "ONNX program, RANDOM",
 }
 
 

@@ -2,7 +2,8 @@
 
 Open loop, all programs see the recorded screens, each with its own memory, and every output is compared. In closed loop
 every program plays its own emulator for a full episode, and actions and the console's memory must stay identical. The
-report is written first; then the stage fails if anything in it did.
+The programs that explore must have the same values, and draw their actions as often and as independently as the policy
+does. The report is written first; then the stage fails if anything in it did.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torchrl.envs.utils import ExplorationType
 
 from play import Arrays, Player, make_emulator
-from stages.common import episodes, params, runtimes
+from stages.common import draws, episodes, params, runtimes
 from stages.common.episodes import Episode, hash_ram
 from stages.common.errors import UserError, run
 from stages.common.files import write_json
@@ -149,6 +151,41 @@ def check_closed_loop(
     return results
 
 
+@dataclass
+class Draws:
+    """How a program that explores draws; its least likely test, held to a share of the error rate."""
+
+    draws: int
+    tests: int
+    least_p: float
+    failures: list[str]
+
+
+def check_draws(
+    policy: str, explorer: Run, programs: dict[str, Run], situations: Arrays, settings: params.ParityCheck
+) -> dict[str, Draws]:
+    """Let every program that explores draw in the same situations as ``explorer``, the policy itself.
+
+    ``random_error_rate`` is shared by all tests of all programs, so that it bounds the chance of any false alarm.
+    """
+    first, second = draws.draw_in_processes(policy, programs, situations, settings.random_calls)
+    expected = draws.draw(explorer, situations, settings.random_calls)
+    findings = {}
+    for name, program in programs.items():
+        drawn = draws.draw(program, situations, settings.random_calls)
+        findings[name] = list(draws.judge(expected, drawn, (first[name], second[name])))
+    level = settings.random_error_rate / sum(map(len, findings.values()))
+    return {
+        name: Draws(
+            expected.size,
+            len(found),
+            min(finding.p for finding in found),
+            [f"{finding.what}: {finding.found} (p {finding.p:.1e})" for finding in found if finding.p < level],
+        )
+        for name, found in findings.items()
+    }
+
+
 def parity_check(policy: str) -> None:
     everything = params.load()
     settings = everything.parity_check
@@ -162,13 +199,19 @@ def parity_check(policy: str) -> None:
             "raise record.greedy_episodes or record.epsilon_episodes in params.yaml"
         )
 
-    eager = runtimes.wrap(load_step(policy, everything.profile(policy)))
+    profile = everything.profile(policy)
+    eager = runtimes.wrap(load_step(policy, profile))
+    explorer = runtimes.wrap(load_step(policy, profile, ExplorationType.RANDOM))
     programs = {name: runtimes.load(path, threads=1) for name, path in paths.items()}
     deterministic = {name: programs[name] for name in runtimes.PROGRAMS}
+    exploring = {name: programs[name] for name in runtimes.RANDOM_PROGRAMS}
     print(f"parity_check {policy}  open loop: {screens} screens of {len(recorded)} episodes", flush=True)
     open_loop = check_open_loop(eager, programs, recorded, manifest, settings.tolerance)
     print(f"parity_check {policy}  closed loop: one episode on the raw emulator", flush=True)
     closed_loop = check_closed_loop(eager, deterministic, manifest, settings.seed)
+    print(f"parity_check {policy}  draws of the programs that explore", flush=True)
+    situations = draws.pick_situations(eager, manifest, recorded[0], settings.random_situations)
+    drawn = check_draws(policy, explorer, exploring, situations, settings)
 
     report, failures = {}, []
     for name, result in open_loop.items():
@@ -186,6 +229,10 @@ def parity_check(policy: str) -> None:
             loop = closed_loop[name]
             entry["closed_loop"] = {"identical": loop.identical, "steps": loop.steps, "score": loop.score}
             found += [f"{name}: {loop.failure}"] if loop.failure else []
+        if name in drawn:
+            random = drawn[name]
+            entry["draws"] = {"draws": random.draws, "tests": random.tests, "least_p": random.least_p}
+            found += [f"{name}: {failure}" for failure in random.failures]
         report[name] = entry | {"passed": not found}
         failures += found
         verdict = "passed" if not found else "FAILED"

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from pipeline_helpers import TINY, write_params
+from pipeline_helpers import ROOT, TINY, write_params
 from torchrl.envs.utils import ExplorationType
 
 from play import Arrays, load_onnx
@@ -62,7 +62,8 @@ def bundle(tmp_path_factory) -> Bundle:
         export_pt2("dqn")
         export_onnx("dqn")
         record("dqn")
-        (FOLDER / "policy.aoti.pt2").write_text("not compiled here")
+        for name in ("policy", "policy_random"):
+            (FOLDER / f"{name}.aoti.pt2").write_text("not compiled here")
         write_manifest("dqn")
         step = load_step("dqn", profile)
         files = runtimes.PROGRAMS | runtimes.RANDOM_PROGRAMS
@@ -70,7 +71,7 @@ def bundle(tmp_path_factory) -> Bundle:
             folder,
             profile,
             wrap(step),
-            {name: runtimes.load(FOLDER / file, 1) for name, file in files.items() if name != "aoti"},
+            {name: runtimes.load(FOLDER / file, 1) for name, file in files.items() if "aoti" not in name},
             episodes.load(Path("data/dqn/episodes.safetensors"), "dqn"),
             environment_facts(profile.env) | step.signature.as_dict(),
         )
@@ -82,7 +83,7 @@ def open_loop(bundle: Bundle, name: str, run: Run) -> OpenLoop:
 
 def test_programs_of_the_same_policy_pass(bundle):
     results = check_open_loop(bundle.eager, bundle.programs, bundle.recorded, bundle.manifest, TOLERANCE)
-    assert set(results) == {"pt2", "pt2_random", "onnx"}
+    assert set(results) == {"pt2", "pt2_random", "onnx", "onnx_random"}
     for result in results.values():
         assert result.failures == result.ties == []
         assert result.screens == sum(len(episode.actions) for episode in bundle.recorded)
@@ -328,6 +329,8 @@ def project(bundle, tmp_path, monkeypatch) -> Path:
     shutil.copytree(bundle.folder, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(runtimes, "PROGRAMS", {"pt2": "policy.pt2", "onnx": "policy.onnx"})
+    monkeypatch.setattr(runtimes, "RANDOM_PROGRAMS", {"onnx_random": "policy_random.onnx"})
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setattr(stage, "MIN_SCREENS", sum(len(episode.actions) for episode in bundle.recorded))
     return tmp_path
 
@@ -342,7 +345,7 @@ def test_stage_passes_and_reports():
     assert report()["passed"]
     assert report()["failures"] == []
     assert {name: entry["passed"] for name, entry in report()["programs"].items()} == dict.fromkeys(
-        ("pt2", "onnx", "pt2_random"), True
+        ("pt2", "onnx", "onnx_random"), True
     )
 
 
@@ -389,7 +392,7 @@ def test_stage_needs_enough_screens(monkeypatch):
 
 
 @pytest.mark.usefixtures("project")
-@pytest.mark.parametrize("file", ["policy.onnx", "policy.pt2", "policy_random.pt2", "policy.safetensors"])
+@pytest.mark.parametrize("file", ["policy.onnx", "policy.pt2", "policy_random.onnx", "policy.safetensors"])
 def test_stage_refuses_files_that_the_manifest_does_not_know(file):
     path = FOLDER / file
     path.write_bytes(path.read_bytes() + b"x")

@@ -42,7 +42,7 @@ RERUNS = [
     ("record", "seed greedy_episodes epsilon_episodes epsilon", {"record", "parity_check", "bench"}),
     ("compile_aoti", "threads freezing max_autotune", {"compile_aoti", "manifest", "parity_check", "bench"}),
     ("export_onnx", "opset", {"export_onnx", "manifest", "parity_check", "bench"}),
-    ("parity_check", "tolerance seed", {"parity_check", "bench"}),
+    ("parity_check", "tolerance seed random_situations random_calls random_error_rate", {"parity_check", "bench"}),
     ("bench", "rounds warmup_steps steps rollout_steps threads", {"bench"}),
 ]
 TABLE = {f"{section}.{name}": stages for section, names, stages in RERUNS for name in names.split()}

@@ -143,6 +143,9 @@ class ExportOnnx(Section):
 class ParityCheck(Section):
     tolerance: Positive
     seed: Seed
+    random_situations: Count
+    random_calls: Annotated[int, Field(gt=0, multiple_of=2)]
+    random_error_rate: Annotated[float, Field(gt=0, lt=1)]
 
 
 class Bench(Section):

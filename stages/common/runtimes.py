@@ -19,7 +19,8 @@ Run = Callable[[Arrays], Arrays]
 
 # The deterministic programs, by name; all of them must decide alike.
 PROGRAMS = {"pt2": "policy.pt2", "aoti": "policy.aoti.pt2", "onnx": "policy.onnx"}
-RANDOM_PROGRAMS = {"pt2_random": "policy_random.pt2"}
+# Those that explore; each draws random numbers of its own.
+RANDOM_PROGRAMS = {f"{name}_random": file.replace("policy", "policy_random") for name, file in PROGRAMS.items()}
 
 
 def read_bundle(policy: str) -> tuple[dict[str, Any], dict[str, Path]]:
@@ -59,6 +60,9 @@ def wrap(module: Callable[..., dict[str, torch.Tensor]]) -> Run:
 def load(path: Path, threads: int) -> Run:
     """Load a program of any kind, told by its file's name, to run on ``threads`` cores.
 
+    PyTorch's random numbers, which every process starts with the same seed, get a new one: a program that explores must
+    not do the same after every start.
+
     Raises:
         UserError: the file is missing or damaged.
     """
@@ -71,6 +75,7 @@ def load(path: Path, threads: int) -> Run:
     import torch
 
     torch.set_num_threads(threads)
+    torch.seed()
     if not path.exists():
         raise UserError(f"{path}: no such file; run `dvc repro`")
     try:

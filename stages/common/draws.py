@@ -1,0 +1,147 @@
+"""Whether an exploring program draws its actions as the trained policy does: as often, and independently.
+
+All programs draw many times in the same few situations. Every test is exact or conservative, so the chance that a
+faultless program fails is at most the sum of the levels that its tests are held to.
+
+``python -m stages.common.draws <policy> <situations> <calls> <program>...`` prints the first draws of programs as JSON:
+what a process that has just started draws.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load_file, save_file
+from scipy import stats
+
+from play import Arrays, Player, make_emulator
+from stages.common import episodes, runtimes
+from stages.common.episodes import Episode
+from stages.common.process import run_module
+from stages.common.runtimes import Run
+
+MODULE = "stages.common.draws"
+ROWS = 32  # of a call that show the same situation
+
+Actions = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One test: what was compared, what was found, and how likely a faultless program is to be found as far off."""
+
+    what: str
+    found: str
+    p: float
+
+
+def pick_situations(run: Run, manifest: dict[str, Any], episode: Episode, count: int) -> Arrays:
+    """The inputs of ``count`` decisions spread evenly over an episode, one a row; ``run`` carries the states."""
+    wanted = np.linspace(0, len(episode.actions) - 1, count).round().astype(int)
+    player, chosen = Player(run, manifest), []
+    for step, screen in enumerate(episodes.replay(episode, make_emulator(manifest, episode.seed))):
+        before = player.feed | {"observation": screen[None]}
+        player.step(screen[None])
+        if step in wanted:
+            chosen.append(before)
+    return {name: np.concatenate([inputs[name] for inputs in chosen]) for name in chosen[0]}
+
+
+def draw(run: Run, situations: Arrays, calls: int) -> Actions:
+    """``(situations, calls, ROWS)`` actions; every call is one batch of all situations, ``ROWS`` times each."""
+    batch = {name: np.repeat(array, ROWS, 0) for name, array in situations.items()}
+    return np.stack([run(batch)["action"].reshape(-1, ROWS) for _ in range(calls)], 1)
+
+
+def draw_in_processes(policy: str, programs: Iterable[str], situations: Arrays, calls: int) -> list[dict[str, Actions]]:
+    """What each of a policy's programs draws first, in two processes that have just started."""
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as executor:
+        path = Path(folder, "situations.safetensors")
+        save_file(situations, path)
+        started = [executor.submit(run_module, MODULE, policy, str(path), str(calls), *programs) for _ in range(2)]
+        return [{name: np.array(drawn) for name, drawn in process.result().items()} for process in started]
+
+
+def judge(eager: Actions, actions: Actions, processes: tuple[Actions, Actions]) -> Iterator[Finding]:
+    """All tests of one program.
+
+    Args:
+        eager: what the trained policy drew, ``(situations, calls, ROWS)``.
+        actions: what the program drew, the same shape; ``calls`` is even.
+        processes: what it drew in two processes of their own, ``(situations, ...)`` each.
+    """
+    yield from compare_frequencies(eager, actions)
+    yield compare_pairs("rows", actions[..., 0::2], actions[..., 1::2])
+    yield compare_pairs("calls", actions[:, 0::2], actions[:, 1::2])
+    yield compare_pairs("processes", *processes)
+
+
+def compare_frequencies(eager: Actions, actions: Actions) -> Iterator[Finding]:
+    """How often each action comes, in each situation, and in all taken together: Fisher's exact test.
+
+    Taken together are the situations in which the action is eager's most frequent one, and those in which it is not.
+    """
+    of_eager, of_program = _counts(eager, actions)
+    draws = eager[0].size
+    for (situation, action), count in np.ndenumerate(of_eager):
+        what = f"action {action} in situation {situation}"
+        yield _compare_counts(what, int(count), int(of_program[situation, action]), draws)
+    frequent = np.eye(of_eager.shape[1], dtype=bool)[of_eager.argmax(-1)]
+    yield _compare_counts(
+        "eager's most frequent actions", int(of_eager[frequent].sum()), int(of_program[frequent].sum()), eager.size
+    )
+    for action, rare in enumerate(~frequent.T):
+        at_eager, at_program = (int(count[rare, action].sum()) for count in (of_eager, of_program))
+        what = f"action {action} where it is not eager's most frequent"
+        yield _compare_counts(what, at_eager, at_program, int(rare.sum()) * draws)
+
+
+def _counts(*draws: Actions) -> list[Actions]:
+    """How often each action was drawn in each situation, ``(situations, actions)`` for each of the draws."""
+    size = 1 + max(int(drawn.max()) for drawn in draws)
+    return [np.stack([np.bincount(actions.ravel(), minlength=size) for actions in drawn]) for drawn in draws]
+
+
+def _compare_counts(what: str, eager: int, program: int, draws: int) -> Finding:
+    table = np.array([[eager, program], [draws - eager, draws - program]])
+    found = f"{program} of {draws} draws, eager {eager}"
+    return Finding(f"frequency of {what}", found, float(stats.fisher_exact(table).pvalue))
+
+
+def compare_pairs(between: str, first: Actions, second: Actions) -> Finding:
+    """Whether pairs of draws in the same situation differ as often as independent draws do: a binomial test."""
+    drawn = first[0].size
+    ones, others = (counts / drawn for counts in _counts(first, second))
+    expected = 1 - float(np.clip((ones * others).sum(-1).mean(), 0, 1))
+    different = int((first != second).sum())
+    p = stats.binomtest(different, first.size, expected).pvalue
+    found = f"{different} of {first.size} pairs differ, {expected * first.size:.0f} expected"
+    return Finding(f"independence of {between}", found, float(p))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Print the first draws of programs that explore as JSON.")
+    parser.add_argument("policy")
+    parser.add_argument("situations", type=Path)
+    parser.add_argument("calls", type=int)
+    parser.add_argument("programs", nargs="+", choices=runtimes.RANDOM_PROGRAMS, metavar="program")
+    arguments = parser.parse_args()
+    situations = load_file(arguments.situations)
+    drawn = {}
+    for name in arguments.programs:
+        run = runtimes.load(Path("models", arguments.policy, runtimes.RANDOM_PROGRAMS[name]), threads=1)
+        drawn[name] = draw(run, situations, arguments.calls).tolist()
+    print(json.dumps(drawn))
+
+
+if __name__ == "__main__":
+    main()

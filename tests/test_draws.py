@@ -1,0 +1,127 @@
+"""The tests that a program's draws are put to: what is faultless passes, and every fault is found and named."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pipeline_helpers import ROOT
+
+import play
+from play import Arrays
+from stages.common.draws import ROWS, compare_pairs, draw, draw_in_processes, judge, pick_situations
+from stages.record import play_episode
+
+ACTIONS, CALLS, LEVEL = 6, 128, 1e-6 / 100
+GREEDY = np.array([0, 5, 2, 2, 1, 4, 3, 3])  # of eight situations
+
+
+class Explorer:
+    """An epsilon-greedy program over situations that are known by their number."""
+
+    def __init__(self, seed: int | None, epsilon: float = 0.01) -> None:
+        self.random, self.epsilon = np.random.default_rng(seed), epsilon
+
+    def __call__(self, inputs: Arrays) -> Arrays:
+        greedy = GREEDY[inputs["situation"]]
+        explores, drawn = self.numbers(len(greedy))
+        return {"action": np.where(explores < self.epsilon, drawn, greedy)}
+
+    def numbers(self, rows: int):
+        return self.random.random(rows), self.random.integers(ACTIONS, size=rows)
+
+
+class OneDrawForAllRows(Explorer):
+    def numbers(self, rows):
+        return tuple(np.repeat(array, rows) for array in super().numbers(1))
+
+
+class PairsOfRows(Explorer):
+    def numbers(self, rows):
+        return tuple(np.repeat(array, 2) for array in super().numbers(rows // 2))
+
+
+class SameInEveryCall(Explorer):
+    def numbers(self, rows):
+        self.random = np.random.default_rng(13)
+        return super().numbers(rows)
+
+
+class LacksAnAction(Explorer):
+    def numbers(self, rows):
+        explores, drawn = super().numbers(rows)
+        return explores, np.where(drawn == ACTIONS - 1, 0, drawn)
+
+
+def findings(make, seeds=(1, 2, 3)):
+    """Findings of ``make(seed)``, against an eager policy; the seeds are the check's own process and two others."""
+    situations = {"situation": np.arange(len(GREEDY))}
+    eager = draw(Explorer(0), situations, CALLS)
+    drawn = [draw(make(seed), situations, CALLS) for seed in seeds]
+    assert drawn[0].shape == (len(GREEDY), CALLS, ROWS)
+    return list(judge(eager, drawn[0], (drawn[1], drawn[2])))
+
+
+def failures(make, seeds=(1, 2, 3)) -> str:
+    return "\n".join(f"{finding.what}: {finding.found}" for finding in findings(make, seeds) if finding.p < LEVEL)
+
+
+def test_faultless_programs_pass_and_p_is_no_smaller_than_it_says():
+    least = []
+    for seed in range(40):
+        found = findings(Explorer, (1 + seed, 1000 + seed, 2000 + seed))
+        least.append(min(finding.p for finding in found) * len(found))
+    assert min(least) > 1e-3
+    assert np.mean(np.array(least) < 0.1) <= 0.25  # 0.1 expected at most
+
+
+def test_policy_that_never_explores_passes():
+    situations = {"situation": np.arange(len(GREEDY))}
+    never = draw(Explorer(0, epsilon=0.0), situations, CALLS)
+    assert all(finding.p == 1 for finding in judge(never, never, (never, never)))
+
+
+@pytest.mark.parametrize(
+    ("make", "seeds", "what"),
+    [
+        (lambda _: Explorer(5), (1, 2, 3), "independence of processes: 0 of 32768 pairs differ, "),
+        (OneDrawForAllRows, (1, 2, 3), "independence of rows: 0 of "),
+        (PairsOfRows, (1, 2, 3), "independence of rows: 0 of "),
+        (SameInEveryCall, (1, 2, 3), "independence of calls: 0 of "),
+        (lambda seed: Explorer(seed, epsilon=0.0), (1, 2, 3), "frequency of eager's most frequent actions: 32768 of "),
+        (lambda seed: Explorer(seed, epsilon=0.02), (1, 2, 3), "frequency of eager's most frequent actions: "),
+        (LacksAnAction, (1, 2, 3), "frequency of action 5 where it is not eager's most frequent: 0 of "),
+    ],
+)
+def test_fault_is_found_and_named(make, seeds, what):
+    assert what in failures(make, seeds)
+
+
+@pytest.fixture(scope="module")
+def played(workspace):
+    """A deterministic program in its workspace, and an episode with its own actions."""
+    with contextlib.chdir(workspace):
+        manifest = play.read_manifest(Path("models/dqn"))
+        player = play.Player(play.load_onnx(Path("models/dqn/policy.onnx")), manifest)
+        return player.run, manifest, play_episode(player, seed=1, epsilon=0.1)
+
+
+def test_situations_are_decisions_of_the_episode(played):
+    situations = pick_situations(*played, 4)
+    assert {name: len(array) for name, array in situations.items()} == {"observation": 4, "frames": 4, "is_init": 4}
+    assert situations["is_init"].ravel().tolist() == [True, False, False, False]
+    for name in ("observation", "frames"):
+        assert len({row.tobytes() for row in situations[name]}) == 4
+
+
+def test_programs_draw_anew_in_every_process(played, workspace, monkeypatch):
+    situations = pick_situations(*played, 8)
+    monkeypatch.chdir(workspace)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    first, second = draw_in_processes("dqn", ["pt2_random", "onnx_random"], situations, 8)
+    for name in ("pt2_random", "onnx_random"):
+        assert first[name].shape == (8, 8, ROWS)
+        assert compare_pairs("processes", first[name], second[name]).p > LEVEL
+        assert (first[name] != second[name]).sum() > 0
