@@ -98,6 +98,16 @@ def greedy_value(entries: TensorDictBase) -> torch.Tensor:
     return entries["action_value"].amax(-1, keepdim=True)
 
 
+def discount(train: Train, steps: int) -> float:
+    """The discount after ``steps`` of the training: its horizon, ``1 / (1 - gamma)`` steps, grows linearly.
+
+    What is near is learned first, and sooner than with the long horizon from the start (François-Lavet et al., 2015,
+    "How to Discount Deep Reinforcement Learning").
+    """
+    start, end = 1 / (1 - train.gamma_start), 1 / (1 - train.gamma)
+    return 1 - 1 / (start + (end - start) * min(1.0, steps / train.total_steps))
+
+
 class Learner:
     """The network, its optimiser, and how a rollout changes them."""
 
@@ -113,8 +123,9 @@ class Learner:
         if train.return_ends_at_reward:
             scored = rollout["reward"] != 0
             done, terminated = done | scored, terminated | scored
+        gamma = discount(train, steps)
         target = vec_td_lambda_return_estimate(
-            train.gamma, train.lambda_, rollout["next_value"], rollout["reward"], done, terminated
+            gamma, train.lambda_, rollout["next_value"], rollout["reward"], done, terminated
         )
         samples = rollout.select(*self.actor.in_keys, "action").set("target", target).flatten()
         for group in self.optimizer.param_groups:

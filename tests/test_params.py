@@ -84,7 +84,8 @@ def test_shipped_file_loads_as_written(root, content):
         (f"{DQN}.train.learning_rate", math.nan, "finite"),
         (f"{DQN}.train.max_grad_norm", math.inf, "finite"),
         (f"{DQN}.preprocess.mean", -math.inf, "finite"),
-        (f"{DQN}.train.gamma", math.nan, "less than or equal to 1"),
+        (f"{DQN}.train.gamma", math.nan, "less than 1"),
+        (f"{DQN}.train.gamma", 1.0, "less than 1"),
         ("parity_check.tolerance", math.nan, "finite"),
     ],
 )

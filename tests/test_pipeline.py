@@ -35,8 +35,8 @@ RERUNS = [
     ("policies.*.policy", "conv hidden epsilon", {"train"} | AFTER_TRAIN),
     (
         "policies.*.train",
-        """seed total_steps num_envs rollout_steps epochs minibatch_size learning_rate max_grad_norm gamma lambda_
-        return_ends_at_reward epsilon_start epsilon_steps eval_episodes""",
+        """seed total_steps num_envs rollout_steps epochs minibatch_size learning_rate max_grad_norm gamma_start
+        gamma lambda_ return_ends_at_reward epsilon_start epsilon_steps eval_episodes""",
         {"train"} | AFTER_TRAIN,
     ),
     ("record", "seed greedy_episodes epsilon_episodes epsilon", {"record", "parity_check", "bench"}),

@@ -17,7 +17,7 @@ from torch import nn
 from stages.common import params
 from stages.common.env import make_env
 from stages.common.policy import EpsilonGreedy, load_weights, make_agent
-from stages.train import Checkpoint, Learner, Rollouts, greedy_value, train
+from stages.train import Checkpoint, Learner, Rollouts, discount, greedy_value, train
 
 WEIGHTS = Path("models/dqn/policy.safetensors")
 CURVE = Path("results/dqn/learning_curve.csv")
@@ -97,6 +97,7 @@ def test_network_learns_the_lambda_return(profile, ends_at_reward):
     table = nn.Linear(envs * steps, actions, bias=False)
     actor = TensorDictSequential(TensorDictModule(table, in_keys=["pixels"], out_keys=["action_value"]))
     settings = {"learning_rate": 0.3, "total_steps": 400, "minibatch_size": envs * steps, "epochs": 1}
+    settings |= {"gamma_start": profile.train.gamma}
     learner = Learner(
         actor, profile.train.model_copy(update=settings | {"return_ends_at_reward": ends_at_reward, "lambda_": 0.7})
     )
@@ -105,6 +106,12 @@ def test_network_learns_the_lambda_return(profile, ends_at_reward):
     learned = actor(rollout)["action_value"].gather(-1, rollout["action"][..., None])[..., 0]
     expected = lambda_returns(rollout, profile.train.gamma, 0.7, ends_at_reward=ends_at_reward)
     torch.testing.assert_close(learned, expected, atol=1e-3, rtol=0)
+
+
+def test_discount_rises_with_its_horizon(profile):
+    settings = profile.train.model_copy(update={"gamma_start": 0.9, "gamma": 0.99, "total_steps": 90})
+    horizons = [1 / (1 - discount(settings, steps)) for steps in (0, 45, 90, 100)]
+    assert horizons == pytest.approx([10, 55, 100, 100])
 
 
 def test_loss_on_one_rollout_falls(profile):

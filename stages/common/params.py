@@ -24,6 +24,7 @@ Index = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=1_000_000_000)]  # of emulators, which take 31 bits
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Discount = Annotated[float, Field(ge=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -96,7 +97,8 @@ class Train(Section):
     minibatch_size: Count
     learning_rate: Positive
     max_grad_norm: Positive
-    gamma: Probability
+    gamma_start: Discount
+    gamma: Discount
     lambda_: Probability
     return_ends_at_reward: bool
     epsilon_start: Probability
