@@ -43,6 +43,12 @@ class PairsOfRows(Explorer):
         return tuple(np.repeat(array, 2) for array in super().numbers(rows // 2))
 
 
+class HalvesOfRows(Explorer):
+    def numbers(self, rows):
+        halves = [array.reshape(-1, 1, ROWS // 2) for array in super().numbers(rows // 2)]
+        return tuple(np.broadcast_to(array, (rows // ROWS, 2, ROWS // 2)).ravel() for array in halves)
+
+
 class SameInEveryCall(Explorer):
     def numbers(self, rows):
         self.random = np.random.default_rng(13)
@@ -87,8 +93,9 @@ def test_policy_that_never_explores_passes():
     ("make", "seeds", "what"),
     [
         (lambda _: Explorer(5), (1, 2, 3), "independence of processes: 0 of 32768 pairs differ, "),
-        (OneDrawForAllRows, (1, 2, 3), "independence of rows: 0 of "),
-        (PairsOfRows, (1, 2, 3), "independence of rows: 0 of "),
+        (OneDrawForAllRows, (1, 2, 3), "independence of neighbouring rows: 0 of "),
+        (PairsOfRows, (1, 2, 3), "independence of neighbouring rows: 0 of "),
+        (HalvesOfRows, (1, 2, 3), "independence of the two halves of a batch's rows: 0 of "),
         (SameInEveryCall, (1, 2, 3), "independence of calls: 0 of "),
         (lambda seed: Explorer(seed, epsilon=0.0), (1, 2, 3), "frequency of eager's most frequent actions: 32768 of "),
         (lambda seed: Explorer(seed, epsilon=0.02), (1, 2, 3), "frequency of eager's most frequent actions: "),

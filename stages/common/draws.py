@@ -80,7 +80,8 @@ def judge(eager: Actions, actions: Actions, processes: tuple[Actions, Actions]) 
         processes: what it drew in two processes of their own, ``(situations, ...)`` each.
     """
     yield from compare_frequencies(eager, actions)
-    yield compare_pairs("rows", actions[..., 0::2], actions[..., 1::2])
+    yield compare_pairs("neighbouring rows", actions[..., 0::2], actions[..., 1::2])
+    yield compare_pairs("the two halves of a batch's rows", *np.split(actions, 2, -1))
     yield compare_pairs("calls", actions[:, 0::2], actions[:, 1::2])
     yield compare_pairs("processes", *processes)
 
