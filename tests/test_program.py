@@ -7,7 +7,7 @@ import pytest
 import torch
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import nn
-from torchrl.data import Composite
+from torchrl.data import Composite, Unbounded
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from play import load_onnx
@@ -107,6 +107,46 @@ def test_two_entries_of_one_name(in_keys, out_keys, name):
         Step(policy, Composite(), DETERMINISTIC)
     (line,) = str(caught.value).splitlines()
     assert all(repr(key) in line for key in (*in_keys[-2:], name))
+
+
+class Tally(nn.Module):
+    """Sums its observations up, and acts by the sum's sign."""
+
+    def forward(self, obs, total, is_init):
+        total = torch.where(is_init, 0.0, total) + obs.sum(-1, keepdim=True)
+        values = torch.cat([total, -total], -1)
+        return values.argmax(-1), values, total
+
+
+@pytest.fixture(scope="module")
+def nested() -> Step:
+    """A policy whose observation and state are nested, as those of several agents are."""
+    keys = {"obs": ("group0", "agent0", "obs"), "total": ("group0", "total")}
+    out_keys = ["action", "action_value", ("next", *keys["total"])]
+    policy = TensorDictModule(Tally(), in_keys=[*keys.values(), "is_init"], out_keys=out_keys)
+    obs, total = Unbounded((3,), dtype=torch.float32), Unbounded((1,), dtype=torch.float32)
+    return Step(policy, Composite(group0=Composite(agent0=Composite(obs=obs), total=total)), DETERMINISTIC)
+
+
+@pytest.mark.parametrize("runtime", ["pt2", "onnx", "aoti"])
+def test_nested_entries_have_flat_names(nested, tmp_path, runtime):
+    program, signature = export(nested), nested.signature.as_dict()
+    assert [spec["name"] for spec in signature["inputs"]] == ["group0_agent0_obs", "group0_total", "is_init"]
+    assert signature["states"] == [{"input": "group0_total", "output": "next_group0_total"}]
+    if runtime == "onnx":
+        (tmp_path / "policy.onnx").write_bytes(convert(program, FACTS | signature, opset=20).SerializeToString())
+        run = load_onnx(tmp_path / "policy.onnx")
+    elif runtime == "aoti":
+        path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "policy.aoti.pt2"))
+        run = wrap(torch._inductor.aoti_load_package(path))
+    else:
+        run = wrap(program.module())
+    inputs = random_inputs(nested, 5)
+    inputs["is_init"][2] = True
+    found = run(inputs)
+    assert_close(found, wrap(nested)(inputs))
+    total = inputs["group0_agent0_obs"].sum(-1) + np.where(inputs["is_init"], 0, inputs["group0_total"])[:, 0]
+    np.testing.assert_allclose(found["next_group0_total"][:, 0], total, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7])

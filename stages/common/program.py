@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tensordict import NestedKey, TensorDict
+from tensordict import NestedKey, TensorDict, unravel_key
 from tensordict.nn import TensorDictModuleBase
 from torch import nn
 from torchrl.data import Composite
@@ -51,7 +51,13 @@ class Signature:
 
 
 def flat_name(key: NestedKey) -> str:
+    """``group0_agent0_obs`` for ``("group0", "agent0", "obs")``."""
     return key if isinstance(key, str) else "_".join(key)
+
+
+def next_key(key: NestedKey) -> NestedKey:
+    """Where a policy writes the next value of a state."""
+    return unravel_key(("next", key))
 
 
 class Step(nn.Module):
@@ -69,14 +75,14 @@ class Step(nn.Module):
     def __init__(self, policy: TensorDictModuleBase, input_spec: Composite, exploration_type: ExplorationType) -> None:
         super().__init__()
         self.policy, self.input_spec, self.exploration_type = policy, input_spec, exploration_type
-        states = [key for key in policy.in_keys if ("next", key) in policy.out_keys]
+        states = [key for key in policy.in_keys if next_key(key) in policy.out_keys]
         observations = [key for key in policy.in_keys if key not in states and key != IS_INIT]
         flags: list[NestedKey] = [IS_INIT] if states else []
         decisions = [key for key in policy.out_keys if key == "action"]
         decisions += [key for key in policy.out_keys if key in VALUES]
-        self.states = {flat_name(key): f"next_{flat_name(key)}" for key in states}
+        self.states = {flat_name(key): flat_name(next_key(key)) for key in states}
         self.inputs = _named([*observations, *states, *flags])
-        self.outputs = _named([*decisions, *[("next", key) for key in states]])
+        self.outputs = _named([*decisions, *[next_key(key) for key in states]])
 
         self.forward = self._named_forward()
 
