@@ -329,7 +329,8 @@ def project(bundle, tmp_path, monkeypatch) -> Path:
     shutil.copytree(bundle.folder, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(runtimes, "PROGRAMS", {"pt2": "policy.pt2", "onnx": "policy.onnx"})
-    monkeypatch.setattr(runtimes, "RANDOM_PROGRAMS", {"onnx_random": "policy_random.onnx"})
+    random = {"pt2_random": "policy_random.pt2", "onnx_random": "policy_random.onnx"}
+    monkeypatch.setattr(runtimes, "RANDOM_PROGRAMS", random)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setattr(stage, "MIN_SCREENS", sum(len(episode.actions) for episode in bundle.recorded))
     return tmp_path
@@ -345,7 +346,7 @@ def test_stage_passes_and_reports():
     assert report()["passed"]
     assert report()["failures"] == []
     assert {name: entry["passed"] for name, entry in report()["programs"].items()} == dict.fromkeys(
-        ("pt2", "onnx", "onnx_random"), True
+        ("pt2", "onnx", "pt2_random", "onnx_random"), True
     )
 
 
@@ -392,7 +393,9 @@ def test_stage_needs_enough_screens(monkeypatch):
 
 
 @pytest.mark.usefixtures("project")
-@pytest.mark.parametrize("file", ["policy.onnx", "policy.pt2", "policy_random.onnx", "policy.safetensors"])
+@pytest.mark.parametrize(
+    "file", ["policy.onnx", "policy.pt2", "policy_random.pt2", "policy_random.onnx", "policy.safetensors"]
+)
 def test_stage_refuses_files_that_the_manifest_does_not_know(file):
     path = FOLDER / file
     path.write_bytes(path.read_bytes() + b"x")
