@@ -1,7 +1,8 @@
-"""Play an Atari game with an exported policy, without PyTorch.
+"""Play with an exported policy, without PyTorch: an Atari game, or another environment of gymnasium's.
 
-Needs ``policy.onnx`` and ``manifest.json`` of one model folder, and numpy, onnxruntime and ale-py; Pillow too when a
-GIF is asked for. Nothing else of this repository is needed: copy the folder and this file to a device.
+Needs ``policy.onnx`` and ``manifest.json`` of one model folder, and numpy, onnxruntime and ale-py; gymnasium too for
+what is no Atari game, and Pillow when a GIF is asked for. Nothing else of this repository is needed: copy the folder
+and this file to a device.
 
     python play.py models/dqn --episodes 3 --gif pong.gif
 """
@@ -24,6 +25,7 @@ import numpy.typing as npt
 import onnxruntime
 
 Arrays = dict[str, npt.NDArray[Any]]
+Action = int | npt.NDArray[np.float32]
 
 SCHEMA_VERSION = 1
 MANIFEST_KEYS = ("policy", "inputs", "outputs", "states", "environment", "actions", "files")
@@ -38,8 +40,8 @@ class Emulator:
     """One Atari console, driven one decision at a time.
 
     A decision is ``frame_skip`` emulator frames with the same action and the summed reward; it ends early when the game
-    does. ``screen`` is ``(210, 160, 3)`` uint8 and is overwritten by every step. The same ``seed`` and the same actions
-    give the same screens, bit for bit.
+    does. ``observation`` is the screen, ``(210, 160, 3)`` uint8, and is overwritten by every step. The same ``seed``
+    and the same actions give the same screens, bit for bit.
 
     Args:
         rom: name of the game in ale-py, such as ``"pong"``.
@@ -72,26 +74,64 @@ class Emulator:
         by_id = {action.value: action for action in self.ale.getLegalActionSet()}
         self.actions = [by_id[ale_id] for ale_id in actions]
         self.frame_skip = frame_skip
-        self.screen = np.empty((*self.ale.getScreenDims(), 3), np.uint8)
-        self.reset()
-
-    def reset(self) -> None:
+        self.observation = np.empty((*self.ale.getScreenDims(), 3), np.uint8)
         self.ale.reset_game()
-        self.ale.getScreenRGB(self.screen)
+        self.ale.getScreenRGB(self.observation)
 
     @property
     def done(self) -> bool:
         return bool(self.ale.game_over())
 
-    def step(self, action: int) -> int:
+    @property
+    def state(self) -> bytes:
+        """The console's 128 bytes of memory."""
+        return self.ale.getRAM().tobytes()
+
+    def step(self, action: Action) -> float:
         """Play one decision (an action index); returns its reward."""
-        ale, ale_action, reward = self.ale, self.actions[action], 0
+        ale, ale_action, reward = self.ale, self.actions[int(action)], 0
         for _ in range(self.frame_skip):
             reward += ale.act(ale_action)
             if ale.game_over():
                 break
-        ale.getScreenRGB(self.screen)
+        ale.getScreenRGB(self.observation)
         return reward
+
+
+class GymEnvironment:
+    """One of gymnasium's environments, driven as :class:`Emulator` is.
+
+    Args:
+        id: its name in gymnasium.
+        max_episode_steps: decisions after which an episode is cut off.
+        seed: of the environment's own random numbers.
+    """
+
+    def __init__(self, id: str, *, max_episode_steps: int, seed: int) -> None:  # noqa: A002
+        try:
+            import gymnasium
+        except ImportError:
+            raise PlayError(f"{id} needs gymnasium: pip install gymnasium") from None
+        try:
+            self.env = gymnasium.make(id, max_episode_steps=max_episode_steps)
+        except Exception as error:  # whatever the environment's own constructor raises
+            raise PlayError(f"gymnasium does not make {id!r}: {error}") from None
+        self.observation, _ = self.env.reset(seed=seed)
+        self.done = False
+
+    @property
+    def state(self) -> bytes:
+        """What is observed, the nearest thing to a state that every environment has."""
+        return self.observation.tobytes()
+
+    def step(self, action: Action) -> float:
+        """Play one decision (an action index, or a vector); returns its reward."""
+        self.observation, reward, terminated, truncated, _ = self.env.step(action)
+        self.done = terminated or truncated
+        return float(reward)
+
+
+Environment = Emulator | GymEnvironment
 
 
 def sha256(path: Path) -> str:
@@ -143,7 +183,7 @@ def check_file(folder: Path, name: str, manifest: dict[str, Any]) -> Path:
 
 
 class Player:
-    """A program with its memory: screens in, decisions out, for one or more episodes side by side.
+    """A program with its memory: observations in, decisions out, for one or more episodes side by side.
 
     Args:
         run: the program; arrays by input name to arrays by output name.
@@ -154,6 +194,8 @@ class Player:
     def __init__(self, run: Callable[[Arrays], Arrays], manifest: dict[str, Any], batch: int = 1) -> None:
         self.run, self.manifest, self.batch = run, manifest, batch
         self.states = {state["output"]: state["input"] for state in manifest["states"]}
+        names = [spec["name"] for spec in manifest["inputs"]]
+        (self.observation,) = (name for name in names if name not in {*self.states.values(), "is_init"})
         self.reset()
 
     def reset(self) -> None:
@@ -168,18 +210,19 @@ class Player:
         """Go on with some of the episodes, in the order given."""
         self.feed = {name: array[list(rows)] for name, array in self.feed.items()}
 
-    def step(self, screens: npt.NDArray[np.uint8]) -> Arrays:
-        """All outputs for ``(batch, 210, 160, 3)`` uint8 screens; the states move on."""
-        self.feed["observation"] = screens
+    def step(self, observations: npt.NDArray[Any]) -> Arrays:
+        """All outputs for raw observations, such as ``(batch, 210, 160, 3)`` uint8 screens; the states move on."""
+        self.feed[self.observation] = observations
         outputs = self.run(self.feed)
         if self.states:
             self.feed |= {name: outputs[output] for output, name in self.states.items()}
             self.feed["is_init"] = np.zeros_like(self.feed["is_init"])
         return outputs
 
-    def act(self, screen: npt.NDArray[np.uint8]) -> int:
-        """The action index for the one episode's ``(210, 160, 3)`` uint8 screen."""
-        return int(self.step(screen[None])["action"][0])
+    def act(self, observation: npt.NDArray[Any]) -> Action:
+        """The action for the one episode's observation: an index, or a float32 vector."""
+        action = self.step(observation[None])["action"][0]
+        return action if action.ndim else int(action)
 
 
 def load_onnx(path: Path, threads: int = 1) -> Callable[[Arrays], Arrays]:
@@ -200,8 +243,15 @@ def load_onnx(path: Path, threads: int = 1) -> Callable[[Arrays], Arrays]:
     return lambda inputs: dict(zip(names, session.run(names, inputs), strict=True))
 
 
-def make_emulator(manifest: dict[str, Any], seed: int) -> Emulator:
+def make_environment(manifest: dict[str, Any], seed: int) -> Environment:
+    """The environment that the manifest tells of, at the start of an episode.
+
+    Raises:
+        PlayError: it is not there.
+    """
     environment = manifest["environment"]
+    if "rom" not in environment:
+        return GymEnvironment(environment["id"], max_episode_steps=environment["max_episode_steps"], seed=seed)
     return Emulator(
         environment["rom"],
         [action["ale_id"] for action in manifest["actions"]],
@@ -212,15 +262,15 @@ def make_emulator(manifest: dict[str, Any], seed: int) -> Emulator:
     )
 
 
-def play(player: Player, seed: int) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
-    """Play one episode; yields each decision's reward and the screen it led to.
+def play(player: Player, seed: int) -> Iterator[tuple[float, npt.NDArray[Any]]]:
+    """Play one episode; yields each decision's reward and the observation it led to.
 
-    The screen is overwritten by the next step: copy it to keep it.
+    A screen is overwritten by the next step: copy it to keep it.
     """
-    emulator = make_emulator(player.manifest, seed)
+    environment = make_environment(player.manifest, seed)
     player.reset()
-    while not emulator.done:
-        yield emulator.step(player.act(emulator.screen)), emulator.screen
+    while not environment.done:
+        yield environment.step(player.act(environment.observation)), environment.observation
 
 
 def write_gif(path: Path, screens: list[npt.NDArray[np.uint8]], milliseconds: int) -> None:
@@ -242,11 +292,11 @@ def check_gif(path: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Play an Atari game with an exported policy, without PyTorch.")
+    parser = argparse.ArgumentParser(description="Play with an exported policy, without PyTorch.")
     parser.add_argument("folder", type=Path, help="model folder, such as models/dqn")
     parser.add_argument("--episodes", type=int, default=1, help="full episodes to play (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first episode; the next has the next seed")
-    parser.add_argument("--gif", type=Path, help="write the first episode to this file (needs Pillow)")
+    parser.add_argument("--gif", type=Path, help="write an Atari game's first episode to this file (needs Pillow)")
     options = parser.parse_args(arguments)
     if options.episodes < 1:
         parser.error(f"--episodes is {options.episodes}, must be at least 1")
@@ -256,11 +306,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.gif is not None:
             check_gif(options.gif)
         manifest = read_manifest(options.folder)
+        if options.gif is not None and "rom" not in manifest["environment"]:
+            raise PlayError(f"--gif: draws Atari games only, {options.folder} plays {manifest['environment']['id']!r}")
         player = Player(load_onnx(check_file(options.folder, "policy.onnx", manifest)), manifest)
         scores = []
         for episode in range(options.episodes):
             record = options.gif is not None and episode == 0
-            screens, score, steps = [], 0, 0
+            screens, score, steps = [], 0.0, 0
             for reward, screen in play(player, options.seed + episode):
                 if record:
                     screens.append(screen.copy())
@@ -269,8 +321,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if record:
                 write_gif(options.gif, screens, milliseconds=manifest["environment"]["frame_skip"] * 1000 // 60)
             scores.append(score)
-            print(f"episode {episode + 1}/{options.episodes}  score {score:+d}  decisions {steps}", flush=True)
-        print(f"mean score {np.mean(scores):.2f}  std {np.std(scores):.2f}  min {min(scores)}  max {max(scores)}")
+            print(f"episode {episode + 1}/{options.episodes}  score {score:+g}  decisions {steps}", flush=True)
+        print(f"mean score {np.mean(scores):.2f}  std {np.std(scores):.2f}  min {min(scores):g}  max {max(scores):g}")
     except PlayError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -1,4 +1,4 @@
-"""Measure the verified programs: latency from raw screen to action, and speed of whole rollouts.
+"""Measure the verified programs: latency from raw observation to action, and speed of whole rollouts.
 
 Everything is measured in a process of its own, one after the other in rounds, so that a noisy minute meets them all;
 what is reported are medians over the rounds, with the smallest and largest.
@@ -54,7 +54,7 @@ def bench(policy: str) -> None:
 
 
 def print_tables(policy: str, latency: dict[str, Series], rollout: Series) -> None:
-    print(f"\n{policy}: raw screen to action, one screen at a time, medians of the rounds")
+    print(f"\n{policy}: raw observation to action, one at a time, medians of the rounds")
     print(f"{'program':<10}{'load ms':>9}{'p50 us':>9}{'p90 us':>9}{'p99 us':>9}   p50 over the rounds")
     for what, series in latency.items():
         columns = "".join(f"{series[name]['median']:>9.0f}" for name in ("load_ms", "p50_us", "p90_us", "p99_us"))

@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
 
 from stages.common import params
-from stages.common.archive import load_program
+from stages.common.archive import EXPORTS, load_program
 from stages.common.errors import run
 from stages.common.files import replacing
 
 
+def compile_program(policy: str, name: str, settings: params.CompileAoti) -> str:
+    """Compile one of a policy's programs; returns what to tell the user."""
+    folder = Path("models", policy)
+    program, facts = load_program(folder / f"{name}.pt2", policy)
+    options = {
+        "cpp.threads": settings.threads,
+        "freezing": settings.freezing,
+        "max_autotune": settings.max_autotune,
+        "aot_inductor.metadata": {"policy": policy, "facts": json.dumps(facts)},
+    }
+    path = folder / f"{name}.aoti.pt2"
+    with torch.no_grad(), replacing(path) as temporary:
+        torch._inductor.aoti_compile_and_package(program, package_path=str(temporary), inductor_configs=options)
+    return f"compile_aoti {policy}  {path.name}  {path.stat().st_size:,} bytes"
+
+
 def compile_aoti(policy: str) -> None:
     settings = params.load().compile_aoti
-    folder = Path("models", policy)
-    for name in ("policy", "policy_random"):
-        program, facts = load_program(folder / f"{name}.pt2", policy)
-        options = {
-            "cpp.threads": settings.threads,
-            "freezing": settings.freezing,
-            "max_autotune": settings.max_autotune,
-            "aot_inductor.metadata": {"policy": policy, "facts": json.dumps(facts)},
-        }
-        path = folder / f"{name}.aoti.pt2"
-        with torch.no_grad(), replacing(path) as temporary:
-            torch._inductor.aoti_compile_and_package(program, package_path=str(temporary), inductor_configs=options)
-        print(f"compile_aoti {policy}  {path.name}  {path.stat().st_size:,} bytes", flush=True)
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as executor:
+        compiling = [executor.submit(compile_program, policy, name, settings) for name in EXPORTS]
+        for done in compiling:
+            print(done.result(), flush=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import onnx
 import torch
 
 from stages.common import params
-from stages.common.archive import load_program
+from stages.common.archive import EXPORTS, load_program
 from stages.common.errors import run
 from stages.common.files import replacing
 
@@ -44,7 +44,7 @@ def convert(program: torch.export.ExportedProgram, facts: dict[str, Any], opset:
 def export_onnx(policy: str) -> None:
     settings = params.load().export_onnx
     folder = Path("models", policy)
-    for name in ("policy", "policy_random"):
+    for name in EXPORTS:
         model = convert(*load_program(folder / f"{name}.pt2", policy), settings.opset)
         with replacing(folder / f"{name}.onnx") as temporary:
             onnx.save(model, temporary)

@@ -1,10 +1,13 @@
-"""Record what programs and timings of this machine depend on; always runs, and checks params.yaml first.
+"""Record what DVC cannot see by itself: this machine, and the sources of each policy; always runs.
 
-Only facts that stay the same from run to run: stages whose output is true on one machine only depend on this file.
+Only facts that stay the same from run to run. Stages whose output is true on one machine only depend on the first, and
+stages that build or train a policy on the second: its factory and its algorithm are modules that params.yaml names.
+params.yaml is checked first.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import shutil
@@ -15,8 +18,11 @@ from pathlib import Path
 from stages.common import params
 from stages.common.errors import run
 from stages.common.files import write_json
+from stages.common.profile import Profile
+from stages.common.sources import needed_files
 
 LIBRARIES = ("torch", "tensordict", "torchrl", "ale-py", "onnx", "onnxruntime", "numpy")
+SOURCES = Path("results/sources")
 # What compilers and runtimes choose their code by.
 INSTRUCTION_SETS = ("sse4_2", "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "amx_tile")
 INSTRUCTION_SETS_ARM = ("asimd", "asimddp", "fphp", "bf16", "i8mm", "sve", "sve2")
@@ -42,8 +48,31 @@ def cpu() -> tuple[str, list[str]]:
     return fields.get("model name") or platform.processor() or platform.machine(), sets
 
 
+def hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_sources(module: str) -> dict[str, str]:
+    """SHA-256 of each of the project's files that a module needs."""
+    return {path.as_posix(): hash_file(path) for path in sorted(needed_files([module]))}
+
+
+def write_sources(policy: str, profile: Profile) -> None:
+    """The hashes of what makes a policy, which includes files that its factory is given, and of what trains it."""
+    folder = SOURCES / policy
+    named = {value for value in profile.policy.arguments.values() if isinstance(value, str)}
+    files = {name: hash_file(Path(name)) for name in sorted(named) if Path(name).is_file()}
+    write_json(folder / "policy.json", hash_sources(profile.policy.factory.partition(":")[0]) | files)
+    write_json(folder / "algorithm.json", hash_sources(f"stages.algorithms.{profile.train.algorithm}"))
+
+
 def machine() -> None:
-    params.load()
+    everything = params.load()
+    for left in {path.name for path in SOURCES.glob("*")} - set(everything.matrix):
+        shutil.rmtree(SOURCES / left)
+    for policy in everything.matrix:
+        write_sources(policy, everything.policies[policy])
     model, instruction_sets = cpu()
     write_json(
         Path("results/machine.json"),

@@ -7,35 +7,36 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from play import Player, make_emulator
+from play import Player, make_environment
 from stages.common import episodes, params
 from stages.common.env import environment_facts
-from stages.common.episodes import Episode, hash_ram
+from stages.common.episodes import Episode, hash_state, random_action
 from stages.common.errors import run
+from stages.common.profile import load_profile
 from stages.common.program import load_step
 from stages.common.runtimes import wrap
 
 
 def play_episode(player: Player, seed: int, epsilon: float) -> Episode:
     """One full episode; each action is replaced by a random one with probability ``epsilon``."""
-    emulator, random = make_emulator(player.manifest, seed), np.random.default_rng(seed)
-    actions, rewards, ram_hashes = [], [], []
+    environment, random = make_environment(player.manifest, seed), np.random.default_rng(seed)
+    actions, rewards, state_hashes = [], [], []
     player.reset()
-    while not emulator.done:
-        action = player.act(emulator.screen)
+    while not environment.done:
+        action = player.act(environment.observation)
         if random.random() < epsilon:
-            action = int(random.integers(len(emulator.actions)))
+            action = random_action(player.manifest, random)
         actions.append(action)
-        rewards.append(emulator.step(action))
-        ram_hashes.append(hash_ram(emulator))
+        rewards.append(environment.step(action))
+        state_hashes.append(hash_state(environment))
+    kind = np.int16 if isinstance(action, int) else np.float32
     return Episode(
-        seed, epsilon, np.array(actions, np.uint8), np.array(rewards, np.int16), np.array(ram_hashes, np.uint64)
+        seed, epsilon, np.array(actions, kind), np.array(rewards, np.float32), np.array(state_hashes, np.uint64)
     )
 
 
 def record(policy: str) -> None:
-    everything = params.load()
-    profile, settings = everything.profile(policy), everything.record
+    profile, settings = load_profile(policy), params.load().record
     torch.set_num_threads(1)
     step = load_step(policy, profile)
     manifest = environment_facts(profile.env) | step.signature.as_dict()
@@ -46,7 +47,7 @@ def record(policy: str) -> None:
         episode = play_episode(player, seed, epsilon)
         recorded.append(episode)
         print(
-            f"record {policy}  seed {seed}  epsilon {epsilon}  score {episode.rewards.sum():+d}  "
+            f"record {policy}  seed {seed}  epsilon {epsilon}  score {episode.rewards.sum():+g}  "
             f"steps {len(episode.actions)}",
             flush=True,
         )

@@ -9,9 +9,8 @@ import torch
 from ruamel.yaml import YAML
 
 from stages import export_onnx, export_pt2, manifest
-from stages.common import params
-from stages.common.env import environment_facts
 from stages.common.policy import Agent, make_agent, save_weights
+from stages.common.profile import Profile, load_profile
 from stages.common.program import Step
 
 ROOT = Path(__file__).parents[1]
@@ -30,9 +29,9 @@ def root() -> Path:
 
 
 @pytest.fixture(scope="session")
-def profile() -> params.Profile:
+def profile() -> Profile:
     """The profile that the repository ships."""
-    return params.load(ROOT / "params.yaml").profile("dqn")
+    return load_profile("dqn", ROOT / "params.yaml")
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +42,7 @@ def variant(profile):
         content = profile.model_dump()
         for section, values in sections.items():
             content[section] |= values
-        return params.Profile.model_validate(content)
+        return Profile.model_validate(content)
 
     return change
 
@@ -59,9 +58,9 @@ def make_step():
     return make
 
 
-def untrained_agent(profile: params.Profile) -> Agent:
+def untrained_agent(profile: Profile) -> Agent:
     torch.manual_seed(0)
-    agent = make_agent(profile, len(environment_facts(profile.env)["actions"]))
+    agent = make_agent("dqn", profile)
     agent.policy.eval().requires_grad_(requires_grad=False)
     return agent
 
@@ -77,8 +76,8 @@ def workspace(tmp_path_factory) -> Path:
     content["policies"]["dqn"]["env"]["max_episode_steps"] = EPISODE_STEPS
     YAML().dump(content, folder / "params.yaml")
     with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
-        agent = untrained_agent(params.load().profile("dqn"))
-        save_weights(Path("models/dqn/policy.safetensors"), "dqn", agent.network)
+        agent = untrained_agent(load_profile("dqn"))
+        save_weights(Path("models/dqn/policy.safetensors"), "dqn", agent.actor)
         export_pt2.export_pt2("dqn")
         export_onnx.export_onnx("dqn")
         patch.setattr(manifest, "FILES", {name: text for name, text in manifest.FILES.items() if "aoti" not in name})

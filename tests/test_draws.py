@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pipeline_helpers import ROOT
 
-import play
-from play import Arrays
-from stages.common.draws import ROWS, compare_pairs, draw, draw_in_processes, judge, pick_situations
-from stages.record import play_episode
+from play import Arrays, read_manifest
+from stages.common.draws import ROWS, compare_pairs, draw, draw_in_processes, judge
 
-ACTIONS, CALLS, LEVEL = 6, 128, 1e-6 / 100
+ACTIONS, CALLS, LEVEL, TOLERANCE = 6, 128, 1e-6 / 100, 1e-5
 GREEDY = np.array([0, 5, 2, 2, 1, 4, 3, 3])  # of eight situations
 
 
@@ -67,7 +64,7 @@ def findings(make, seeds=(1, 2, 3)):
     eager = draw(Explorer(0), situations, CALLS)
     drawn = [draw(make(seed), situations, CALLS) for seed in seeds]
     assert drawn[0].shape == (len(GREEDY), CALLS, ROWS)
-    return list(judge(eager, drawn[0], (drawn[1], drawn[2])))
+    return list(judge(eager, drawn[0], (drawn[1], drawn[2]), TOLERANCE))
 
 
 def test_faultless_programs_pass_and_p_is_no_smaller_than_it_says():
@@ -82,7 +79,7 @@ def test_faultless_programs_pass_and_p_is_no_smaller_than_it_says():
 def test_policy_that_never_explores_passes():
     situations = {"situation": np.arange(len(GREEDY))}
     never = draw(Explorer(0, epsilon=0.0), situations, CALLS)
-    assert all(finding.p == 1 for finding in judge(never, never, (never, never)))
+    assert all(finding.p == 1 for finding in judge(never, never, (never, never), TOLERANCE))
 
 
 @pytest.mark.parametrize(
@@ -102,27 +99,74 @@ def test_fault_is_found_and_named(make, what):
     assert any(what in f"{finding.what}: {finding.found}" for finding in findings(make) if finding.p < LEVEL)
 
 
-@pytest.fixture(scope="module")
-def played(workspace):
-    """A deterministic program in its workspace, and an episode with its own actions."""
-    with contextlib.chdir(workspace):
-        manifest = play.read_manifest(Path("models/dqn"))
-        player = play.Player(play.load_onnx(Path("models/dqn/policy.onnx")), manifest)
-        return player.run, manifest, play_episode(player, seed=1, epsilon=0.1)
+class Normal:
+    """A program whose action is a vector of two numbers."""
+
+    def __init__(self, seed: int, scale: float = 0.5, shift: float = 0.0) -> None:
+        self.random, self.scale, self.shift = np.random.default_rng(seed), scale, shift
+
+    def __call__(self, inputs: Arrays) -> Arrays:
+        loc = GREEDY[inputs["situation"]][:, None] * [1.0, -1.0] + self.shift
+        return {"action": (loc + self.scale * self.numbers(len(loc))).astype(np.float32)}
+
+    def numbers(self, rows: int):
+        return self.random.standard_normal((rows, 2))
 
 
-def test_situations_are_decisions_of_the_episode(played):
-    situations = pick_situations(*played, 4)
-    assert {name: len(array) for name, array in situations.items()} == {"observation": 4, "frames": 4, "is_init": 4}
-    assert situations["is_init"].ravel().tolist() == [True, False, False, False]
-    for name in ("observation", "frames"):
-        assert len({row.tobytes() for row in situations[name]}) == 4
+class SameVectorInEveryCall(Normal):
+    def numbers(self, rows):
+        self.random = np.random.default_rng(13)
+        return super().numbers(rows)
 
 
-def test_programs_draw_anew_in_every_process(played, workspace, monkeypatch):
-    situations = pick_situations(*played, 8)
+class PairsOfVectors(Normal):
+    def numbers(self, rows):
+        return np.repeat(super().numbers(rows // 2), 2, 0)
+
+
+def vector_findings(make, seeds=(1, 2, 3), eager=None):
+    situations = {"situation": np.arange(len(GREEDY))}
+    drawn = [draw(make(seed), situations, CALLS) for seed in seeds]
+    assert drawn[0].shape == (len(GREEDY), CALLS, ROWS, 2)
+    return list(judge(draw(eager or Normal(0), situations, CALLS), drawn[0], (drawn[1], drawn[2]), TOLERANCE))
+
+
+def test_faultless_vectors_pass_and_p_is_no_smaller_than_it_says():
+    least = []
+    for seed in range(40):
+        found = vector_findings(Normal, (1 + seed, 1000 + seed, 2000 + seed))
+        least.append(min(finding.p for finding in found) * len(found))
+    assert min(least) > 1e-3
+    assert np.mean(np.array(least) < 0.1) <= 0.25
+
+
+def test_vectors_that_are_not_drawn_pass_within_the_tolerance():
+    def near(_):
+        return Normal(0, scale=0.0, shift=TOLERANCE / 2)
+
+    assert all(finding.p == 1 for finding in vector_findings(near, eager=Normal(0, scale=0.0)))
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (lambda _: Normal(5), "independence of processes, action[0] in situation 0: rank correlation 1 "),
+        (SameVectorInEveryCall, "independence of calls, action[1]"),
+        (PairsOfVectors, "independence of neighbouring rows, action[0]"),
+        (lambda seed: Normal(seed, scale=0.55), "distribution of action[0] in all situations: standardised mean "),
+        (lambda seed: Normal(seed, shift=0.1), "distribution of action[1] in situation 7: mean "),
+        (lambda seed: Normal(seed, scale=0.0), "distribution of action[0] in situation 0: mean 0 and std 0, "),
+    ],
+)
+def test_fault_of_vectors_is_found_and_named(make, what):
+    assert any(what in f"{finding.what}: {finding.found}" for finding in vector_findings(make) if finding.p < LEVEL)
+
+
+def test_programs_draw_anew_in_every_process(workspace, monkeypatch):
     monkeypatch.chdir(workspace)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    inputs = read_manifest(Path("models/dqn"))["inputs"]
+    situations = {spec["name"]: np.zeros([8, *spec["shape"][1:]], spec["dtype"]) for spec in inputs}
     first, second = draw_in_processes("dqn", ["pt2_random", "onnx_random"], situations, 8)
     for name in ("pt2_random", "onnx_random"):
         assert first[name].shape == (8, 8, ROWS)

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torchrl.envs import check_env_specs
 
-from play import Emulator
-from stages.common.env import AtariEnv, environment_facts, make_env
+from play import Emulator, make_environment
+from stages.common.env import AtariEnv, environment_facts, make_env, make_specs
 from stages.common.errors import UserError
 from stages.common.preprocess import OBSERVATION, PIXELS, Screen
+from stages.common.profile import GymEnv
 
 PONG = [0, 1, 3, 4, 11, 12]
 
@@ -15,6 +16,11 @@ PONG = [0, 1, 3, 4, 11, 12]
 def make_emulator(env, seed):
     knobs = env.model_dump(exclude={"id"})
     return Emulator("pong", PONG, **knobs, seed=seed)
+
+
+def restart(emulator):
+    emulator.ale.reset_game()
+    emulator.ale.getScreenRGB(emulator.observation)
 
 
 def random_actions(steps, rows, seed=0):
@@ -50,7 +56,7 @@ def test_rows_are_the_emulator_that_devices_run(variant, max_episode_steps, ends
         stepped, entries = env.step_and_maybe_reset(entries.set("action", actions))
         outcome = stepped["next"]
         for row, emulator in enumerate(emulators):
-            before = torch.tensor(emulator.screen)
+            before = torch.tensor(emulator.observation)
             reward = emulator.step(int(actions[row]))
             assert float(outcome["reward"][row]) == reward
             assert bool(outcome["done"][row]) == emulator.done
@@ -58,10 +64,10 @@ def test_rows_are_the_emulator_that_devices_run(variant, max_episode_steps, ends
                 episodes += 1
                 assert bool(outcome[ends][row])
                 assert torch.equal(outcome[OBSERVATION][row], before)  # see AtariEnv: one decision before the end
-                emulator.reset()
+                restart(emulator)
             else:
-                assert torch.equal(outcome[OBSERVATION][row], torch.tensor(emulator.screen))
-            assert torch.equal(entries[OBSERVATION][row], torch.tensor(emulator.screen))
+                assert torch.equal(outcome[OBSERVATION][row], torch.tensor(emulator.observation))
+            assert torch.equal(entries[OBSERVATION][row], torch.tensor(emulator.observation))
     assert episodes >= at_least
 
 
@@ -102,12 +108,12 @@ def test_row_that_is_reset_begins_and_the_other_goes_on(profile):
     entries = env.reset()
     for step, actions in enumerate(random_actions(100, 2)):
         if step == 40:
-            emulators[1].reset()
+            restart(emulators[1])
             entries = env.reset(entries.set("_reset", torch.tensor([[False], [True]])))
         entries = env.step(entries.set("action", actions))["next"]
         for emulator, action, screen in zip(emulators, actions, entries[OBSERVATION], strict=True):
             emulator.step(int(action))
-            assert torch.equal(screen, torch.tensor(emulator.screen))
+            assert torch.equal(screen, torch.tensor(emulator.observation))
 
 
 @pytest.mark.parametrize("frames", [1, 2, 4])
@@ -150,10 +156,56 @@ def test_facts_that_a_device_needs(profile):
     ]
 
 
-@pytest.mark.parametrize("env_id", ["ALE/Nosuch-v5", "ALE/Pong-v99", "CartPole-v1", "Pong", "nosuch:Pong-v0", ""])
-def test_unknown_environment(variant, env_id):
+@pytest.mark.parametrize("env_id", ["ALE/Nosuch-v5", "ALE/Pong-v99"])
+def test_unknown_game(variant, env_id):
     with pytest.raises(UserError) as caught:
         environment_facts(variant(env={"id": env_id}).env)
     (line,) = str(caught.value).splitlines()
     assert line.startswith("params.yaml: ")
     assert repr(env_id) in line
+
+
+def gym(env_id, max_episode_steps=20):
+    return GymEnv(id=env_id, max_episode_steps=max_episode_steps)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "message"),
+    [
+        ("Nosuch-v0", "gymnasium does not make it"),
+        ("nosuch:Pong-v0", "gymnasium does not make it"),
+        ("", "gymnasium does not make it"),
+        ("Blackjack-v1", "its observations are a Tuple"),
+        ("FrozenLake-v1", "its observations are a Discrete"),
+    ],
+)
+def test_environment_that_cannot_be_used(env_id, message):
+    with pytest.raises(UserError) as caught:
+        make_specs(gym(env_id))
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(f"params.yaml: env.id: {env_id!r}: ")
+    assert message in line
+
+
+def test_facts_of_a_choice_and_of_a_vector():
+    assert environment_facts(gym("CartPole-v1")) == {
+        "environment": {"id": "CartPole-v1", "max_episode_steps": 20},
+        "actions": [{"index": 0, "name": "0"}, {"index": 1, "name": "1"}],
+    }
+    assert environment_facts(gym("Pendulum-v1"))["actions"] == {"low": [-2.0], "high": [2.0]}
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+def test_row_is_the_environment_that_devices_run(env_id):
+    """Same observations, rewards and ends, for as long as the first episode lasts."""
+    env = make_env(gym(env_id), None, 2, seed=7)
+    entries = env.reset()
+    device = make_environment(environment_facts(gym(env_id)), 0)
+    device.observation, _ = device.env.reset(seed=7)
+    while not device.done:
+        assert torch.equal(entries[OBSERVATION][0], torch.tensor(device.observation))
+        action = env.action_spec.rand()
+        stepped, entries = env.step_and_maybe_reset(entries.set("action", action))
+        reward = device.step(action[0].numpy() if action.ndim > 1 else int(action[0]))
+        assert float(stepped["next", "reward"][0]) == pytest.approx(reward)
+        assert bool(stepped["next", "done"][0]) == device.done

@@ -39,6 +39,6 @@ def test_every_file_is_listed_with_its_hash(workspace):
 def test_programs_of_other_weights(workspace, tmp_path, monkeypatch, profile):
     shutil.copytree(workspace / "models", tmp_path / "models")
     monkeypatch.chdir(tmp_path)
-    save_weights(Path("models/dqn/policy.safetensors"), "dqn", make_agent(profile, 6).network)
+    save_weights(Path("models/dqn/policy.safetensors"), "dqn", make_agent("dqn", profile).actor)
     with pytest.raises(UserError, match=r"^models/dqn/policy\.pt2: made from other weights than .*dvc repro"):
         manifest.manifest("dqn")

@@ -9,6 +9,7 @@ from ruamel.yaml import YAML
 
 from stages.common import params
 from stages.common.errors import UserError
+from stages.common.profile import load_profile
 
 MISSING = object()
 DQN = "policies.dqn"
@@ -61,6 +62,7 @@ def test_shipped_file_loads_as_written(root, content):
         (f"{DQN}.train.total_steps", "1000000", "integer"),
         (f"{DQN}.train.epochs", True, "integer"),
         (f"{DQN}.env.id", 5, "string"),
+        (f"{DQN}.policy.factory", "make_policy", "match pattern"),
         (f"{DQN}.preprocess.size", 80, "list"),
         (f"{DQN}.preprocess.crop", [34, 0, 160, 160], "dictionary"),
         ("export_onnx", None, "dictionary"),
@@ -73,7 +75,6 @@ def test_shipped_file_loads_as_written(root, content):
         (f"{DQN}.preprocess.resize", "cubic", "'nearest', 'area' or 'bilinear'"),
         (f"{DQN}.preprocess.grey", [1.0, 0.0], "3 items"),
         (f"{DQN}.preprocess.size", [80, 80, 1], "2 items"),
-        (f"{DQN}.policy.epsilon", -0.1, "greater than or equal to 0"),
         (f"{DQN}.train.total_steps", -1, "greater than 0"),
         (f"{DQN}.train.minibatch_size", 0, "greater than 0"),
         ("matrix", [], "1 item"),
@@ -106,9 +107,8 @@ def test_bad_value_is_named(content, path, key, value, allowed):
         (f"{DQN}.preprocess.grey", [0.0, 0.0, 0.0], ["grey", "[0.0, 0.0, 0.0]", "differ from 0"]),
         (f"{DQN}.preprocess.crop.top", 51, ["crop", "row 211", "210 rows"]),
         (f"{DQN}.preprocess.crop.left", 1, ["crop", "column 161", "160 columns"]),
-        (f"{DQN}.policy.conv", [[16, 8, 8], [32, 11, 1]], ["policy.conv", "(0, 0)", "[80, 80]"]),
-        (f"{DQN}.policy.conv", [[16, 81, 1]], ["policy.conv", "(0, 0)", "[80, 80]"]),
-        (f"{DQN}.train.epsilon_start", 0.001, ["epsilon_start", "(0.001)", "policy.epsilon"]),
+        (f"{DQN}.env", {"id": "CartPole-v1", "max_episode_steps": 9}, ["preprocess", "must be null", "'CartPole-v1'"]),
+        (f"{DQN}.train.algorithm", "sac", ["train.algorithm: 'sac'", "'pqn', 'ppo', 'dqn', 'none'"]),
     ],
 )
 def test_values_that_do_not_fit_together(content, path, key, value, said):
@@ -128,6 +128,10 @@ def test_values_that_do_not_fit_together(content, path, key, value, said):
         (f"{DQN}.trian", "train"),
         (f"{DQN}.train.lambda", "lambda_"),
         (f"{DQN}.preprocess.crop.bottom", "height"),
+        (f"{DQN}.env.frameskip", "frame_skip"),
+        ("policies.cartpole.env.frame_skip", "max_episode_steps"),
+        ("policies.ppo.train.critic.layers", "hidden"),
+        ("policies.ppo.train.epsilon_start", "clip_epsilon"),
     ],
 )
 def test_unknown_key_is_named_with_the_known_ones(content, path, key, known):
@@ -138,7 +142,9 @@ def test_unknown_key_is_named_with_the_known_ones(content, path, key, known):
     assert known in line.split("known here")[1]
 
 
-@pytest.mark.parametrize("key", ["bench", "matrix", "record.seed", DQN + ".env", DQN + ".train.gamma"])
+@pytest.mark.parametrize(
+    "key", ["bench", "matrix", "record.seed", DQN + ".env", DQN + ".train.gamma", DQN + ".train.algorithm"]
+)
 def test_missing_key_is_named(content, path, key):
     change(content, path, {key: MISSING})
     (line,) = mistakes(path)
@@ -196,10 +202,10 @@ def test_missing_file(path):
 def test_numbers_as_people_and_dvc_write_them(root, path, text, value):
     lines = (root / "params.yaml").read_text().splitlines()
     path.write_text("\n".join(f"      learning_rate: {text}" if "learning_rate:" in line else line for line in lines))
-    found = params.load(path).profile("dqn").train.learning_rate
+    found = params.load(path).policies["dqn"].train.learning_rate
     assert (found, type(found)) == (value, float)
 
 
 def test_profile_of_unknown_policy(root):
     with pytest.raises(UserError, match="no 'nosuch', only dqn"):
-        params.load(root / "params.yaml").profile("nosuch")
+        load_profile("nosuch", root / "params.yaml")

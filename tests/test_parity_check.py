@@ -25,6 +25,7 @@ from stages.common.env import environment_facts
 from stages.common.episodes import Episode
 from stages.common.errors import UserError
 from stages.common.policy import make_agent, save_weights
+from stages.common.profile import Profile, load_profile
 from stages.common.program import Step, load_step
 from stages.common.runtimes import Run, wrap
 from stages.export_onnx import export_onnx
@@ -35,6 +36,7 @@ from stages.record import record
 
 FOLDER = Path("models/dqn")
 TOLERANCE = 1e-5
+SETTINGS = params.ParityCheck(tolerance=TOLERANCE, seed=3, random_situations=4, random_calls=4, random_error_rate=1e-6)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Bundle:
     """An untrained policy with its programs and a few recorded episodes."""
 
     folder: Path
-    profile: params.Profile
+    profile: Profile
     eager: Run
     programs: dict[str, Run]
     recorded: list[Episode]
@@ -56,9 +58,9 @@ def bundle(tmp_path_factory) -> Bundle:
     write_params(folder, TINY | few | {"policies.dqn.preprocess.grey": [1.0, 0.0, 0.0]})
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        profile = params.load().profile("dqn")
+        profile = load_profile("dqn")
         torch.manual_seed(0)
-        save_weights(FOLDER / "policy.safetensors", "dqn", make_agent(profile, 6).network)
+        save_weights(FOLDER / "policy.safetensors", "dqn", make_agent("dqn", profile).actor)
         export_pt2("dqn")
         export_onnx("dqn")
         record("dqn")
@@ -78,19 +80,19 @@ def bundle(tmp_path_factory) -> Bundle:
 
 
 def open_loop(bundle: Bundle, name: str, run: Run) -> OpenLoop:
-    return check_open_loop(bundle.eager, {name: run}, bundle.recorded, bundle.manifest, TOLERANCE)[name]
+    return check_open_loop(bundle.eager, {name: run}, bundle.recorded, bundle.manifest, SETTINGS)[0][name]
 
 
 def test_programs_of_the_same_policy_pass(bundle):
-    results = check_open_loop(bundle.eager, bundle.programs, bundle.recorded, bundle.manifest, TOLERANCE)
+    results, _ = check_open_loop(bundle.eager, bundle.programs, bundle.recorded, bundle.manifest, SETTINGS)
     assert set(results) == {"pt2", "pt2_random", "onnx", "onnx_random"}
     for result in results.values():
         assert result.failures == result.ties == []
-        assert result.screens == sum(len(episode.actions) for episode in bundle.recorded)
+        assert result.observations == sum(len(episode.actions) for episode in bundle.recorded)
         assert set(result.max_abs_difference) == {"action_value", "next_frames"}
         assert max(result.max_abs_difference.values()) < TOLERANCE
     deterministic = {name: bundle.programs[name] for name in ("pt2", "onnx")}
-    for result in check_closed_loop(bundle.eager, deterministic, bundle.manifest, seed=3).values():
+    for result in check_closed_loop(bundle.eager, deterministic, bundle.manifest, SETTINGS).values():
         assert (result.identical, result.failure) == (True, None)
         assert result.steps == TINY["policies.dqn.env.max_episode_steps"]
 
@@ -101,12 +103,34 @@ def test_episodes_of_different_lengths_are_compared_to_their_ends(bundle):
         for episode, steps in zip(bundle.recorded, (40, 100, 70), strict=True)
     ]
     programs = {"pt2": bundle.programs["pt2"], "onnx": shift_actions_late(bundle.programs["onnx"])}
-    results = check_open_loop(bundle.eager, programs, recorded, bundle.manifest, TOLERANCE)
-    assert [result.screens for result in results.values()] == [210, 210]
+    results, _ = check_open_loop(bundle.eager, programs, recorded, bundle.manifest, SETTINGS)
+    assert [result.observations for result in results.values()] == [210, 210]
     assert not results["pt2"].failures
     found = [(episode.seed, step) for step in range(50, 100) for episode in recorded if step < len(episode.actions)]
     named = [tuple(map(int, re.findall(r"\d+", failure)[:2])) for failure in results["onnx"].failures]
     assert named == found
+
+
+def test_drift_of_a_state_is_told_per_hundred_steps(bundle):
+    """A program whose memory is a little off after step 60, in episodes of a hundred steps and of seventy."""
+    steps, run = itertools.count(), bundle.programs["pt2"]
+
+    def drift(inputs: Arrays) -> Arrays:
+        outputs = run(inputs)
+        outputs["next_frames"] = outputs["next_frames"] + np.float32(3e-6 * (next(steps) >= 60))
+        return outputs
+
+    result = open_loop(bundle, "pt2", drift)
+    assert result.state_drift["next_frames"] == pytest.approx([3e-6], rel=0.5)
+    assert not result.failures
+
+
+def test_situations_are_decisions_of_the_first_episode(bundle):
+    _, situations = check_open_loop(bundle.eager, {}, bundle.recorded, bundle.manifest, SETTINGS)
+    assert {name: len(array) for name, array in situations.items()} == {"observation": 4, "frames": 4, "is_init": 4}
+    assert situations["is_init"].ravel().tolist() == [True, False, False, False]
+    for name in ("observation", "frames"):
+        assert len({row.tobytes() for row in situations[name]}) == 4
 
 
 def changed_onnx(bundle: Bundle, change: Callable[[onnx.ModelProto], None], path: Path) -> Run:
@@ -205,7 +229,7 @@ def test_fault_is_found_in_open_loop(bundle, name, fault):
 
 def test_faults_of_one_program_are_not_the_other_programs(bundle):
     programs = bundle.programs | {"onnx": not_a_number(bundle.programs["onnx"])}
-    results = check_open_loop(bundle.eager, programs, bundle.recorded, bundle.manifest, TOLERANCE)
+    results, _ = check_open_loop(bundle.eager, programs, bundle.recorded, bundle.manifest, SETTINGS)
     assert {name for name, result in results.items() if result.failures} == {"onnx"}
 
 
@@ -217,13 +241,13 @@ def test_random_program_is_held_to_its_values_only(bundle):
 
 def other_policy(bundle: Bundle) -> Run:
     torch.manual_seed(1)
-    agent = make_agent(bundle.profile, 6)
+    agent = make_agent("dqn", bundle.profile)
     return wrap(Step(agent.policy.eval(), agent.input_spec, ExplorationType.DETERMINISTIC))
 
 
 def test_other_policy_is_found(bundle):
     assert open_loop(bundle, "pt2", other_policy(bundle)).different_actions
-    result = check_closed_loop(bundle.eager, {"pt2": other_policy(bundle)}, bundle.manifest, seed=3)["pt2"]
+    result = check_closed_loop(bundle.eager, {"pt2": other_policy(bundle)}, bundle.manifest, SETTINGS)["pt2"]
     assert not result.identical
 
 
@@ -265,7 +289,7 @@ def test_open_loop_failure_tells_where_and_what(bundle):
 @pytest.mark.parametrize(("fault", "step"), [(shift_actions, 0), (shift_actions_late, 50)])
 def test_closed_loop_failure_tells_where_and_what(bundle, fault, step):
     programs = {"pt2": bundle.programs["pt2"], "onnx": fault(bundle.programs["onnx"])}
-    results = check_closed_loop(bundle.eager, programs, bundle.manifest, seed=3)
+    results = check_closed_loop(bundle.eager, programs, bundle.manifest, SETTINGS)
     assert results["pt2"].identical
     result = results["onnx"]
     assert (result.identical, result.steps) == (False, step + 1)
@@ -275,20 +299,25 @@ def test_closed_loop_failure_tells_where_and_what(bundle, fault, step):
 
 def test_closed_loop_compares_the_console(bundle, monkeypatch):
     """The same actions are not enough: here the program's emulator has other random numbers."""
-    make, seeds = stage.make_emulator, itertools.count(3)
-    monkeypatch.setattr(stage, "make_emulator", lambda manifest, _: make(manifest, next(seeds)))
+    make, seeds = stage.make_environment, itertools.count(3)
+    monkeypatch.setattr(stage, "make_environment", lambda manifest, _: make(manifest, next(seeds)))
 
     def alternate() -> Run:
         actions = itertools.cycle([2, 3])
         return lambda _: {"action": np.array([next(actions)])}
 
-    result = check_closed_loop(alternate(), {"onnx": alternate()}, bundle.manifest | {"states": []}, seed=3)
-    assert "the console's memory differs" in result["onnx"].failure
+    result = check_closed_loop(
+        alternate(),
+        {"onnx": alternate()},
+        bundle.manifest | {"states": [], "inputs": bundle.manifest["inputs"][:1]},
+        SETTINGS,
+    )
+    assert "the state differs" in result["onnx"].failure
 
 
 def compare(eager: list[float], found: list[float]) -> OpenLoop:
     """Two programs that each take their best action, on one screen."""
-    result = OpenLoop(compares_actions=True, tolerance=TOLERANCE)
+    result = OpenLoop(compares_actions=True, tolerance=TOLERANCE, states=set())
     rows = [np.array([values], np.float32) for values in (eager, found)]
     result.compare([(7, 11)], *({"action": values.argmax(-1), "action_value": values} for values in rows))
     return result
@@ -317,7 +346,10 @@ def test_another_action_without_a_tie_is_a_fault(eager, found):
 
 
 def test_another_action_for_the_same_values_is_a_fault():
-    values, result = np.array([[0.5, 0.500002]], np.float32), OpenLoop(compares_actions=True, tolerance=TOLERANCE)
+    values, result = (
+        np.array([[0.5, 0.500002]], np.float32),
+        OpenLoop(compares_actions=True, tolerance=TOLERANCE, states=set()),
+    )
     rows = [{"action": np.array([action]), "action_value": values} for action in (1, 0)]
     result.compare([(7, 11)], *rows)
     assert (result.different_actions, result.ties) == (1, [])
@@ -332,7 +364,7 @@ def project(bundle, tmp_path, monkeypatch) -> Path:
     random = {"pt2_random": "policy_random.pt2", "onnx_random": "policy_random.onnx"}
     monkeypatch.setattr(runtimes, "RANDOM_PROGRAMS", random)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setattr(stage, "MIN_SCREENS", sum(len(episode.actions) for episode in bundle.recorded))
+    monkeypatch.setattr(stage, "MIN_OBSERVATIONS", sum(len(episode.actions) for episode in bundle.recorded))
     return tmp_path
 
 
@@ -387,8 +419,8 @@ def test_stage_names_the_program_with_other_outputs(bundle, monkeypatch, fault, 
 
 @pytest.mark.usefixtures("project")
 def test_stage_needs_enough_screens(monkeypatch):
-    monkeypatch.setattr(stage, "MIN_SCREENS", stage.MIN_SCREENS + 1)
-    with pytest.raises(UserError, match=r"data/dqn/episodes.safetensors: holds \d+ screens.*record.greedy_episodes"):
+    monkeypatch.setattr(stage, "MIN_OBSERVATIONS", stage.MIN_OBSERVATIONS + 1)
+    with pytest.raises(UserError, match=r"data/dqn/episodes.safetensors: holds \d+ obs.*record.greedy_episodes"):
         stage.parity_check("dqn")
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import copy
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from dvc.repo import Repo
 from pipeline_helpers import ROOT, change_params, copy_project, python
 from ruamel.yaml import YAML
 
+from stages.common.sources import needed_files
+
 # DVC's own use of a library of its own.
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")
 
@@ -25,27 +27,14 @@ PARAMS = YAML_READER.load((ROOT / "params.yaml").read_text())
 
 # Every parameter, and the stages that run again when it changes. `*` is any policy: only its own stages run.
 AFTER_TRAIN = {"record", "export_pt2", "compile_aoti", "export_onnx", "manifest", "parity_check", "bench"}
-RERUNS = [
-    ("policies.*.env", "id frame_skip repeat_action_probability max_episode_steps", {"train"} | AFTER_TRAIN),
-    (
-        "policies.*.preprocess",
-        "crop.top crop.left crop.height crop.width grey resize size mean std frames",
-        {"train"} | AFTER_TRAIN,
-    ),
-    ("policies.*.policy", "conv hidden epsilon", {"train"} | AFTER_TRAIN),
-    (
-        "policies.*.train",
-        """seed total_steps num_envs rollout_steps epochs minibatch_size learning_rate max_grad_norm gamma_start
-        gamma lambda_ return_ends_at_reward epsilon_start epsilon_steps eval_episodes""",
-        {"train"} | AFTER_TRAIN,
-    ),
-    ("record", "seed greedy_episodes epsilon_episodes epsilon", {"record", "parity_check", "bench"}),
-    ("compile_aoti", "threads freezing max_autotune", {"compile_aoti", "manifest", "parity_check", "bench"}),
-    ("export_onnx", "opset", {"export_onnx", "manifest", "parity_check", "bench"}),
-    ("parity_check", "tolerance seed random_situations random_calls random_error_rate", {"parity_check", "bench"}),
-    ("bench", "rounds warmup_steps steps rollout_steps threads", {"bench"}),
-]
-TABLE = {f"{section}.{name}": stages for section, names, stages in RERUNS for name in names.split()}
+RERUNS = {
+    "policies.*": {"train"} | AFTER_TRAIN,
+    "record": {"record", "parity_check", "bench"},
+    "compile_aoti": {"compile_aoti", "manifest", "parity_check", "bench"},
+    "export_onnx": {"export_onnx", "manifest", "parity_check", "bench"},
+    "parity_check": {"parity_check", "bench"},
+    "bench": {"bench"},
+}
 
 
 def leaves(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -58,6 +47,12 @@ def leaves(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 LEAVES = {key: value for key, value in leaves(PARAMS) if key != "matrix"}
+# Of parameters that several policies have, the first policy's.
+OF_MATRIX = {
+    key.split(".", 2)[-1] if key.startswith("policies.") else key: key
+    for key in reversed(LEAVES)
+    if key.split(".")[1] in PARAMS["matrix"] or not key.startswith("policies.")
+}
 
 
 def another(value: Any) -> Any:
@@ -73,43 +68,11 @@ def another(value: Any) -> Any:
             return value + 1
 
 
-def module_file(name: str) -> str | None:
-    path = f"{name.replace('.', '/')}.py"
-    return path if (ROOT / path).is_file() else None
-
-
-def imported_files(path: str) -> set[str]:
-    """The project's modules that one imports anywhere in it, or starts with ``python -m``."""
-    names = set()
-    for node in ast.walk(ast.parse((ROOT / path).read_text())):
-        match node:
-            case ast.Import():
-                names |= {alias.name for alias in node.names}
-            case ast.ImportFrom(level=0, module=str(module)):
-                names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
-            case ast.ImportFrom():
-                raise AssertionError(f"{path}:{node.lineno}: relative imports are not followed here")
-            case ast.Constant(value=str(text)) if text.startswith("stages."):
-                names.add(text)
-    packages = {f"{name.rpartition('.')[0]}.__init__" for name in names if "." in name}
-    files = {module_file(name) for name in names | packages} - {None}
-    return {file for file in files if (ROOT / file).stat().st_size}
-
-
-def needed_files(stage: str) -> set[str]:
-    found, unread = set(), [module_file(STAGES[stage]["cmd"].split()[2])]
-    while unread:
-        path = unread.pop()
-        if path not in found:
-            found.add(path)
-            unread += imported_files(path)
-    return found
-
-
 @pytest.mark.parametrize("stage", STAGES)
-def test_dependencies_are_the_modules_that_the_script_imports(stage):
+def test_dependencies_are_the_modules_that_the_script_imports(stage, monkeypatch):
+    monkeypatch.chdir(ROOT)
     declared = {dependency for dependency in STAGES[stage]["deps"] if dependency.endswith(".py")}
-    needed = needed_files(stage)
+    needed = {path.as_posix() for path in needed_files([f"stages.{stage}"])}
     assert needed - declared == set(), f"dvc.yaml: {stage} does not list these"
     assert declared - needed == set(), f"dvc.yaml: {stage} lists these, which it does not import"
 
@@ -135,10 +98,12 @@ def unchanged(tmp_path_factory) -> Iterator[Repo]:
     change_params(folder / "params.yaml", {"policies": policies, "matrix": [*PARAMS["matrix"], "other"]})
     with contextlib.chdir(folder):
         repo = Repo(config={"core": {"site_cache_dir": str(folder / ".dvc/site")}})
+        python("-m", "stages.machine", cwd=folder, project=folder)
         for output in repo.index.outs:
             path = Path(output.fs_path)
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(path.name)
+            if not path.exists():
+                path.write_text(path.name)
         repo.commit(force=True)
         yield repo
 
@@ -170,24 +135,21 @@ def reruns(repo: Repo, downstream: dict[str, set[str]]) -> set[str]:
 
 def expected_reruns(key: str) -> set[str]:
     """What the table says, for all policies or for the one that the parameter belongs to."""
-    section, _, rest = key.partition(".")
+    section, name, *_ = key.split(".")
     policies = [*PARAMS["matrix"], "other"]
     if section == "policies":
-        policy, _, rest = rest.partition(".")
-        key, policies = f"policies.*.{rest}", [policy] if policy in policies else []
-    return {f"{stage}@{policy}" for stage in TABLE[key] for policy in policies}
-
-
-def test_table_lists_every_parameter():
-    listed = {key.replace("*", policy) for key in TABLE for policy in PARAMS["policies"]}
-    assert listed == set(LEAVES)
+        section, policies = "policies.*", [name] if name in policies else []
+    return {f"{stage}@{policy}" for stage in RERUNS[section] for policy in policies}
 
 
 def test_nothing_but_machine_runs_without_a_change(pipeline):
     assert pipeline.status() == {"machine": ["always changed"]}
 
 
-@pytest.mark.parametrize("key", [*LEAVES, "policies.other.env.frame_skip", "policies.other.train.seed"])
+@pytest.mark.parametrize(
+    "key",
+    [*OF_MATRIX.values(), "policies.other.env.frame_skip", "policies.other.train.seed", "policies.cartpole.train.seed"],
+)
 def test_changed_parameter_reruns(pipeline, downstream, key):
     value = another(LEAVES[key.replace("other", "dqn")])
     change_params(Path("params.yaml"), {key: value})
@@ -206,6 +168,39 @@ def test_another_machine_recompiles_and_never_retrains(pipeline, downstream):
     assert found == {f"{stage}@{policy}" for stage in stages for policy in (*PARAMS["matrix"], "other")}
 
 
+@pytest.mark.parametrize(
+    ("path", "stages", "policies"),
+    [
+        ("stages/policies/recurrent_q_value.py", {"train"} | AFTER_TRAIN, {"drqn"}),
+        ("stages/policies/q_value.py", {"train"} | AFTER_TRAIN, {"dqn", "drqn", "other"}),
+        ("stages/algorithms/ppo.py", {"train"} | AFTER_TRAIN, {"ppo"}),
+        ("stages/algorithms/dqn.py", set(), set()),
+        ("stages/algorithms/rollouts.py", {"train"} | AFTER_TRAIN, {"dqn", "drqn", "ppo", "other"}),
+    ],
+)
+def test_changed_source_of_a_kind_reruns(pipeline, downstream, path, stages, policies):
+    text = Path(path).read_text()
+    Path(path).write_text(f"{text}# changed\n")
+    try:
+        python("-m", "stages.machine", cwd=Path(), project=Path().absolute())
+        found = reruns(pipeline, downstream)
+    finally:
+        Path(path).write_text(text)
+        python("-m", "stages.machine", cwd=Path(), project=Path().absolute())
+    assert found - {"machine"} == {f"{stage}@{policy}" for stage in stages for policy in policies}
+
+
+def test_file_that_a_factory_is_given_counts_as_its_source(tmp_path):
+    shutil.copyfile(ROOT / "params.yaml", tmp_path / "params.yaml")
+    path, found = tmp_path / "results/sources/dqn/policy.json", []
+    change_params(tmp_path / "params.yaml", {"policies.dqn.policy.hidden": "weights.safetensors"})
+    for content in ("one", "two", "two"):
+        (tmp_path / "weights.safetensors").write_text(content)
+        python("-m", "stages.machine", cwd=tmp_path)
+        found.append(path.read_text())
+    assert found[0] != found[1] == found[2]
+
+
 MACHINE = """
 import runpy, sys
 runpy.run_module("stages.machine", run_name="__main__")
@@ -217,9 +212,11 @@ def test_machine_imports_no_torch_and_writes_the_same_again(tmp_path):
     (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     path = tmp_path / "results/machine.json"
     assert python("-c", MACHINE, cwd=tmp_path).stdout == "\n"
-    first = path.read_bytes()
+    written = {path: path.read_bytes() for path in (tmp_path / "results").rglob("*.json")}
+    assert len(written) == 1 + 2 * len(PARAMS["matrix"])
     python("-m", "stages.machine", cwd=tmp_path)
-    assert path.read_bytes() == first
+    assert {path: path.read_bytes() for path in (tmp_path / "results").rglob("*.json")} == written
+    first = path.read_bytes()
     assert json.loads(first)["cpu"]
 
 

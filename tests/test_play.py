@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import play
-from stages.common import params
+from stages.common.profile import load_profile
 from stages.common.program import load_step
 from stages.common.runtimes import wrap
 
@@ -77,7 +77,7 @@ def eager_episode(workspace, monkeypatch, seed):
     """Score and number of decisions of the policy itself, on an emulator of its own."""
     monkeypatch.chdir(workspace)
     manifest = play.read_manifest(workspace / "models/dqn")
-    player = play.Player(wrap(load_step("dqn", params.load().profile("dqn"))), manifest)
+    player = play.Player(wrap(load_step("dqn", load_profile("dqn"))), manifest)
     rewards = [reward for reward, _ in play.play(player, seed)]
     return sum(rewards), len(rewards)
 
@@ -193,21 +193,21 @@ def manifest(workspace):
 
 
 def screens(manifest, actions, seed=0):
-    emulator = play.make_emulator(manifest, seed)
+    emulator = play.make_environment(manifest, seed)
     shown = []
     for action in actions:
         emulator.step(action)
-        shown.append(emulator.screen.copy())
+        shown.append(emulator.observation.copy())
     return np.stack(shown)
 
 
 def test_action_index_goes_through_the_manifest(manifest):
     """Index 2 is ALE's action 3; with the table turned round the same game takes the mirrored indices."""
-    assert [action.value for action in play.make_emulator(manifest, 0).actions] == [0, 1, 3, 4, 11, 12]
+    assert [action.value for action in play.make_environment(manifest, 0).actions] == [0, 1, 3, 4, 11, 12]
     actions = [step // 5 % 6 for step in range(60)]
     played = screens(manifest, actions)
     turned = manifest | {"actions": manifest["actions"][::-1]}
-    assert [action.value for action in play.make_emulator(turned, 0).actions] == [12, 11, 4, 3, 1, 0]
+    assert [action.value for action in play.make_environment(turned, 0).actions] == [12, 11, 4, 3, 1, 0]
     assert not np.array_equal(screens(turned, actions), played)
     assert np.array_equal(screens(turned, [5 - action for action in actions]), played)
 
@@ -220,7 +220,7 @@ def test_game_is_the_seed_s(manifest):
 
 
 def test_episode_ends_after_its_steps(manifest):
-    emulator = play.make_emulator(manifest, 0)
+    emulator = play.make_environment(manifest, 0)
     steps = 0
     while not emulator.done:
         emulator.step(0)
@@ -231,7 +231,7 @@ def test_episode_ends_after_its_steps(manifest):
 @pytest.mark.filterwarnings("ignore:Rom nosuch not supported:UserWarning")  # ale-py's own
 def test_game_that_is_not_there(manifest):
     with pytest.raises(play.PlayError, match="nosuch"):
-        play.make_emulator(manifest | {"environment": manifest["environment"] | {"rom": "nosuch"}}, 0)
+        play.make_environment(manifest | {"environment": manifest["environment"] | {"rom": "nosuch"}}, 0)
 
 
 class TestPlayer:

@@ -6,12 +6,14 @@ import pytest
 import torch
 from tensordict import TensorDict
 from torch import nn
-from torchrl.data import Categorical
+from torchrl.data import Categorical, Unbounded
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import EGreedyModule
 
 from stages.common.errors import UserError
-from stages.common.policy import EpsilonGreedy, load_weights, make_agent, make_network, save_weights
+from stages.common.policy import load_weights, make_agent, save_weights
+from stages.policies.networks import make_network
+from stages.policies.q_value import EpsilonGreedy
 
 
 def make_small(outputs=3, seed=0):
@@ -120,18 +122,22 @@ def test_other_shapes(path):
 )
 def test_network_of_any_layers(variant, preprocess, policy):
     profile = variant(preprocess=preprocess, policy=policy)
-    network = make_network(profile.policy, profile.preprocess, num_outputs=6)
     size = [profile.preprocess.frames, *profile.preprocess.size]
+    arguments = profile.policy.arguments
+    network, _ = make_network(Unbounded(size), arguments["conv"], arguments["hidden"], num_outputs=6)
     assert network(torch.zeros(3, *size)).shape == (3, 6)
+    sequences = torch.randn(2, 5, *size)
+    torch.testing.assert_close(network(sequences), torch.stack([network(part) for part in sequences]))
 
 
 def test_agent_is_greedy_and_its_policy_explores(variant):
     profile = variant(policy={"epsilon": 0.25})
-    agent = make_agent(profile, num_actions=6)
+    agent = make_agent("dqn", profile)
     frames = (profile.preprocess.frames, *profile.preprocess.size)
-    decided = agent.actor(TensorDict(pixels=torch.randn(50, *frames), batch_size=[50]))
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        decided = agent.actor(TensorDict(pixels=torch.randn(50, *frames), batch_size=[50]))
     assert torch.equal(decided["action"], decided["action_value"].argmax(-1))
-    assert float(agent.policy[-1].eps) == pytest.approx(0.25)
+    assert float(agent.actor[-1].eps) == pytest.approx(0.25)
 
 
 ROWS, ACTIONS = 60_000, 4
@@ -149,7 +155,7 @@ def explore(module, exploration_type):
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.1, 0.5, 1.0])
 def test_epsilon_means_what_torchrl_means(epsilon):
-    ours = explore(EpsilonGreedy(ACTIONS, epsilon, epsilon), ExplorationType.RANDOM)
+    ours = explore(EpsilonGreedy(ACTIONS, epsilon), ExplorationType.RANDOM)
     spec = Categorical(ACTIONS)
     library = explore(EGreedyModule(spec, eps_init=epsilon, eps_end=epsilon), ExplorationType.RANDOM)
     expected = torch.full((ACTIONS,), epsilon / ACTIONS)
@@ -160,24 +166,8 @@ def test_epsilon_means_what_torchrl_means(epsilon):
 
 @pytest.mark.parametrize("exploration_type", [ExplorationType.DETERMINISTIC, ExplorationType.MODE])
 def test_no_exploration_unless_random(exploration_type):
-    assert explore(EpsilonGreedy(ACTIONS, 1.0, 1.0), exploration_type)[2] == 1
+    assert explore(EpsilonGreedy(ACTIONS, 1.0), exploration_type)[2] == 1
 
 
-def test_epsilon_falls_linearly_to_its_end_and_stays_there():
-    module = EpsilonGreedy(ACTIONS, 1.0, 0.1, annealing_steps=9)
-    library = EGreedyModule(Categorical(ACTIONS), eps_init=1.0, eps_end=0.1, annealing_num_steps=9)
-    seen = []
-    for _ in range(12):
-        module.step()
-        library.step()
-        seen.append(float(module.eps))
-        assert seen[-1] == float(library.eps)
-    assert seen == pytest.approx([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.1, 0.1, 0.1], abs=1e-6)
-
-
-def test_epsilon_comes_back_from_a_checkpoint():
-    module = EpsilonGreedy(ACTIONS, 1.0, 0.1, annealing_steps=10)
-    module.step(5)
-    other = EpsilonGreedy(ACTIONS, 1.0, 0.1, annealing_steps=10)
-    other.load_state_dict(module.state_dict())
-    assert float(other.eps) == float(module.eps) != 1.0
+def test_epsilon_is_no_weight():
+    assert EpsilonGreedy(ACTIONS, 0.5).state_dict() == {}

@@ -10,6 +10,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args
 
 import onnx
 import onnxruntime
@@ -17,8 +18,8 @@ import pytest
 from pipeline_helpers import ROOT, TINY, change_params, copy_project, python, run
 from ruamel.yaml import YAML
 
-from stages.common import params
-from stages.parity_check import MIN_SCREENS
+from stages.common import params, profile
+from stages.parity_check import MIN_OBSERVATIONS
 
 pytestmark = pytest.mark.slow
 
@@ -39,11 +40,11 @@ NAMES = {f"{stage}@dqn" if "matrix" in content else stage for stage, content in 
 MODEL = Path("models/dqn")
 PROGRAMS = ("eager", "pt2", "aoti", "onnx")
 
-# Appended to the copy's stages/common/params.py: notes which stage reads which parameter, once they are checked.
+# Appended to the copy's stages/common/profile.py: notes which stage reads which parameter, once they are checked.
 RECORDER = """
 import atexit, sys
 READS = set()
-LOAD, GET, DUMP, DUMP_JSON = load, Section.__getattribute__, Section.model_dump, Section.model_dump_json
+CHECK, GET, DUMP, DUMP_JSON = check, Section.__getattribute__, Section.model_dump, Section.model_dump_json
 
 def get(self, name):
     if name in type(self).model_fields:
@@ -55,11 +56,11 @@ def read_all(self):
         if isinstance(value, Section):
             read_all(value)
 
-def load(*arguments):
+def check(*arguments, **options):
     before = set(READS)
-    loaded = LOAD(*arguments)
+    checked = CHECK(*arguments, **options)
     READS.intersection_update(before)
-    return loaded
+    return checked
 
 def write():
     with open(".dvc/tmp/reads", "a") as file:
@@ -88,7 +89,7 @@ def built(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("built")
     copy_project(folder)
     change_params(folder / "params.yaml", SMALL)
-    with (folder / "stages/common/params.py").open("a") as file:
+    with (folder / "stages/common/profile.py").open("a") as file:
         file.write(RECORDER)
     run("git", "add", "--all", cwd=folder)
     run("git", "commit", "--quiet", "--message", "start", cwd=folder)
@@ -151,7 +152,7 @@ def test_every_program_decides_alike(built):
     assert report["passed"]
     assert set(report["programs"]) == {*PROGRAMS[1:], *(f"{name}_random" for name in PROGRAMS[1:])}
     for name, entry in report["programs"].items():
-        assert entry["screens"] >= MIN_SCREENS
+        assert entry["observations"] >= MIN_OBSERVATIONS
         assert max(entry["max_abs_difference"].values()) <= 1e-5
         if name.endswith("_random"):
             assert entry["draws"]["least_p"] > 0
@@ -170,17 +171,30 @@ def test_every_program_is_measured(built):
     assert all(0 < float(row["p50_us_min"]) <= float(row["p50_us"]) <= float(row["p50_us_max"]) for row in rows)
 
 
-def leaves(model: type[params.Section], prefix: str = "") -> Iterator[tuple[tuple[str, str], str]]:
+OTHER_KINDS = (profile.GymEnv, profile.Ppo, profile.Dqn, profile.Untrained)
+
+
+def sections(annotation: Any) -> list[type[profile.Section]]:
+    """The sections that a key may hold for this policy."""
+    if isinstance(annotation, type) and issubclass(annotation, profile.Section):
+        return [] if issubclass(annotation, OTHER_KINDS) else [annotation]
+    return [section for argument in get_args(annotation) for section in sections(argument)]
+
+
+def leaves(model: type[profile.Section], prefix: str = "") -> Iterator[tuple[tuple[str, str], str]]:
     """Model and field of every parameter, and its dotted key."""
     for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, params.Section):
-            yield from leaves(field.annotation, f"{prefix}{name}.")
-        elif prefix:
+        if name == "policies":
+            continue
+        found = sections(field.annotation)
+        for section in found:
+            yield from leaves(section, f"{prefix}{name}.")
+        if prefix and not found:
             yield (model.__name__, name), f"{prefix}{name}"
 
 
 def test_stages_read_the_parameters_that_they_declare(built):
-    keys = dict(leaves(params.Params)) | dict(leaves(params.Profile, "policies.dqn."))
+    keys = dict(leaves(params.Params)) | dict(leaves(profile.Profile, "policies.dqn."))
     read = defaultdict(set)
     for line in (built / ".dvc/tmp/reads").read_text().splitlines():
         module, *field = line.split()

@@ -13,11 +13,15 @@ from pipeline_helpers import TINY, python, write_params
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import nn
+from torchrl.data import Composite
 
-from stages.common import params
+from stages.algorithms.common import EpsilonSchedule, discount
+from stages.algorithms.pqn import Learner
+from stages.algorithms.rollouts import Rollouts
 from stages.common.env import make_env
-from stages.common.policy import EpsilonGreedy, load_weights, make_agent
-from stages.train import Checkpoint, Learner, Rollouts, discount, greedy_value, train
+from stages.common.policy import load_weights, make_agent
+from stages.common.profile import Profile, load_profile
+from stages.train import Checkpoint, train
 
 WEIGHTS = Path("models/dqn/policy.safetensors")
 CURVE = Path("results/dqn/learning_curve.csv")
@@ -27,16 +31,16 @@ UPDATE_STEPS = TINY["policies.dqn.train.num_envs"] * TINY["policies.dqn.train.ro
 
 
 @pytest.fixture
-def profile(tmp_path, monkeypatch) -> params.Profile:
+def profile(tmp_path, monkeypatch) -> Profile:
     write_params(tmp_path, TINY)
     monkeypatch.chdir(tmp_path)
-    return params.load().profile("dqn")
+    return load_profile("dqn")
 
 
-def make_rollouts(profile: params.Profile, num_envs: int) -> Rollouts:
-    actor = make_agent(profile, num_actions=6).actor
+def make_rollouts(profile: Profile, num_envs: int) -> Rollouts:
+    actor = make_agent("dqn", profile).actor
     env = make_env(profile.env, profile.preprocess, num_envs, seed=1)
-    return Rollouts(env, actor, EpsilonGreedy(6, 1.0, 1.0))
+    return Rollouts(env, actor, Learner.keep, Learner.value)
 
 
 def test_truncated_step_leads_to_the_old_episode(profile, monkeypatch):
@@ -46,8 +50,8 @@ def test_truncated_step_leads_to_the_old_episode(profile, monkeypatch):
 
     def spy(entries):
         stepped, following = step(entries)
-        old.append(rollouts.decide(stepped["next"]))
-        new.append(rollouts.decide(following))
+        old.append(rollouts.decide(stepped["next"], rollouts.memory))
+        new.append(rollouts.decide(following, rollouts.memory))
         return stepped, following
 
     monkeypatch.setattr(rollouts.env, "step_and_maybe_reset", spy)
@@ -57,7 +61,7 @@ def test_truncated_step_leads_to_the_old_episode(profile, monkeypatch):
     assert rollout["done"].nonzero()[:, 1].tolist() == 2 * ends
     assert not rollout["terminated"].any()
     assert scores == [0.0] * 4
-    before, after = (greedy_value(torch.stack(entries, 1)) for entries in (old, new))
+    before, after = (Learner.value(torch.stack(entries, 1)) for entries in (old, new))
     torch.testing.assert_close(rollout["next_value"], before)
     assert (before != after).nonzero()[:, 1].tolist() == 2 * ends
 
@@ -99,7 +103,9 @@ def test_network_learns_the_lambda_return(profile, ends_at_reward):
     settings = {"learning_rate": 0.3, "total_steps": 400, "minibatch_size": envs * steps, "epochs": 1}
     settings |= {"gamma_start": profile.train.gamma}
     learner = Learner(
-        actor, profile.train.model_copy(update=settings | {"return_ends_at_reward": ends_at_reward, "lambda_": 0.7})
+        actor,
+        profile.train.model_copy(update=settings | {"return_ends_at_reward": ends_at_reward, "lambda_": 0.7}),
+        Composite(),
     )
     for step in range(400):
         learner.update(rollout, step)
@@ -114,11 +120,21 @@ def test_discount_rises_with_its_horizon(profile):
     assert horizons == pytest.approx([10, 55, 100, 100])
 
 
+def test_epsilon_falls_linearly_to_the_policy_s_and_stays_there(profile):
+    actor = make_agent("dqn", profile).actor
+    size = profile.train.num_envs * profile.train.rollout_steps
+    schedule = EpsilonSchedule(actor, profile.train.model_copy(update={"epsilon_steps": 9 * size}))
+    seen = [schedule.apply(actor, rollout * size) for rollout in range(12)]
+    expected = [1 - 0.99 * rollout / 9 for rollout in range(10)] + [0.01, 0.01]
+    assert seen == pytest.approx(expected, abs=1e-6)
+    assert float(actor[-1].eps) == pytest.approx(0.01)
+
+
 def test_loss_on_one_rollout_falls(profile):
     torch.manual_seed(0)
     rollouts = make_rollouts(profile, num_envs=4)
     rollout, _ = rollouts.collect(32)
-    learner = Learner(rollouts.policy[0], profile.train)
+    learner = Learner(rollouts.policy, profile.train, Composite())
     losses = [learner.update(rollout, steps=0) for _ in range(8)]
     assert losses[-1] < 0.5 * losses[0]
 
@@ -162,8 +178,8 @@ def curve(folder: Path) -> list[dict[str, float]]:
 
 def assert_complete(folder: Path) -> None:
     """All outputs of a training, with a row in the curve for every update since the first episodes ended."""
-    profile = params.load(folder / "params.yaml").profile("dqn")
-    load_weights(folder / WEIGHTS, "dqn", make_agent(profile, num_actions=6).network)
+    profile = load_profile("dqn", folder / "params.yaml")
+    load_weights(folder / WEIGHTS, "dqn", make_agent("dqn", profile).actor)
     metrics = json.loads((folder / METRICS).read_text())
     assert metrics["env_steps"] == TOTAL_STEPS
     assert metrics["evaluation"]["episodes"] == TINY["policies.dqn.train.eval_episodes"]
@@ -171,9 +187,6 @@ def assert_complete(folder: Path) -> None:
     first = TINY["policies.dqn.env.max_episode_steps"] * TINY["policies.dqn.train.num_envs"]
     updates = range(-(-first // UPDATE_STEPS), TOTAL_STEPS // UPDATE_STEPS + 1)
     assert [row["steps"] for row in rows] == [update * UPDATE_STEPS for update in updates]
-    fall = (1 - 0.01) * UPDATE_STEPS / TINY["policies.dqn.train.epsilon_steps"]
-    epsilons = [max(0.01, 1 - fall * update) for update in updates]
-    assert [row["epsilon"] for row in rows] == pytest.approx(epsilons, abs=1e-6)
 
 
 @pytest.mark.slow

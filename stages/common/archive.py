@@ -11,6 +11,8 @@ import torch
 from stages.common.errors import UserError, first_line
 
 FACTS = "facts.json"
+# The programs of a policy, and the exploration type of each.
+EXPORTS = {"policy": "DETERMINISTIC", "policy_random": "RANDOM"}
 
 
 def save_program(path: Path, program: torch.export.ExportedProgram, facts: dict[str, Any]) -> None:

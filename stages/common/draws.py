@@ -1,7 +1,8 @@
 """Whether an exploring program draws its actions as the trained policy does: as often, and independently.
 
-All programs draw many times in the same few situations. Every test is exact or conservative, so the chance that a
-faultless program fails is at most the sum of the levels that its tests are held to.
+All programs draw many times in the same few situations. The tests of actions to choose from are exact or conservative,
+those of vectors are exact in the limit of many draws: the chance that a faultless program fails is at most the sum of
+the levels that its tests are held to.
 
 ``python -m stages.common.draws <policy> <situations> <calls> <program>...`` prints the first draws of programs as JSON:
 what a process that has just started draws.
@@ -16,23 +17,21 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 from scipy import stats
 
-from play import Arrays, Player, make_emulator
-from stages.common import episodes, runtimes
-from stages.common.episodes import Episode
+from play import Arrays
+from stages.common import runtimes
 from stages.common.process import run_module
 from stages.common.runtimes import Run
 
 MODULE = "stages.common.draws"
 ROWS = 32  # of a call that show the same situation
 
-Actions = npt.NDArray[np.int64]
+Actions = npt.NDArray[np.int64 | np.float32]
 
 
 @dataclass(frozen=True)
@@ -44,22 +43,14 @@ class Finding:
     p: float
 
 
-def pick_situations(run: Run, manifest: dict[str, Any], episode: Episode, count: int) -> Arrays:
-    """The inputs of ``count`` decisions spread evenly over an episode, one a row; ``run`` carries the states."""
-    wanted = np.linspace(0, len(episode.actions) - 1, count).round().astype(int)
-    player, chosen = Player(run, manifest), []
-    for step, screen in enumerate(episodes.replay(episode, make_emulator(manifest, episode.seed))):
-        before = player.feed | {"observation": screen[None]}
-        player.step(screen[None])
-        if step in wanted:
-            chosen.append(before)
-    return {name: np.concatenate([inputs[name] for inputs in chosen]) for name in chosen[0]}
-
-
 def draw(run: Run, situations: Arrays, calls: int) -> Actions:
-    """``(situations, calls, ROWS)`` actions; every call is one batch of all situations, ``ROWS`` times each."""
+    """``(situations, calls, ROWS)`` actions; every call is one batch of all situations, ``ROWS`` times each.
+
+    Where an action is a vector, ``(situations, calls, ROWS, k)``.
+    """
     batch = {name: np.repeat(array, ROWS, 0) for name, array in situations.items()}
-    return np.stack([run(batch)["action"].reshape(-1, ROWS) for _ in range(calls)], 1)
+    actions = [run(batch)["action"] for _ in range(calls)]
+    return np.stack([drawn.reshape(-1, ROWS, *drawn.shape[1:]) for drawn in actions], 1)
 
 
 def draw_in_processes(policy: str, programs: Iterable[str], situations: Arrays, calls: int) -> list[dict[str, Actions]]:
@@ -71,19 +62,64 @@ def draw_in_processes(policy: str, programs: Iterable[str], situations: Arrays, 
         return [{name: np.array(drawn) for name, drawn in process.result().items()} for process in started]
 
 
-def judge(eager: Actions, actions: Actions, processes: tuple[Actions, Actions]) -> Iterator[Finding]:
+def judge(eager: Actions, actions: Actions, processes: tuple[Actions, Actions], tolerance: float) -> Iterator[Finding]:
     """All tests of one program.
 
     Args:
-        eager: what the trained policy drew, ``(situations, calls, ROWS)``.
+        eager: what the trained policy drew, ``(situations, calls, ROWS)``, or the same with vectors.
         actions: what the program drew, the same shape; ``calls`` is even.
         processes: what it drew in two processes of their own, ``(situations, ...)`` each.
+        tolerance: largest difference of numbers that are not drawn.
     """
-    yield from compare_frequencies(eager, actions)
-    yield compare_pairs("neighbouring rows", actions[..., 0::2], actions[..., 1::2])
-    yield compare_pairs("the two halves of a batch's rows", *np.split(actions, 2, -1))
-    yield compare_pairs("calls", actions[:, 0::2], actions[:, 1::2])
-    yield compare_pairs("processes", *processes)
+    pairs = {
+        "neighbouring rows": (actions[:, :, 0::2], actions[:, :, 1::2]),
+        "the two halves of a batch's rows": np.split(actions, 2, 2),
+        "calls": (actions[:, 0::2], actions[:, 1::2]),
+        "processes": processes,
+    }
+    if np.issubdtype(actions.dtype, np.integer):
+        yield from compare_frequencies(eager, actions)
+        for between, (first, second) in pairs.items():
+            yield compare_pairs(between, first, second)
+        return
+    for component in range(actions.shape[-1]):
+        yield from compare_distributions(component, eager[..., component], actions[..., component], tolerance)
+        for between, (first, second) in pairs.items():
+            yield from correlate_pairs(between, component, first[..., component], second[..., component])
+
+
+def compare_distributions(component: int, eager: Actions, actions: Actions, tolerance: float) -> Iterator[Finding]:
+    """How a number of a vector is distributed, in each situation and in all: the two-sample Kolmogorov-Smirnov test.
+
+    Taken together, the numbers are standardised with mean and deviation of both programs' draws in a situation.
+    """
+    both = np.concatenate([eager, actions], 1)
+    axes = tuple(range(1, both.ndim))
+    spread = both.std(axes, keepdims=True)
+    scaled = [(drawn - both.mean(axes, keepdims=True)) / np.where(spread, spread, 1) for drawn in (eager, actions)]
+    if (varied := spread.ravel() > tolerance).any():
+        ones, others = (drawn[varied].ravel() for drawn in scaled)
+        found = f"standardised mean {others.mean():.4g} and std {others.std():.4g}, eager {ones.mean():.4g} and "
+        p = float(stats.ks_2samp(ones, others).pvalue)
+        yield Finding(f"distribution of action[{component}] in all situations", f"{found}{ones.std():.4g}", p)
+    for situation, (ones, others) in enumerate(zip(eager, actions, strict=True)):
+        what = f"distribution of action[{component}] in situation {situation}"
+        found = f"mean {others.mean():.4g} and std {others.std():.4g}, eager {ones.mean():.4g} and {ones.std():.4g}"
+        if np.ptp(ones) <= tolerance:  # not drawn
+            p = float(np.abs(others - ones.ravel()[0]).max() <= tolerance)
+        else:
+            p = float(stats.ks_2samp(ones.ravel(), others.ravel()).pvalue)
+        yield Finding(what, found, p)
+
+
+def correlate_pairs(between: str, component: int, first: Actions, second: Actions) -> Iterator[Finding]:
+    """Whether pairs of draws in the same situation are correlated: the test of Spearman's rank correlation."""
+    for situation, (ones, others) in enumerate(zip(first, second, strict=True)):
+        if np.ptp(ones) == 0 or np.ptp(others) == 0:  # no correlation of what is constant
+            continue
+        result = stats.spearmanr(ones.ravel(), others.ravel())
+        what = f"independence of {between}, action[{component}] in situation {situation}"
+        yield Finding(what, f"rank correlation {result.statistic:.4g} of {ones.size} pairs", float(result.pvalue))
 
 
 def compare_frequencies(eager: Actions, actions: Actions) -> Iterator[Finding]:

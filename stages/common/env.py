@@ -1,4 +1,4 @@
-"""The Atari environment as a vectorised TorchRL environment."""
+"""Environments: Atari as a vectorised TorchRL environment of our own, and whatever else gymnasium makes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from ale_py.vector_env import AtariVectorEnv
 from tensordict import TensorDict, TensorDictBase
-from torchrl.data import Binary, Bounded, Categorical, Composite, Unbounded
-from torchrl.envs import EnvBase, TransformedEnv
+from torchrl.data import Binary, Bounded, Categorical, Composite, TensorSpec, Unbounded
+from torchrl.envs import EnvBase, GymEnv, SerialEnv, TransformedEnv
 
-from stages.common.errors import UserError
-from stages.common.params import Env, Preprocess
+from stages.common import profile
+from stages.common.errors import UserError, first_line
 from stages.common.preprocess import OBSERVATION, SCREEN_SHAPE, env_transforms
+from stages.common.profile import Env, Preprocess
 
 
 class AtariEnv(EnvBase):
@@ -29,7 +30,7 @@ class AtariEnv(EnvBase):
     ale-py keeps as its final observation, which in ale-py 0.12 is the screen one decision before the end.
     """
 
-    def __init__(self, params: Env, num_envs: int, seed: int) -> None:
+    def __init__(self, params: profile.AtariEnv, num_envs: int, seed: int) -> None:
         super().__init__(batch_size=[num_envs])
         self.emulators = AtariVectorEnv(
             rom_name(params.id),
@@ -97,9 +98,49 @@ class AtariEnv(EnvBase):
         )
 
 
-def make_env(env: Env, preprocess: Preprocess, num_envs: int, seed: int) -> TransformedEnv:
-    """The environment that policies are trained and evaluated in: only what the network reads is kept."""
-    return TransformedEnv(AtariEnv(env, num_envs, seed), env_transforms(preprocess))
+def make_env(env: Env, preprocess: Preprocess | None, num_envs: int, seed: int) -> EnvBase:
+    """The environment that policies are trained and evaluated in, of batch size ``(num_envs,)``.
+
+    With preprocessing, only what the network reads is kept.
+    """
+    if isinstance(env, profile.AtariEnv):
+        made: EnvBase = AtariEnv(env, num_envs, seed)
+    else:
+        made = SerialEnv(num_envs, lambda: make_gym_env(env))
+        made.set_seed(seed)
+    return made if preprocess is None else TransformedEnv(made, env_transforms(preprocess))
+
+
+def make_gym_env(env: profile.GymEnv) -> GymEnv:
+    """One environment of gymnasium's.
+
+    Raises:
+        UserError: gymnasium cannot make it, or what one observes or does in it is not one array or number.
+    """
+    try:
+        made = GymEnv(env.id, max_episode_steps=env.max_episode_steps, categorical_action_encoding=True)
+    except Exception as error:  # whatever the environment's own constructor raises
+        raise UserError(f"params.yaml: env.id: {env.id!r}: gymnasium does not make it: {first_line(error)}") from None
+    spaces = {"observations": made._env.observation_space, "actions": made._env.action_space}
+    allowed = {"observations": (gymnasium.spaces.Box,), "actions": (gymnasium.spaces.Box, gymnasium.spaces.Discrete)}
+    for what, space in spaces.items():
+        if not isinstance(space, allowed[what]):
+            kinds = " or ".join(kind.__name__ for kind in allowed[what])
+            raise UserError(f"params.yaml: env.id: {env.id!r}: its {what} are a {space}, must be a {kinds}")
+    return made
+
+
+def make_specs(env: Env) -> tuple[Composite, TensorSpec]:
+    """What a policy is given and what it decides, without batch: ``observation``, raw, and the action.
+
+    Raises:
+        UserError: there is no such environment.
+    """
+    if isinstance(env, profile.AtariEnv):
+        screen = Bounded(0, 255, SCREEN_SHAPE, dtype=torch.uint8)
+        return Composite({OBSERVATION: screen}), Categorical(len(environment_facts(env)["actions"]))
+    made = make_gym_env(env)
+    return made.observation_spec, made.action_spec
 
 
 def rom_name(env_id: str) -> str:
@@ -120,9 +161,17 @@ def rom_name(env_id: str) -> str:
 def environment_facts(env: Env) -> dict[str, Any]:
     """What a device must know to drive the environment as in training: the manifest's ``environment`` and ``actions``.
 
-    ``actions`` holds index, name and ALE id of every action of the game's minimal set, in the order of the policy's
-    outputs.
+    ``actions`` lists what the policy chooses from, in the order of its outputs: index and name, and for Atari, where it
+    is the game's minimal set, the ALE id. Where the action is a vector, ``actions`` holds its bounds instead.
     """
+    if isinstance(env, profile.GymEnv):
+        action = make_gym_env(env).action_spec
+        actions: Any
+        if isinstance(action, Categorical):
+            actions = [{"index": index, "name": str(index)} for index in range(action.n)]
+        else:
+            actions = {"low": action.space.low.tolist(), "high": action.space.high.tolist()}
+        return {"environment": env.model_dump(), "actions": actions}
     rom = rom_name(env.id)
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     ale = ale_py.ALEInterface()

@@ -1,4 +1,4 @@
-"""Recorded episodes: seeds and actions, from which the emulator makes the same screens again."""
+"""Recorded episodes: seeds and actions, from which the environment makes the same observations again."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from play import Emulator
+from play import Action, Environment
 from stages.common.errors import UserError
 from stages.common.files import replacing
 
@@ -23,26 +24,34 @@ class Episode:
     """One full episode.
 
     Attributes:
-        seed: of the emulator.
+        seed: of the environment.
         epsilon: chance that an action was drawn at random instead of being the policy's.
-        actions: ``(steps,)`` uint8, indices into the action set.
-        rewards: ``(steps,)`` int16.
-        ram_hashes: ``(steps,)`` uint64, :func:`hash_ram` after each step.
+        actions: ``(steps,)`` int16, indices into the action set, or ``(steps, k)`` float32.
+        rewards: ``(steps,)`` float32.
+        state_hashes: ``(steps,)`` uint64, :func:`hash_state` after each step.
     """
 
     seed: int
     epsilon: float
-    actions: npt.NDArray[np.uint8]
-    rewards: npt.NDArray[np.int16]
-    ram_hashes: npt.NDArray[np.uint64]
+    actions: npt.NDArray[np.int16 | np.float32]
+    rewards: npt.NDArray[np.float32]
+    state_hashes: npt.NDArray[np.uint64]
 
 
-ARRAYS = {"actions": np.uint8, "rewards": np.int16, "ram_hashes": np.uint64}
+ARRAYS = ("actions", "rewards", "state_hashes")
 
 
-def hash_ram(emulator: Emulator) -> int:
-    """64 bits of BLAKE2b over the console's 128 bytes of memory."""
-    return int.from_bytes(hashlib.blake2b(emulator.ale.getRAM().tobytes(), digest_size=8).digest(), "little")
+def hash_state(environment: Environment) -> int:
+    """64 bits of BLAKE2b over the environment's state."""
+    return int.from_bytes(hashlib.blake2b(environment.state, digest_size=8).digest(), "little")
+
+
+def random_action(manifest: dict[str, Any], random: np.random.Generator) -> Action:
+    """Any action of a manifest's, all with the same chance."""
+    actions = manifest["actions"]
+    if isinstance(actions, list):
+        return int(random.integers(len(actions)))
+    return random.uniform(actions["low"], actions["high"]).astype(np.float32)
 
 
 def save(path: Path, policy: str, episodes: list[Episode]) -> None:
@@ -86,17 +95,17 @@ def load(path: Path, policy: str) -> list[Episode]:
     return recorded
 
 
-def replay(episode: Episode, emulator: Emulator) -> Iterator[npt.NDArray[np.uint8]]:
-    """The screens that were acted on, ``(210, 160, 3)`` uint8 each, from a new emulator with the episode's seed.
+def replay(episode: Episode, environment: Environment) -> Iterator[npt.NDArray[Any]]:
+    """What was observed and acted on, from a new environment with the episode's seed.
 
     Raises:
-        UserError: the emulator does not do what it did when the episode was recorded.
+        UserError: the environment does not do what it did when the episode was recorded.
     """
     for step, action in enumerate(episode.actions):
-        yield emulator.screen.copy()
-        reward = emulator.step(int(action))
-        if reward != episode.rewards[step] or hash_ram(emulator) != episode.ram_hashes[step]:
+        yield environment.observation.copy()
+        reward = environment.step(action)
+        if np.float32(reward) != episode.rewards[step] or hash_state(environment) != episode.state_hashes[step]:
             raise UserError(
                 f"the recorded episode with seed {episode.seed} does not replay: step {step} differs; "
-                "record it again with this version of ale-py: `dvc repro -f record`"
+                "record it again with these versions of the libraries: `dvc repro -f record`"
             )

@@ -1,7 +1,8 @@
 """Measure one thing in a process of its own: ``python -m stages.common.measure <policy> <what>``; prints JSON.
 
-What can be measured is a program's latency from raw screen to action (``eager``, ``pt2``, ``aoti``, ``onnx``) and the
-decisions a second of a rollout (``emulator``, ``player``, ``torchrl``). PyTorch is imported only where it is measured.
+What can be measured is a program's latency from raw observation to action (``eager``, ``pt2``, ``aoti``, ``onnx``) and
+the decisions a second of a rollout (``emulator``, ``player``, ``torchrl``). PyTorch is imported only where it is
+measured.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from play import Player, make_emulator, play, read_manifest
+from play import Action, Player, make_environment, play, read_manifest
 from stages.common import episodes, params, runtimes
 
 LATENCIES = ("eager", *runtimes.PROGRAMS)
+RANDOM_ACTIONS = 10_000  # drawn before the measurement
 ROLLOUTS = ("emulator", "player", "torchrl")
 
 
@@ -29,29 +31,30 @@ def load(policy: str, program: str, threads: int) -> runtimes.Run:
         return runtimes.load(Path("models", policy, runtimes.PROGRAMS[program]), threads)
     import torch
 
+    from stages.common.profile import load_profile
     from stages.common.program import load_step
 
     torch.set_num_threads(threads)
-    return runtimes.wrap(load_step(policy, params.load().profile(policy)))
+    return runtimes.wrap(load_step(policy, load_profile(policy)))
 
 
 def measure_latency(policy: str, program: str, manifest: dict[str, Any], settings: params.Bench) -> dict[str, float]:
-    """Milliseconds to load, and percentiles in microseconds from raw screen to action, one screen at a time.
+    """Milliseconds to load, and percentiles in microseconds from raw observation to action, one at a time.
 
-    The screens are those of the first recorded episode, again and again if it is shorter; the first
+    The observations are those of the first recorded episode, again and again if it is shorter; the first
     ``warmup_steps`` decisions are not counted.
     """
     episode = episodes.load(Path("data", policy, "episodes.safetensors"), policy)[0]
     steps = settings.warmup_steps + settings.steps
-    replayed = episodes.replay(episode, make_emulator(manifest, episode.seed))
-    screens = list(itertools.islice(replayed, steps))
+    replayed = episodes.replay(episode, make_environment(manifest, episode.seed))
+    observations = list(itertools.islice(replayed, steps))
     start = time.perf_counter()
     player = Player(load(policy, program, settings.threads), manifest)
     loaded = time.perf_counter() - start
     times = []
-    for screen in itertools.islice(itertools.cycle(screens), steps):
+    for observation in itertools.islice(itertools.cycle(observations), steps):
         start = time.perf_counter()
-        player.act(screen)
+        player.act(observation)
         times.append(time.perf_counter() - start)
     p50, p90, p99 = np.percentile(times[settings.warmup_steps :], [50, 90, 99]) * 1e6
     return {"load_ms": loaded * 1e3, "p50_us": p50, "p90_us": p90, "p99_us": p99}
@@ -64,7 +67,7 @@ def measure_rollout(policy: str, what: str, manifest: dict[str, Any], settings: 
         return {"decisions_per_s": torchrl_speed(policy, warmup, steps, settings.threads)}
     if what == "player":
         player = Player(load(policy, "onnx", settings.threads), manifest)
-        decisions: Iterator[int] = (reward for seed in itertools.count() for reward, _ in play(player, seed))
+        decisions: Iterator[float] = (reward for seed in itertools.count() for reward, _ in play(player, seed))
     else:
         decisions = emulate(manifest)
     for _ in itertools.islice(decisions, warmup):
@@ -75,33 +78,35 @@ def measure_rollout(policy: str, what: str, manifest: dict[str, Any], settings: 
     return {"decisions_per_s": steps / (time.perf_counter() - start)}
 
 
-def emulate(manifest: dict[str, Any]) -> Iterator[int]:
-    """The bare emulator with random actions: the most that any player could reach."""
+def emulate(manifest: dict[str, Any]) -> Iterator[float]:
+    """The bare environment with random actions: the most that any player could reach."""
     random = np.random.default_rng(0)
-
-    def episode(seed: int) -> Iterator[int]:
-        emulator = make_emulator(manifest, seed)
-        actions = random.integers(len(emulator.actions), size=100_000).tolist()
-        for action in actions:
-            if emulator.done:
-                return
-            yield emulator.step(action)
-
-    return itertools.chain.from_iterable(map(episode, itertools.count()))
+    actions: list[Action] = [episodes.random_action(manifest, random) for _ in range(RANDOM_ACTIONS)]
+    cycle = itertools.cycle(actions)
+    for seed in itertools.count():
+        environment = make_environment(manifest, seed)
+        while not environment.done:
+            yield environment.step(next(cycle))
 
 
 def torchrl_speed(policy: str, warmup: int, steps: int, threads: int) -> float:
     """``env.rollout`` with the trained policy, in the environment that it was trained in."""
     import torch
+    from torchrl.envs import InitTracker, TransformedEnv
     from torchrl.envs.utils import ExplorationType, set_exploration_type
+    from torchrl.modules.utils import get_primers_from_module
 
     from stages.common.env import make_env
+    from stages.common.policy import state_keys
+    from stages.common.profile import load_profile
     from stages.common.program import load_agent
 
     torch.set_num_threads(threads)
-    profile = params.load().profile(policy)
+    profile = load_profile(policy)
     actor = load_agent(policy, profile).actor
     env = make_env(profile.env, profile.preprocess, num_envs=1, seed=0)
+    if state_keys(actor):
+        env = TransformedEnv(TransformedEnv(env, InitTracker()), get_primers_from_module(actor))
     with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
         env.rollout(warmup, actor, break_when_any_done=False)
         start = time.perf_counter()

@@ -1,72 +1,38 @@
-"""Networks and the TensorDict modules around them.
+"""Policies: built by the factory that a profile names, and saved as weights.
 
-A policy is one :class:`TensorDictSequential` from the environment's raw observation to the action. Everything a stage
-needs to know about it (inputs, states, outputs) is read off its keys, so no stage knows which kind of policy it has.
+A policy is one TensorDict module from the environment's raw observation to the action. Everything a stage needs to
+know about it (inputs, states, outputs) is read off its keys, so no stage knows which kind of policy it has.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
+import importlib
+import inspect
 import json
+import typing
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
+from pydantic import ConfigDict, create_model
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModule, TensorDictSequential
+from tensordict import NestedKey, unravel_key
+from tensordict.nn import TensorDictModuleBase, TensorDictSequential
 from torch import nn
-from torchrl.data import Categorical, Composite
-from torchrl.envs.utils import ExplorationType, exploration_type
-from torchrl.modules import EGreedyModule, QValueModule
+from torchrl.data import Composite, TensorSpec
+from torchrl.modules.utils import get_primers_from_module
 
-from stages.common.errors import UserError
+from stages.common.env import make_specs
+from stages.common.errors import UserError, first_line
 from stages.common.files import replacing
-from stages.common.params import Policy, Preprocess, Profile
-from stages.common.preprocess import PIXELS, program_modules
+from stages.common.preprocess import IS_INIT, pixels_spec, program_modules
+from stages.common.profile import Policy, Profile, check
 
-
-def make_network(policy: Policy, preprocess: Preprocess, num_outputs: int) -> nn.Sequential:
-    """Convolutions, then fully connected layers; LayerNorm and ReLU after each but the last.
-
-    ``(batch, frames, h, w)`` float32 becomes ``(batch, num_outputs)`` float32. The normalisation is what keeps
-    Q-learning without a target network stable (Gallici et al., 2024, "Simplifying Deep Temporal Difference Learning").
-    """
-    layers: list[nn.Module] = []
-    channels = preprocess.frames
-    height, width = preprocess.size
-    for (outputs, kernel, stride), (height, width) in zip(
-        policy.conv, policy.feature_sizes(preprocess.size), strict=True
-    ):
-        layers += [nn.Conv2d(channels, outputs, kernel, stride), nn.LayerNorm([outputs, height, width]), nn.ReLU()]
-        channels = outputs
-    layers.append(nn.Flatten())
-    sizes = [channels * height * width, *policy.hidden]
-    for inputs, outputs in itertools.pairwise(sizes):
-        layers += [nn.Linear(inputs, outputs), nn.LayerNorm(outputs), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(sizes[-1], num_outputs))
-
-
-class EpsilonGreedy(EGreedyModule):
-    """TorchRL's epsilon-greedy exploration for a categorical action, written so that it exports.
-
-    The library's own ``forward`` expands its spec to the batch at hand, which fixes the batch size of an exported
-    program. Annealing, buffers and the meaning of the exploration type are the library's.
-    """
-
-    def __init__(self, num_actions: int, epsilon_start: float, epsilon_end: float, annealing_steps: int = 1) -> None:
-        super().__init__(Categorical(num_actions), epsilon_start, epsilon_end, annealing_steps)
-        self.num_actions = num_actions
-
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        if exploration_type() not in (ExplorationType.RANDOM, None):
-            return tensordict
-        greedy = tensordict[self.action_key]
-        explores = torch.rand_like(greedy, dtype=torch.float32) < self.eps
-        drawn = torch.randint_like(greedy, self.num_actions)
-        return tensordict.set(self.action_key, torch.where(explores, drawn, greedy))
+Factory = Callable[..., TensorDictModuleBase]
 
 
 @dataclass(frozen=True)
@@ -74,33 +40,102 @@ class Agent:
     """One policy, in the shapes that the stages use.
 
     Attributes:
-        network: what is trained and saved.
-        actor: from the transformed environment's entries to ``action_value`` ``(batch, num_actions)`` float32 and the
-            greedy ``action`` ``(batch,)`` int64; what training explores with.
-        policy: from the raw observation, the state and ``is_init`` to the same and the next state. This is what is
-            exported; it explores where TorchRL's exploration type is ``RANDOM``.
+        actor: what the factory made, from the transformed environment's entries; what is trained and saved.
+        policy: the same behind the preprocessing: from the raw observation, the states and ``is_init`` to ``action``,
+            values and the next states. This is what is exported; it explores where TorchRL's exploration type is
+            ``RANDOM``.
         input_spec: shape and dtype of every observation and state entry that ``policy`` reads, without batch.
-        num_actions: how many there are to choose from.
+        action_spec: of the environment, without batch.
     """
 
-    network: nn.Module
-    actor: TensorDictSequential
-    policy: TensorDictSequential
+    actor: TensorDictModuleBase
+    policy: TensorDictModuleBase
     input_spec: Composite
-    num_actions: int
+    action_spec: TensorSpec
 
 
-def make_agent(profile: Profile, num_actions: int) -> Agent:
-    network = make_network(profile.policy, profile.preprocess, num_actions)
-    actor = TensorDictSequential(
-        TensorDictModule(network, in_keys=[PIXELS], out_keys=["action_value"]),
-        QValueModule(spec=Composite(action=Categorical(num_actions))),
-    )
-    epsilon = profile.policy.epsilon
-    explore = EpsilonGreedy(num_actions, epsilon, epsilon)
-    modules, input_spec = program_modules(profile.preprocess)
-    policy = TensorDictSequential(*modules, actor, explore)
-    return Agent(network, actor, policy, input_spec, num_actions)
+def next_key(key: NestedKey) -> NestedKey:
+    """Where a policy writes the next value of a state."""
+    return unravel_key(("next", key))
+
+
+def state_keys(policy: TensorDictModuleBase) -> list[NestedKey]:
+    """What a policy hands on to its next step."""
+    return [key for key in policy.in_keys if next_key(key) in policy.out_keys]
+
+
+def observation_keys(policy: TensorDictModuleBase) -> list[NestedKey]:
+    """What a policy reads of its environment."""
+    states = state_keys(policy)
+    return [key for key in policy.in_keys if key not in states and key != IS_INIT]
+
+
+def state_spec(policy: TensorDictModuleBase) -> Composite:
+    """Shape and dtype of the states that a policy's recurrent modules declare, without batch."""
+    return get_primers_from_module(policy, warn=False).primers if state_keys(policy) else Composite()
+
+
+def make_agent(name: str, profile: Profile) -> Agent:
+    """The untrained policy of a profile.
+
+    Raises:
+        UserError: its environment or factory does not exist, or the factory does not take what the profile gives it.
+    """
+    observation_spec, action_spec = make_specs(profile.env)
+    observations = observation_spec
+    modules: list[nn.Module] = []
+    input_spec = observation_spec.clone()
+    if profile.preprocess is not None:
+        observations = pixels_spec(profile.preprocess)
+        modules, states = program_modules(profile.preprocess)
+        input_spec.update(states)
+    actor = call_factory(name, profile.policy, observations, action_spec)
+    unknown = [key for key in observation_keys(actor) if key not in observations.keys(include_nested=True)]
+    if unknown:
+        known = list(observations.keys(include_nested=True, leaves_only=True))
+        raise UserError(f"params.yaml: policies.{name}: the policy reads {unknown}, the environment has {known}")
+    input_spec.update(state_spec(actor))
+    policy = TensorDictSequential(*modules, actor)
+    return Agent(actor, policy, input_spec, action_spec)
+
+
+def call_factory(
+    name: str, params: Policy, observation_spec: Composite, action_spec: TensorSpec
+) -> TensorDictModuleBase:
+    """What a factory makes of the specs and of the arguments that ``params.yaml`` has for it."""
+    place = f"params.yaml: policies.{name}: policy.factory: {params.factory!r}"
+    module_name, function = params.factory.split(":")
+    try:
+        factory: Factory = getattr(importlib.import_module(module_name), function)
+    except Exception as error:  # a user's module may fail in any way
+        raise UserError(f"{place}: {first_line(error)}") from error
+    arguments = factory_arguments(name, factory, params.arguments)
+    try:
+        actor = factory(observation_spec, action_spec, **arguments)
+    except UserError as error:
+        raise UserError(f"params.yaml: policies.{name}: {error}") from None
+    except Exception as error:
+        raise UserError(f"{place}: {type(error).__name__}: {first_line(error)}") from error
+    if not isinstance(actor, TensorDictModuleBase) or "action" not in actor.out_keys:
+        raise UserError(f"{place}: must make a TensorDict module that writes 'action'")
+    return actor
+
+
+def factory_arguments(name: str, factory: Factory, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments that a factory takes, checked against its signature: their names, and their types where it has any."""
+    hints = typing.get_type_hints(factory, include_extras=True)
+    parameters = list(inspect.signature(factory).parameters.values())[2:]  # beside the specs
+    fields: dict[str, Any] = {}
+    extra: Literal["allow", "forbid"] = "forbid"
+    for parameter in parameters:
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            extra = "allow"
+        else:
+            default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+            fields[parameter.name] = (hints.get(parameter.name, Any), default)
+    config = ConfigDict(extra=extra, strict=True)
+    model = create_model("Arguments", __config__=config, **fields)
+    return dict(check(model, arguments, f"policies.{name}.policy."))
 
 
 def _digest(tensors: dict[str, torch.Tensor]) -> str:
@@ -113,7 +148,7 @@ def _digest(tensors: dict[str, torch.Tensor]) -> str:
 
 
 def save_weights(path: Path, policy: str, network: nn.Module) -> None:
-    """Write a network's weights as safetensors, with the policy's name and a digest in the header."""
+    """Write a module's weights as safetensors, with the policy's name and a digest in the header."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata={"header": json.dumps({"policy": policy, "sha256": _digest(tensors)})})

@@ -10,10 +10,10 @@ import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule
 from torch import nn
-from torchrl.data import Bounded, Composite, Unbounded
+from torchrl.data import Composite, Unbounded
 from torchrl.envs.transforms import Compose, ExcludeTransform, ObservationTransform
 
-from stages.common.params import SCREEN_SIZE, Preprocess
+from stages.common.profile import SCREEN_SIZE, Preprocess
 
 SCREEN_SHAPE = (*SCREEN_SIZE, 3)
 
@@ -45,7 +45,7 @@ def resize_matrix(source: int, target: int, method: str) -> torch.Tensor:
 def nearest_slice(offset: int, source: int, target: int) -> slice:
     """The rows (or columns) that a nearest-neighbour resize reads, as in :func:`torch.nn.functional.interpolate`.
 
-    ``source`` must be a multiple of ``target``, which :class:`~stages.common.params.Preprocess` ensures: then what is
+    ``source`` must be a multiple of ``target``, which :class:`~stages.common.profile.Preprocess` ensures: then what is
     read is evenly spaced and is a view of the screen, and not one byte more is touched.
     """
     return slice(offset, offset + source, source // target)
@@ -167,15 +167,18 @@ def env_transforms(params: Preprocess) -> Compose:
     return Compose(Screen(params), FrameStack(params), ExcludeTransform(OBSERVATION, FRAME))
 
 
+def pixels_spec(params: Preprocess) -> Composite:
+    """What :func:`env_transforms` leaves of an observation, without batch."""
+    return Composite({PIXELS: Unbounded((params.frames, *params.size), dtype=torch.float32)})
+
+
 def program_modules(params: Preprocess) -> tuple[list[nn.Module], Composite]:
-    """The preprocessing as modules of a policy, and what they read.
+    """The preprocessing as modules of a policy, from ``observation`` (and states and ``is_init``) to ``pixels``.
 
     Returns:
-        modules from ``observation`` (and states and ``is_init``) to ``pixels``, and the specs of the observation and
-        the states, without batch.
+        the modules, and the specs of their states, without batch.
     """
-    specs = Composite({OBSERVATION: Bounded(0, 255, SCREEN_SHAPE, dtype=torch.uint8)})
     if params.frames == 1:
-        return [Screen(params, out_key=PIXELS)], specs
+        return [Screen(params, out_key=PIXELS)], Composite()
     stack = FrameStack(params)
-    return [Screen(params), stack.as_module()], specs.update(stack.state_spec)
+    return [Screen(params), stack.as_module()], stack.state_spec

@@ -10,20 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tensordict import NestedKey, TensorDict, unravel_key
+from tensordict import NestedKey, TensorDict
 from tensordict.nn import TensorDictModuleBase
 from torch import nn
 from torchrl.data import Composite
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from stages.common.env import environment_facts
 from stages.common.errors import UserError
-from stages.common.params import Profile
-from stages.common.policy import Agent, load_weights, make_agent
+from stages.common.policy import Agent, load_weights, make_agent, next_key, observation_keys, state_keys
 from stages.common.preprocess import IS_INIT
+from stages.common.profile import Profile
 
 # What an action was chosen by, in TorchRL's own words. A policy's other entries stay inside the program.
-VALUES = ("action_value", "logits")
+VALUES = ("action_value", "logits", "loc", "scale")
 
 
 @dataclass(frozen=True)
@@ -55,11 +54,6 @@ def flat_name(key: NestedKey) -> str:
     return key if isinstance(key, str) else "_".join(key)
 
 
-def next_key(key: NestedKey) -> NestedKey:
-    """Where a policy writes the next value of a state."""
-    return unravel_key(("next", key))
-
-
 class Step(nn.Module):
     """A policy as a function of named tensors.
 
@@ -75,13 +69,12 @@ class Step(nn.Module):
     def __init__(self, policy: TensorDictModuleBase, input_spec: Composite, exploration_type: ExplorationType) -> None:
         super().__init__()
         self.policy, self.input_spec, self.exploration_type = policy, input_spec, exploration_type
-        states = [key for key in policy.in_keys if next_key(key) in policy.out_keys]
-        observations = [key for key in policy.in_keys if key not in states and key != IS_INIT]
+        states = state_keys(policy)
         flags: list[NestedKey] = [IS_INIT] if states else []
         decisions = [key for key in policy.out_keys if key == "action"]
         decisions += [key for key in policy.out_keys if key in VALUES]
         self.states = {flat_name(key): flat_name(next_key(key)) for key in states}
-        self.inputs = _named([*observations, *states, *flags])
+        self.inputs = _named([*observation_keys(policy), *states, *flags])
         self.outputs = _named([*decisions, *[next_key(key) for key in states]])
 
         self.forward = self._named_forward()
@@ -128,8 +121,8 @@ def load_agent(policy: str, profile: Profile) -> Agent:
     Raises:
         UserError: its weights are missing, damaged or another policy's.
     """
-    agent = make_agent(profile, len(environment_facts(profile.env)["actions"]))
-    load_weights(Path("models", policy, "policy.safetensors"), policy, agent.network)
+    agent = make_agent(policy, profile)
+    load_weights(Path("models", policy, "policy.safetensors"), policy, agent.actor)
     agent.policy.eval().requires_grad_(requires_grad=False)
     return agent
 

@@ -60,8 +60,8 @@ def wrap(module: Callable[..., dict[str, torch.Tensor]]) -> Run:
 def load(path: Path, threads: int) -> Run:
     """Load a program of any kind, told by its file's name, to run on ``threads`` cores.
 
-    PyTorch's random numbers, which every process starts with the same seed, get a new one: a program that explores must
-    not do the same after every start.
+    With a program that explores, PyTorch's random numbers get a new seed: every process starts with the same one, and
+    such a program must not do the same after every start.
 
     Raises:
         UserError: the file is missing or damaged.
@@ -75,7 +75,8 @@ def load(path: Path, threads: int) -> Run:
     import torch
 
     torch.set_num_threads(threads)
-    torch.seed()
+    if path.name in RANDOM_PROGRAMS.values():
+        torch.seed()
     if not path.exists():
         raise UserError(f"{path}: no such file; run `dvc repro`")
     try:

@@ -1,0 +1,74 @@
+"""Deep Q-learning with replay and a slowly following target network, from TorchRL's own parts.
+
+Mnih et al., 2015, "Human-level control through deep reinforcement learning"; n-step returns and double Q-learning as in
+Hessel et al., 2018, "Rainbow". For policies without memory.
+"""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import nn
+from torchrl.data import Composite, LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.data.postprocs import MultiStep
+from torchrl.objectives import DQNLoss, SoftUpdate, ValueEstimators
+
+from stages.algorithms.common import EpsilonSchedule, anneal_learning_rate, discount, ends, values_of
+from stages.common.errors import UserError
+from stages.common.policy import state_keys
+from stages.common.profile import Dqn
+
+
+class Learner:
+    """A Q policy, its target network, the replay buffer, the optimiser, and how a rollout changes them.
+
+    Attributes:
+        behaviour: what collects rollouts: the policy itself.
+        keep: entries of its decisions that learning needs.
+        value: none, as learning needs the next observations.
+
+    Raises:
+        UserError: the policy has states.
+    """
+
+    keep = ("action",)
+    value = None
+
+    def __init__(self, actor: TensorDictModuleBase, train: Dqn, _observation_spec: Composite) -> None:
+        if states := state_keys(actor):
+            raise UserError(f"params.yaml: train.algorithm: 'dqn' is for policies without memory, found {states}")
+        self.behaviour, self.values, self.train = actor, values_of(actor), train
+        self.exploration = EpsilonSchedule(actor, train)
+        self.loss = DQNLoss(self.values, action_space="categorical", delay_value=True, double_dqn=train.double)
+        self.target_updater: SoftUpdate | None = None
+        self.optimizer = torch.optim.Adam(self.values.parameters(), lr=train.learning_rate, foreach=True)
+        self.buffer = TensorDictReplayBuffer(
+            storage=LazyTensorStorage(train.buffer_size),
+            batch_size=train.batch_size,
+            generator=torch.Generator().manual_seed(train.seed),  # of its own: the collecting thread draws too
+        )
+
+    def update(self, rollout: TensorDictBase, steps: int) -> float:
+        """Remember one rollout, collected up to ``steps`` of the training, and learn; returns the mean loss."""
+        train, gamma = self.train, discount(self.train, steps)
+        done, terminated = ends(train, rollout)
+        if self.target_updater is None:  # from here on; a training that goes on has its weights by now
+            self.target_updater = SoftUpdate(self.loss, tau=train.tau)
+        samples = rollout.select(*self.values.in_keys, "action", "next")
+        samples["next"].update({"reward": rollout["reward"], "done": done, "terminated": terminated})
+        self.buffer.extend(MultiStep(gamma, train.n_steps)(samples).flatten())
+        if len(self.buffer) < train.learning_starts:
+            return float("nan")
+        self.loss.make_value_estimator(ValueEstimators.TD0, gamma=gamma)
+        anneal_learning_rate(self.optimizer, train, steps)
+        losses = []
+        for _ in range(train.updates):
+            loss = self.loss(self.buffer.sample().to(done.device))["loss"]
+            self.optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.values.parameters(), train.max_grad_norm)
+            self.optimizer.step()
+            self.target_updater.step()
+            losses.append(loss.detach())
+        return float(torch.stack(losses).mean())

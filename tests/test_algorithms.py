@@ -1,0 +1,102 @@
+"""Every algorithm learns, on CartPole and Pendulum, and refuses policies that it cannot train."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from pipeline_helpers import ROOT
+from ruamel.yaml import YAML
+from torchrl.data import Composite
+
+from stages.algorithms import dqn, ppo, pqn
+from stages.algorithms.rollouts import Rollouts
+from stages.common.env import make_env
+from stages.common.errors import UserError
+from stages.common.policy import make_agent
+from stages.common.profile import Profile, check, read
+from stages.train import train
+
+PROFILES = read(ROOT / "params.yaml")["policies"]
+VECTOR = {"env": {"id": "CartPole-v1", "max_episode_steps": 200}, "preprocess": None}
+RECURRENT = {
+    "factory": "stages.policies.recurrent_q_value:make_policy",
+    "conv": [],
+    "hidden": [32],
+    "rnn": "gru",
+    "rnn_size": 32,
+    "epsilon": 0.02,
+}
+ACTOR = {"factory": "stages.policies.actor:make_policy", "conv": [], "hidden": [64]}
+SHORT = {"total_steps": 20000, "num_envs": 8, "eval_episodes": 5}
+
+
+def profile(policy: dict, train: dict) -> dict:
+    return VECTOR | {"policy": policy, "train": train}
+
+
+LEARN = {
+    "pqn": profile(PROFILES["cartpole"]["policy"], PROFILES["cartpole"]["train"] | SHORT | {"epsilon_steps": 8000}),
+    "recurrent pqn": profile(RECURRENT, PROFILES["cartpole"]["train"] | SHORT | {"epsilon_steps": 8000}),
+    "ppo": profile(ACTOR, PROFILES["pendulum"]["train"] | SHORT | {"gamma_start": 0.98, "gamma": 0.98}),
+    "dqn": profile(
+        PROFILES["cartpole"]["policy"],
+        PROFILES["dqn_replay"]["train"] | SHORT | {"epsilon_steps": 8000, "return_ends_at_reward": False},
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LEARN)
+def test_algorithm_learns(tmp_path, monkeypatch, name):
+    """A policy that chooses at random keeps the pole up for 22 steps on average, and 70 at most in 5 episodes."""
+    monkeypatch.chdir(tmp_path)
+    YAML().dump({"policies": {"small": LEARN[name]}}, Path("params.yaml"))
+    train("small")
+    assert json.loads(Path("results/small/train.json").read_text())["evaluation"]["mean_score"] > 100
+
+
+@pytest.mark.parametrize(
+    ("learner", "policy", "section", "message"),
+    [
+        (pqn.Learner, ACTOR, "pqn", "must make a TensorDictSequential that writes 'action_value'"),
+        (dqn.Learner, ACTOR, "dqn", "must make a TensorDictSequential that writes 'action_value'"),
+        (dqn.Learner, RECURRENT, "dqn", "'dqn' is for policies without memory, found ['hidden0']"),
+        (ppo.Learner, RECURRENT, "ppo", "'ppo' is for policies without memory"),
+        (
+            ppo.Learner,
+            PROFILES["cartpole"]["policy"],
+            "ppo",
+            "so policy.factory must make a policy that draws",
+        ),
+    ],
+)
+def test_policy_that_cannot_be_trained(learner, policy, section, message):
+    made = check(Profile, profile(policy, LEARN[section]["train"]))
+    agent = make_agent("small", made)
+    with pytest.raises(UserError) as caught:
+        learner(agent.actor, made.train, Composite())
+    assert message in str(caught.value)
+
+
+def test_epsilon_may_not_rise():
+    made = check(Profile, LEARN["pqn"] | {"train": LEARN["pqn"]["train"] | {"epsilon_start": 0.01}})
+    with pytest.raises(UserError, match=r"policy.epsilon: 0.02: must be at most train.epsilon_start \(0.01\)"):
+        pqn.Learner(make_agent("small", made).actor, made.train, Composite())
+
+
+def test_memory_of_a_row_that_begins_is_empty():
+    """And what a step led to is valued with the memory from before the end."""
+    made = check(Profile, LEARN["recurrent pqn"])
+    torch.manual_seed(0)
+    actor = make_agent("small", made).actor
+    rollouts = Rollouts(make_env(made.env, None, 4, seed=0), actor, pqn.Learner.keep, pqn.Learner.value)
+    rollout, scores = rollouts.collect(60)
+    assert len(scores) >= 4
+    begins = rollout["is_init"][..., 0]
+    assert torch.equal(begins[:, 1:], rollout["done"][:, :-1, 0])
+    assert begins[:, 0].all()
+    assert (rollout["hidden0"][begins] == 0).all()
+    assert (rollout["hidden0"][~begins] != 0).any(-1).all()

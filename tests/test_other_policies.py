@@ -1,0 +1,125 @@
+"""Other environments, and the README's own policy, through the whole pipeline with parameters alone."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import onnxruntime
+import pytest
+from pipeline_helpers import ROOT, TINY, change_params, copy_project, python
+
+pytestmark = pytest.mark.slow
+
+README = (ROOT / "README.md").read_text()
+POLICIES = {
+    "breakout": {"env.max_episode_steps": 100, **{key.removeprefix("policies.dqn."): TINY[key] for key in TINY}},
+    "cartpole": {"train.total_steps": 24576, "train.epsilon_steps": 10000, "train.eval_episodes": 2},
+    "pendulum": {"train.total_steps": 4096, "train.eval_episodes": 2},
+    "mine": {},
+}
+SMALL = {
+    "matrix": list(POLICIES),
+    "record.greedy_episodes": 30,
+    "record.epsilon_episodes": 2,
+    "parity_check.random_calls": 4,
+    "bench.rounds": 1,
+    "bench.warmup_steps": 10,
+    "bench.steps": 100,
+    "bench.rollout_steps": 100,
+}
+
+
+def code_block(language: str, first: str) -> str:
+    """The README's block of code that begins so."""
+    blocks = re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    (found,) = (block for block in blocks if block.lstrip().startswith(first))
+    return found
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    """A project after ``dvc repro`` of four policies; not to be changed."""
+    folder = tmp_path_factory.mktemp("others")
+    copy_project(folder)
+    (folder / "my_policy.py").write_text(code_block("python", "import torch"))
+    params = folder / "params.yaml"
+    params.write_text(params.read_text().replace("\nrecord:\n", f"\n{code_block('yaml', 'mine:')}\nrecord:\n"))
+    changes = {
+        f"policies.{policy}.{key}": value
+        for policy, values in POLICIES.items()
+        for key, value in values.items()
+        if not key.startswith("parity")
+    }
+    change_params(params, SMALL | changes)
+    python("-m", "dvc", "repro", cwd=folder, project=folder)
+    return folder
+
+
+def test_readme_example_is_as_long_as_it_says():
+    assert len([line for line in code_block("python", "import torch").splitlines() if line.strip()]) <= 20
+
+
+def result(built: Path, policy: str, name: str):
+    return json.loads((built / "results" / policy / f"{name}.json").read_text())
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_programs_are_verified_and_measured(built, policy):
+    parity = result(built, policy, "parity")
+    assert parity["passed"]
+    assert set(parity["programs"]) == {f"{name}{kind}" for name in ("pt2", "aoti", "onnx") for kind in ("", "_random")}
+    assert set(result(built, policy, "bench")["latency"]) == {"eager", "pt2", "aoti", "onnx"}
+
+
+@pytest.mark.parametrize(
+    ("policy", "inputs", "outputs", "actions"),
+    [
+        ("breakout", ["observation", "frames", "is_init"], ["action", "action_value", "next_frames"], 4),
+        ("cartpole", ["observation"], ["action", "action_value"], 2),
+        ("pendulum", ["observation"], ["action", "loc", "scale"], {"low": [-2.0], "high": [2.0]}),
+        ("mine", ["observation"], ["action", "action_value"], 2),
+    ],
+)
+def test_signature(built, policy, inputs, outputs, actions):
+    folder = built / "models" / policy
+    manifest = json.loads((folder / "manifest.json").read_text())
+    session = onnxruntime.InferenceSession(folder / "policy.onnx", providers=["CPUExecutionProvider"])
+    for kind, tensors, expected in (
+        ("inputs", session.get_inputs(), inputs),
+        ("outputs", session.get_outputs(), outputs),
+    ):
+        assert [spec["name"] for spec in manifest[kind]] == [tensor.name for tensor in tensors] == expected
+        assert [spec["shape"] for spec in manifest[kind]] == [tensor.shape for tensor in tensors]
+    assert manifest["actions"] == actions if isinstance(actions, dict) else len(manifest["actions"]) == actions
+
+
+@pytest.mark.parametrize("policy", ["cartpole", "pendulum", "mine"])
+def test_player_plays_it(built, policy):
+    output = python("play.py", f"models/{policy}", "--episodes", "2", cwd=built, project=built).stdout
+    assert "mean score" in output
+    if policy == "mine":
+        assert "mean score 500.00" in output
+
+
+def test_player_draws_no_pendulum(built):
+    done = python("play.py", "models/pendulum", "--gif", "x.gif", cwd=built, project=built, status=1)
+    assert done.stderr == "error: --gif: draws Atari games only, models/pendulum plays 'Pendulum-v1'\n"
+
+
+def test_own_module_is_a_dependency(built):
+    """Changed, it makes its own policy's stages run again, and no other's."""
+    path = built / "my_policy.py"
+    text = path.read_text()
+    path.write_text(text.replace("to the side", "the cart to the side"))
+    try:
+        output = python("-m", "dvc", "repro", "--dry", cwd=built, project=built).stdout
+        python("-m", "stages.machine", cwd=built, project=built)
+        status = json.loads(python("-m", "dvc", "status", "--json", cwd=built, project=built).stdout)
+    finally:
+        path.write_text(text)
+        python("-m", "stages.machine", cwd=built, project=built)
+    assert "train@cartpole" not in output
+    changed = {stage for stage, reasons in status.items() if any("changed deps" in reason for reason in reasons)}
+    assert changed == {f"{stage}@mine" for stage in ("train", "record", "export_pt2", "parity_check", "bench")}
