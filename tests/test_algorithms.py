@@ -30,7 +30,7 @@ RECURRENT = {
     "epsilon": 0.02,
 }
 ACTOR = {"factory": "stages.policies.actor:make_policy", "conv": [], "hidden": [64]}
-SHORT = {"total_steps": 20000, "num_envs": 8, "eval_episodes": 5}
+SHORT = {"total_steps": 50000, "eval_episodes": 5}
 
 
 def profile(policy: dict, train: dict) -> dict:
@@ -38,12 +38,14 @@ def profile(policy: dict, train: dict) -> dict:
 
 
 LEARN = {
-    "pqn": profile(PROFILES["cartpole"]["policy"], PROFILES["cartpole"]["train"] | SHORT | {"epsilon_steps": 8000}),
-    "recurrent pqn": profile(RECURRENT, PROFILES["cartpole"]["train"] | SHORT | {"epsilon_steps": 8000}),
+    "pqn": profile(PROFILES["cartpole"]["policy"], PROFILES["cartpole"]["train"] | SHORT | {"gamma": 0.95}),
+    "recurrent pqn": profile(RECURRENT, PROFILES["cartpole"]["train"] | SHORT | {"gamma": 0.95}),
     "ppo": profile(ACTOR, PROFILES["pendulum"]["train"] | SHORT | {"gamma_start": 0.98, "gamma": 0.98}),
     "dqn": profile(
         PROFILES["cartpole"]["policy"],
-        PROFILES["dqn_replay"]["train"] | SHORT | {"epsilon_steps": 8000, "return_ends_at_reward": False},
+        PROFILES["dqn_replay"]["train"]
+        | SHORT
+        | {"num_envs": 8, "epsilon_steps": 15000, "return_ends_at_reward": False},
     ),
 }
 

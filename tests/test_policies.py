@@ -136,6 +136,7 @@ def untyped(observations, actions, *, size, gain=2.0): return takes_anything(obs
 def typed(observations, actions, *, size: int): return takes_anything(observations, actions)
 def other_entry(observations, actions): return Mod(torch.nn.Identity(), ["velocity"], ["action"])
 def no_action(observations, actions): return Mod(torch.nn.Identity(), ["observation"], ["choice"])
+def memory(observations, actions): return Mod(torch.nn.LSTMCell(4, 2), ["observation", "m"], ["action", ("next", "m")])
 def no_module(observations, actions): return 7
 def fails(observations, actions): raise ValueError("the weights are elsewhere")
 """
@@ -154,6 +155,7 @@ def fails(observations, actions): raise ValueError("the weights are elsewhere")
         ("other_entry", {}, "policies.mine: the policy reads ['velocity'], the environment has ['observation']"),
         ("no_action", {}, "policies.mine: policy.factory: 'factories:no_action': must make a TensorDict module that"),
         ("no_module", {}, "policies.mine: policy.factory: 'factories:no_module': must make a TensorDict module that"),
+        ("memory", {}, "policies.mine: the policy has states ['m'] of unknown shape; the module that keeps them needs"),
         ("fails", {}, "policies.mine: policy.factory: 'factories:fails': ValueError: the weights are"),
     ],
 )

@@ -24,6 +24,7 @@ from tensordict import NestedKey, unravel_key
 from tensordict.nn import TensorDictModuleBase, TensorDictSequential
 from torch import nn
 from torchrl.data import Composite, TensorSpec
+from torchrl.envs.transforms import Compose
 from torchrl.modules.utils import get_primers_from_module
 
 from stages.common.env import make_specs
@@ -71,8 +72,12 @@ def observation_keys(policy: TensorDictModuleBase) -> list[NestedKey]:
 
 
 def state_spec(policy: TensorDictModuleBase) -> Composite:
-    """Shape and dtype of the states that a policy's recurrent modules declare, without batch."""
-    return get_primers_from_module(policy, warn=False).primers if state_keys(policy) else Composite()
+    """Shape and dtype of the states that a policy's modules declare by TorchRL's primers, without batch."""
+    found = get_primers_from_module(policy, warn=False)
+    spec = Composite()
+    for primer in found if isinstance(found, Compose) else [found] if found else []:
+        spec.update(primer.primers)
+    return spec
 
 
 def make_agent(name: str, profile: Profile) -> Agent:
@@ -95,6 +100,12 @@ def make_agent(name: str, profile: Profile) -> Agent:
         known = list(observations.keys(include_nested=True, leaves_only=True))
         raise UserError(f"params.yaml: policies.{name}: the policy reads {unknown}, the environment has {known}")
     input_spec.update(state_spec(actor))
+    undeclared = [key for key in state_keys(actor) if key not in input_spec.keys(include_nested=True)]
+    if undeclared:
+        raise UserError(
+            f"params.yaml: policies.{name}: the policy has states {undeclared} of unknown shape; the module that keeps "
+            "them needs the method make_tensordict_primer, as TorchRL's LSTMModule has it"
+        )
     policy = TensorDictSequential(*modules, actor)
     return Agent(actor, policy, input_spec, action_spec)
 
