@@ -6,6 +6,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
 
 import play
 from stages import manifest
@@ -39,6 +40,7 @@ def test_every_file_is_listed_with_its_hash(workspace):
 def test_programs_of_other_weights(workspace, tmp_path, monkeypatch, profile):
     shutil.copytree(workspace / "models", tmp_path / "models")
     monkeypatch.chdir(tmp_path)
+    torch.manual_seed(1)
     save_weights(Path("models/dqn/policy.safetensors"), "dqn", make_agent("dqn", profile).actor)
     with pytest.raises(UserError, match=r"^models/dqn/policy\.pt2: made from other weights than .*dvc repro"):
         manifest.manifest("dqn")

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 README = (ROOT / "README.md").read_text()
 POLICIES = {
     "breakout": {"env.max_episode_steps": 100, **{key.removeprefix("policies.dqn."): TINY[key] for key in TINY}},
-    "cartpole": {"train.total_steps": 24576, "train.epsilon_steps": 10000, "train.eval_episodes": 2},
+    "cartpole": {"train.total_steps": 50000, "train.gamma": 0.95, "train.eval_episodes": 2},
     "pendulum": {"train.total_steps": 4096, "train.eval_episodes": 2},
     "mine": {},
 }

@@ -9,6 +9,7 @@ from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import nn
 from torchrl.data import Composite, Unbounded
 from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.modules import EGreedyModule
 
 from play import load_onnx
 from stages.common.archive import load_program
@@ -240,7 +241,8 @@ def test_random_program_is_mostly_greedy(variant, make_step):
 def test_exploration_type_is_the_program_s_own(profiles, make_step):
     """Whatever is set around the call: a deterministic step stays so."""
     policy = make_step(profiles["shipped"], DETERMINISTIC)
-    policy.policy[-1].eps.fill_(1.0)
+    (explore,) = (module for module in policy.modules() if isinstance(module, EGreedyModule))
+    explore.eps.fill_(1.0)
     inputs = {name: torch.from_numpy(array) for name, array in random_inputs(policy, 20).items()}
     with set_exploration_type(RANDOM):
         outputs = policy(**inputs)
