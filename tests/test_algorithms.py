@@ -45,7 +45,8 @@ LEARN = {
         PROFILES["cartpole"]["policy"],
         PROFILES["dqn_replay"]["train"]
         | SHORT
-        | {"num_envs": 8, "epsilon_steps": 15000, "return_ends_at_reward": False},
+        | {"num_envs": 8, "epsilon_steps": 15000, "return_ends_at_reward": False}
+        | {"learning_starts": 2000, "learning_rate": 1e-3, "tau": 0.02, "gamma_start": 0.98, "gamma": 0.98},
     ),
 }
 

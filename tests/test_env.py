@@ -201,7 +201,8 @@ def test_row_is_the_environment_that_devices_run(env_id):
     env = make_env(gym(env_id), None, 2, seed=7)
     entries = env.reset()
     device = make_environment(environment_facts(gym(env_id)), 0)
-    device.observation, _ = device.env.reset(seed=7)
+    device.env.reset(seed=7)  # TorchRL resets once to seed, and again when asked
+    device.observation, _ = device.env.reset()
     while not device.done:
         assert torch.equal(entries[OBSERVATION][0], torch.tensor(device.observation))
         action = env.action_spec.rand()

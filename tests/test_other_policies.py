@@ -114,12 +114,10 @@ def test_own_module_is_a_dependency(built):
     text = path.read_text()
     path.write_text(text.replace("to the side", "the cart to the side"))
     try:
-        output = python("-m", "dvc", "repro", "--dry", cwd=built, project=built).stdout
         python("-m", "stages.machine", cwd=built, project=built)
         status = json.loads(python("-m", "dvc", "status", "--json", cwd=built, project=built).stdout)
     finally:
         path.write_text(text)
         python("-m", "stages.machine", cwd=built, project=built)
-    assert "train@cartpole" not in output
     changed = {stage for stage, reasons in status.items() if any("changed deps" in reason for reason in reasons)}
     assert changed == {f"{stage}@mine" for stage in ("train", "record", "export_pt2", "parity_check", "bench")}
