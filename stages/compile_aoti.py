@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
@@ -13,6 +11,7 @@ from stages.common import params
 from stages.common.archive import EXPORTS, load_program
 from stages.common.errors import run
 from stages.common.files import replacing
+from stages.common.processes import processes
 
 
 def compile_program(policy: str, name: str, settings: params.CompileAoti) -> str:
@@ -33,7 +32,7 @@ def compile_program(policy: str, name: str, settings: params.CompileAoti) -> str
 
 def compile_aoti(policy: str) -> None:
     settings = params.load().compile_aoti
-    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as executor:
+    with processes(len(EXPORTS)) as executor:
         compiling = [executor.submit(compile_program, policy, name, settings) for name in EXPORTS]
         for done in compiling:
             print(done.result(), flush=True)

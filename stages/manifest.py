@@ -6,7 +6,7 @@ from importlib import metadata
 from pathlib import Path
 
 from play import SCHEMA_VERSION, sha256
-from stages.common.archive import load_program
+from stages.common.archive import read_facts
 from stages.common.errors import UserError, run
 from stages.common.files import write_json
 
@@ -24,7 +24,7 @@ FILES = {
 
 def manifest(policy: str) -> None:
     folder = Path("models", policy)
-    _, facts = load_program(folder / "policy.pt2", policy)
+    facts = read_facts(folder / "policy.pt2", policy)
     if facts["weights_sha256"] != sha256(folder / "policy.safetensors"):
         raise UserError(f"{folder / 'policy.pt2'}: made from other weights than policy.safetensors; run `dvc repro`")
     facts["states"] = [state | {"start": "zeros; ignored where is_init is true"} for state in facts["states"]]

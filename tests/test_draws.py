@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pipeline_helpers import ROOT
 
 from play import Arrays, read_manifest
-from stages.common.draws import ROWS, compare_pairs, draw, draw_in_processes, judge
+from stages.common.processes import processes
+from stages.parity.draws import ROWS, compare_pairs, draw, draw_by_name, judge
 
 ACTIONS, CALLS, LEVEL, TOLERANCE = 6, 128, 1e-6 / 100, 1e-5
 GREEDY = np.array([0, 5, 2, 2, 1, 4, 3, 3])  # of eight situations
@@ -164,11 +164,12 @@ def test_fault_of_vectors_is_found_and_named(make, what):
 
 def test_programs_draw_anew_in_every_process(workspace, monkeypatch):
     monkeypatch.chdir(workspace)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    inputs = read_manifest(Path("models/dqn"))["inputs"]
+    inputs, names = read_manifest(Path("models/dqn"))["inputs"], ["pt2_random", "onnx_random"]
     situations = {spec["name"]: np.zeros([8, *spec["shape"][1:]], spec["dtype"]) for spec in inputs}
-    first, second = draw_in_processes("dqn", ["pt2_random", "onnx_random"], situations, 8)
-    for name in ("pt2_random", "onnx_random"):
+    with processes(2, one_task_each=True) as executor:
+        started = [executor.submit(draw_by_name, "dqn", names, situations, 8) for _ in range(2)]
+        first, second = (process.result() for process in started)
+    for name in names:
         assert first[name].shape == (8, 8, ROWS)
         assert compare_pairs("processes", first[name], second[name]).p > LEVEL
         assert (first[name] != second[name]).sum() > 0

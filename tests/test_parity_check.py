@@ -18,11 +18,11 @@ import torch
 from pipeline_helpers import ROOT, TINY, write_params
 from torchrl.envs.utils import ExplorationType
 
-from play import Arrays, load_onnx
+from play import Arrays, Player, load_onnx, make_environment
 from stages import parity_check as stage
 from stages.common import episodes, params, runtimes
 from stages.common.env import environment_facts
-from stages.common.episodes import Episode
+from stages.common.episodes import Episode, replay
 from stages.common.errors import UserError
 from stages.common.policy import make_agent, save_weights
 from stages.common.profile import Profile, load_profile
@@ -31,12 +31,17 @@ from stages.common.runtimes import Run, wrap
 from stages.export_onnx import export_onnx
 from stages.export_pt2 import export_pt2
 from stages.manifest import manifest as write_manifest
-from stages.parity_check import OpenLoop, check_closed_loop, check_open_loop
+from stages.parity import closed_loop as closed_loop_module
+from stages.parity.closed_loop import ClosedLoop, Trace, compare_episodes, play_episode
+from stages.parity.draws import pick_situations
+from stages.parity.open_loop import EXPLORING_STRIDE, OpenLoop, check_open_loop
 from stages.record import record
 
 FOLDER = Path("models/dqn")
 TOLERANCE = 1e-5
-SETTINGS = params.ParityCheck(tolerance=TOLERANCE, seed=3, random_situations=4, random_calls=4, random_error_rate=1e-6)
+SETTINGS = params.ParityCheck(
+    processes=2, tolerance=TOLERANCE, seed=3, random_situations=4, random_calls=4, random_error_rate=1e-6
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,19 +85,26 @@ def bundle(tmp_path_factory) -> Bundle:
 
 
 def open_loop(bundle: Bundle, name: str, run: Run) -> OpenLoop:
-    return check_open_loop(bundle.eager, {name: run}, bundle.recorded, bundle.manifest, SETTINGS)[0][name]
+    return check_open_loop(bundle.eager, {name: run}, bundle.recorded, bundle.manifest, SETTINGS)[name]
+
+
+def closed_loop(bundle: Bundle, run: Run) -> ClosedLoop:
+    traces = [play_episode(Player(program, bundle.manifest), SETTINGS.seed) for program in (run, bundle.eager)]
+    return compare_episodes(*traces, SETTINGS)
 
 
 def test_programs_of_the_same_policy_pass(bundle):
-    results, _ = check_open_loop(bundle.eager, bundle.programs, bundle.recorded, bundle.manifest, SETTINGS)
+    results = check_open_loop(bundle.eager, bundle.programs, bundle.recorded, bundle.manifest, SETTINGS)
     assert set(results) == {"pt2", "pt2_random", "onnx", "onnx_random"}
-    for result in results.values():
+    steps = [len(episode.actions) for episode in bundle.recorded]
+    for name, result in results.items():
         assert result.failures == result.ties == []
-        assert result.observations == sum(len(episode.actions) for episode in bundle.recorded)
+        every = EXPLORING_STRIDE if name in runtimes.RANDOM_PROGRAMS else 1
+        assert result.observations == sum(len(range(0, length, every)) for length in steps)
         assert set(result.max_abs_difference) == {"action_value", "next_frames"}
         assert max(result.max_abs_difference.values()) < TOLERANCE
-    deterministic = {name: bundle.programs[name] for name in ("pt2", "onnx")}
-    for result in check_closed_loop(bundle.eager, deterministic, bundle.manifest, SETTINGS).values():
+    for name in ("pt2", "onnx"):
+        result = closed_loop(bundle, bundle.programs[name])
         assert (result.identical, result.failure) == (True, None)
         assert result.steps == TINY["policies.dqn.env.max_episode_steps"]
 
@@ -103,7 +115,7 @@ def test_episodes_of_different_lengths_are_compared_to_their_ends(bundle):
         for episode, steps in zip(bundle.recorded, (40, 100, 70), strict=True)
     ]
     programs = {"pt2": bundle.programs["pt2"], "onnx": shift_actions_late(bundle.programs["onnx"])}
-    results, _ = check_open_loop(bundle.eager, programs, recorded, bundle.manifest, SETTINGS)
+    results = check_open_loop(bundle.eager, programs, recorded, bundle.manifest, SETTINGS)
     assert [result.observations for result in results.values()] == [210, 210]
     assert not results["pt2"].failures
     found = [(episode.seed, step) for step in range(50, 100) for episode in recorded if step < len(episode.actions)]
@@ -125,12 +137,20 @@ def test_drift_of_a_state_is_told_per_hundred_steps(bundle):
     assert not result.failures
 
 
-def test_situations_are_decisions_of_the_first_episode(bundle):
-    _, situations = check_open_loop(bundle.eager, {}, bundle.recorded, bundle.manifest, SETTINGS)
+def test_situations_are_decisions_of_an_episode(bundle):
+    """With the memory of that moment, which holds the frame before."""
+    episode = bundle.recorded[1]
+    situations = pick_situations(bundle.eager, episode, bundle.manifest, 4)
     assert {name: len(array) for name, array in situations.items()} == {"observation": 4, "frames": 4, "is_init": 4}
     assert situations["is_init"].ravel().tolist() == [True, False, False, False]
     for name in ("observation", "frames"):
         assert len({row.tobytes() for row in situations[name]}) == 4
+    screens = list(replay(episode, make_environment(bundle.manifest, episode.seed)))
+    last = bundle.eager(
+        {"observation": screens[-2][None], "frames": situations["frames"][:1], "is_init": np.ones((1, 1), bool)}
+    )
+    assert np.array_equal(situations["observation"][3], screens[-1])
+    assert np.array_equal(situations["frames"][3], last["next_frames"][0])
 
 
 def changed_onnx(bundle: Bundle, change: Callable[[onnx.ModelProto], None], path: Path) -> Run:
@@ -229,7 +249,7 @@ def test_fault_is_found_in_open_loop(bundle, name, fault):
 
 def test_faults_of_one_program_are_not_the_other_programs(bundle):
     programs = bundle.programs | {"onnx": not_a_number(bundle.programs["onnx"])}
-    results, _ = check_open_loop(bundle.eager, programs, bundle.recorded, bundle.manifest, SETTINGS)
+    results = check_open_loop(bundle.eager, programs, bundle.recorded, bundle.manifest, SETTINGS)
     assert {name for name, result in results.items() if result.failures} == {"onnx"}
 
 
@@ -247,33 +267,43 @@ def other_policy(bundle: Bundle) -> Run:
 
 def test_other_policy_is_found(bundle):
     assert open_loop(bundle, "pt2", other_policy(bundle)).different_actions
-    result = check_closed_loop(bundle.eager, {"pt2": other_policy(bundle)}, bundle.manifest, SETTINGS)["pt2"]
-    assert not result.identical
+    assert not closed_loop(bundle, other_policy(bundle)).identical
 
 
-def rename_action(run: Run) -> Run:
-    return lambda inputs: {"choice" if name == "action" else name: array for name, array in run(inputs).items()}
+def before_action(model: onnx.ModelProto, *added: onnx.NodeProto) -> None:
+    """Rename what is called ``action``, and let other nodes make that of it."""
+    for node in model.graph.node:
+        node.output[:] = ["decided" if name == "action" else name for name in node.output]
+    model.graph.node.extend(added)
 
 
-def narrow_action(run: Run) -> Run:
-    return lambda inputs: (outputs := run(inputs)) | {"action": outputs["action"].astype(np.int32)}
+def rename_action(model: onnx.ModelProto) -> None:
+    before_action(model)
+    model.graph.output[0].name = "decided"
 
 
-def column_of_actions(run: Run) -> Run:
-    return lambda inputs: (outputs := run(inputs)) | {"action": outputs["action"][:, None]}
+def narrow_action(model: onnx.ModelProto) -> None:
+    before_action(model, onnx.helper.make_node("Cast", ["decided"], ["action"], to=onnx.TensorProto.INT32))
+    model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.INT32
+
+
+def column_of_actions(model: onnx.ModelProto) -> None:
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1]), "axis"))
+    before_action(model, onnx.helper.make_node("Unsqueeze", ["decided", "axis"], ["action"]))
+    model.graph.output[0].type.tensor_type.shape.dim.add().dim_value = 1
 
 
 OTHER_OUTPUTS = [
-    (rename_action, r"outputs are .*'choice'.*, expected .*'action'"),
-    (narrow_action, r"output action is int32\[3\], expected int64\[3\]"),
-    (column_of_actions, r"output action is int64\[3, 1\], expected int64\[3\]"),
+    (rename_action, r"onnx: outputs are .*'decided'.*, expected .*'action'"),
+    (narrow_action, r"onnx: output action is int32\[3\], expected int64\[3\]"),
+    (column_of_actions, r"onnx: output action is int64\[3, 1\], expected int64\[3\]"),
 ]
 
 
-@pytest.mark.parametrize(("fault", "message"), OTHER_OUTPUTS)
-def test_other_outputs_are_found(bundle, fault, message):
+@pytest.mark.parametrize(("change", "message"), OTHER_OUTPUTS)
+def test_other_outputs_are_found(bundle, tmp_path, change, message):
     with pytest.raises(UserError, match=message):
-        open_loop(bundle, "onnx", fault(bundle.programs["onnx"]))
+        open_loop(bundle, "onnx", changed_onnx(bundle, change, tmp_path / "policy.onnx"))
 
 
 def test_open_loop_failure_tells_where_and_what(bundle):
@@ -288,10 +318,7 @@ def test_open_loop_failure_tells_where_and_what(bundle):
 
 @pytest.mark.parametrize(("fault", "step"), [(shift_actions, 0), (shift_actions_late, 50)])
 def test_closed_loop_failure_tells_where_and_what(bundle, fault, step):
-    programs = {"pt2": bundle.programs["pt2"], "onnx": fault(bundle.programs["onnx"])}
-    results = check_closed_loop(bundle.eager, programs, bundle.manifest, SETTINGS)
-    assert results["pt2"].identical
-    result = results["onnx"]
+    result = closed_loop(bundle, fault(bundle.programs["onnx"]))
     assert (result.identical, result.steps) == (False, step + 1)
     pattern = rf"closed loop, seed 3, step {step}: the action differs: action \d, action_value .*, eager action \d, .*"
     assert re.fullmatch(pattern, result.failure)
@@ -299,20 +326,30 @@ def test_closed_loop_failure_tells_where_and_what(bundle, fault, step):
 
 def test_closed_loop_compares_the_console(bundle, monkeypatch):
     """The same actions are not enough: here the program's emulator has other random numbers."""
-    make, seeds = stage.make_environment, itertools.count(3)
-    monkeypatch.setattr(stage, "make_environment", lambda manifest, _: make(manifest, next(seeds)))
-
-    def alternate() -> Run:
-        actions = itertools.cycle([2, 3])
-        return lambda _: {"action": np.array([next(actions)])}
-
-    result = check_closed_loop(
-        alternate(),
-        {"onnx": alternate()},
-        bundle.manifest | {"states": [], "inputs": bundle.manifest["inputs"][:1]},
-        SETTINGS,
+    seeds = itertools.count(3)
+    monkeypatch.setattr(
+        closed_loop_module, "make_environment", lambda manifest, _: make_environment(manifest, next(seeds))
     )
-    assert "the state differs" in result["onnx"].failure
+
+    def alternate() -> Player:
+        actions = itertools.cycle([2, 3])
+        manifest = bundle.manifest | {"states": [], "inputs": bundle.manifest["inputs"][:1]}
+        return Player(lambda _: {"action": np.array([next(actions)])}, manifest)
+
+    result = compare_episodes(play_episode(alternate(), 3), play_episode(alternate(), 3), SETTINGS)
+    assert "the state differs" in result.failure
+
+
+@pytest.mark.parametrize(("off", "failure"), [(TOLERANCE / 2, None), (3e-5, "step 1: the action, by 3e-05, differs: ")])
+def test_vectors_are_compared_with_what_the_policy_does_beside(off, failure):
+    def decisions(second: float) -> list[Arrays]:
+        return [{"action": np.array([[number]], np.float32)} for number in (0.25, second)]
+
+    trace = Trace(decisions(off), decisions(0.0), states=[1, 2], rewards=[-1.0, -2.0])
+    result = compare_episodes(trace, Trace(decisions(1.0), decisions(1.0), [3, 4], [0.0, 0.0]), SETTINGS)
+    assert (result.identical, result.steps, result.score) == (False, 2, -3.0)
+    assert result.max_action_difference == pytest.approx(off)
+    assert failure is None if result.failure is None else failure in result.failure
 
 
 def compare(eager: list[float], found: list[float]) -> OpenLoop:
@@ -395,25 +432,29 @@ def test_stage_reports_and_fails(bundle):
     assert [name for name, entry in report()["programs"].items() if not entry["passed"]] == ["onnx"]
 
 
-def replace_onnx(monkeypatch, run: Run) -> None:
-    load = runtimes.load
-    monkeypatch.setattr(runtimes, "load", lambda path, threads: run if path.suffix == ".onnx" else load(path, threads))
+def no_numbers(model: onnx.ModelProto) -> None:
+    """Make every value NaN."""
+    tensor = [tensor for tensor in model.graph.initializer if tensor.name.endswith("weight")][-1]
+    array = onnx.numpy_helper.to_array(tensor)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(array * np.float32(np.nan), tensor.name))
 
 
 @pytest.mark.usefixtures("project")
-@pytest.mark.parametrize("fault", [not_a_number, infinity])
-def test_stage_reports_values_that_are_no_numbers(bundle, monkeypatch, fault):
-    replace_onnx(monkeypatch, fault(bundle.programs["onnx"]))
+def test_stage_reports_values_that_are_no_numbers(bundle):
+    changed_onnx(bundle, no_numbers, FOLDER / "policy.onnx")
+    write_manifest("dqn")
     with pytest.raises(UserError, match=r"onnx: episode with seed .* report: results/dqn/parity.json"):
         stage.parity_check("dqn")
     assert not report()["passed"]
+    assert report()["programs"]["onnx"]["max_abs_difference"]["action_value"] is None
 
 
 @pytest.mark.usefixtures("project")
-@pytest.mark.parametrize(("fault", "message"), OTHER_OUTPUTS)
-def test_stage_names_the_program_with_other_outputs(bundle, monkeypatch, fault, message):
-    replace_onnx(monkeypatch, fault(bundle.programs["onnx"]))
-    with pytest.raises(UserError, match=f"onnx.*: {message}"):
+def test_stage_names_the_program_with_other_outputs(bundle):
+    change, message = OTHER_OUTPUTS[0]
+    changed_onnx(bundle, change, FOLDER / "policy.onnx")
+    write_manifest("dqn")
+    with pytest.raises(UserError, match=message):
         stage.parity_check("dqn")
 
 

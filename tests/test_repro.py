@@ -200,8 +200,7 @@ def test_stages_read_the_parameters_that_they_declare(built):
     read = defaultdict(set)
     for line in (built / ".dvc/tmp/reads").read_text().splitlines():
         module, *field = line.split()
-        stage = "bench" if module == "stages.common.measure" else module.removeprefix("stages.")
-        read[stage].update({keys[tuple(field)]} if tuple(field) in keys else ())
+        read[module.removeprefix("stages.")].update({keys[tuple(field)]} if tuple(field) in keys else ())
     for stage, content in STAGES.items():
         if content.get("always_changed"):
             continue

@@ -1,14 +1,16 @@
-"""Exported programs as files that tell what they are."""
+"""Exported programs as files that tell what they are. PyTorch is imported only to write or to run them."""
 
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from stages.common.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    import torch
 
 FACTS = "facts.json"
 # The programs of a policy, and the exploration type of each.
@@ -17,7 +19,29 @@ EXPORTS = {"policy": "DETERMINISTIC", "policy_random": "RANDOM"}
 
 def save_program(path: Path, program: torch.export.ExportedProgram, facts: dict[str, Any]) -> None:
     """Write an exported program with what a device must know about it inside."""
+    import torch
+
     torch.export.save(program, path, extra_files={FACTS: json.dumps(facts)})
+
+
+def read_facts(path: Path, policy: str) -> dict[str, Any]:
+    """What :func:`save_program` wrote beside the program.
+
+    Raises:
+        UserError: the file is missing, damaged or another policy's.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            (name,) = (name for name in archive.namelist() if name.endswith(f"/extra/{FACTS}"))
+            facts: dict[str, Any] = json.loads(archive.read(name))
+        owner = facts["policy"]
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run `dvc repro`") from None
+    except (OSError, zipfile.BadZipFile, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged: {first_line(error)}") from None
+    if owner != policy:
+        raise UserError(f"{path}: holds the policy {owner!r}, expected {policy!r}")
+    return facts
 
 
 def load_program(path: Path, policy: str) -> tuple[torch.export.ExportedProgram, dict[str, Any]]:
@@ -26,15 +50,10 @@ def load_program(path: Path, policy: str) -> tuple[torch.export.ExportedProgram,
     Raises:
         UserError: the file is missing, damaged or another policy's.
     """
-    if not path.exists():
-        raise UserError(f"{path}: no such file; run `dvc repro`")
-    extra = {FACTS: ""}
+    import torch
+
+    facts = read_facts(path, policy)
     try:
-        program = torch.export.load(path, extra_files=extra)
-        facts = json.loads(extra[FACTS])
-        owner = facts["policy"]
+        return torch.export.load(path), facts
     except Exception as error:  # the loader raises whatever the archive's reader does
         raise UserError(f"{path}: damaged: {first_line(error)}") from None
-    if owner != policy:
-        raise UserError(f"{path}: holds the policy {owner!r}, expected {policy!r}")
-    return program, facts

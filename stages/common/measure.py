@@ -1,21 +1,21 @@
-"""Measure one thing in a process of its own: ``python -m stages.common.measure <policy> <what>``; prints JSON.
+"""Measure one thing, in a process that does nothing else.
 
 What can be measured is a program's latency from raw observation to action (``eager``, ``pt2``, ``aoti``, ``onnx``) and
 the decisions a second of a rollout (``emulator``, ``player``, ``torchrl``). PyTorch is imported only where it is
-measured.
+measured, and what is measured is loaded once a process.
 """
 
 from __future__ import annotations
 
-import argparse
+import functools
 import itertools
-import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from play import Action, Player, make_environment, play, read_manifest
 from stages.common import episodes, params, runtimes
@@ -25,57 +25,63 @@ RANDOM_ACTIONS = 10_000  # drawn before the measurement
 ROLLOUTS = ("emulator", "player", "torchrl")
 
 
-def load(policy: str, program: str, threads: int) -> runtimes.Run:
-    """A program, or the trained policy itself as eager PyTorch."""
-    if program != "eager":
-        return runtimes.load(Path("models", policy, runtimes.PROGRAMS[program]), threads)
-    import torch
-
-    from stages.common.profile import load_profile
-    from stages.common.program import load_step
-
-    torch.set_num_threads(threads)
-    return runtimes.wrap(load_step(policy, load_profile(policy)))
+def load_player(policy: str, program: str, threads: int) -> Player:
+    return Player(runtimes.load_by_name(policy, program, threads), read_manifest(Path("models", policy)))
 
 
-def measure_latency(policy: str, program: str, manifest: dict[str, Any], settings: params.Bench) -> dict[str, float]:
-    """Milliseconds to load, and percentiles in microseconds from raw observation to action, one at a time.
+@functools.cache
+def first_observations(policy: str, steps: int) -> list[npt.NDArray[Any]]:
+    """Those of the first recorded episode, ``steps`` of them or all there are."""
+    episode = episodes.load(Path("data", policy, "episodes.safetensors"), policy)[0]
+    environment = make_environment(read_manifest(Path("models", policy)), episode.seed)
+    return list(itertools.islice(episodes.replay(episode, environment), steps))
+
+
+def measure_load(policy: str, program: str, settings: params.Bench) -> float:
+    """Milliseconds to load a program, with the libraries that it needs, in a process that has just started."""
+    start = time.perf_counter()
+    load_player(policy, program, settings.threads)
+    return (time.perf_counter() - start) * 1e3
+
+
+def measure_latency(policy: str, program: str, settings: params.Bench) -> dict[str, float]:
+    """Percentiles in microseconds from raw observation to action, one at a time.
 
     The observations are those of the first recorded episode, again and again if it is shorter; the first
     ``warmup_steps`` decisions are not counted.
     """
-    episode = episodes.load(Path("data", policy, "episodes.safetensors"), policy)[0]
     steps = settings.warmup_steps + settings.steps
-    replayed = episodes.replay(episode, make_environment(manifest, episode.seed))
-    observations = list(itertools.islice(replayed, steps))
-    start = time.perf_counter()
-    player = Player(load(policy, program, settings.threads), manifest)
-    loaded = time.perf_counter() - start
+    observations, player = first_observations(policy, steps), load_player(policy, program, settings.threads)
     times = []
     for observation in itertools.islice(itertools.cycle(observations), steps):
         start = time.perf_counter()
         player.act(observation)
         times.append(time.perf_counter() - start)
     p50, p90, p99 = np.percentile(times[settings.warmup_steps :], [50, 90, 99]) * 1e6
-    return {"load_ms": loaded * 1e3, "p50_us": p50, "p90_us": p90, "p99_us": p99}
+    return {"p50_us": p50, "p90_us": p90, "p99_us": p99}
 
 
-def measure_rollout(policy: str, what: str, manifest: dict[str, Any], settings: params.Bench) -> dict[str, float]:
+def measure_rollout(policy: str, what: str, settings: params.Bench) -> float:
     """Decisions a second, ``rollout_steps`` of them after ``warmup_steps``, episode after episode."""
-    warmup, steps = settings.warmup_steps, settings.rollout_steps
     if what == "torchrl":
-        return {"decisions_per_s": torchrl_speed(policy, warmup, steps, settings.threads)}
-    if what == "player":
-        player = Player(load(policy, "onnx", settings.threads), manifest)
-        decisions: Iterator[float] = (reward for seed in itertools.count() for reward, _ in play(player, seed))
+        roll_out = torchrl_rollout(policy, settings.threads)
     else:
-        decisions = emulate(manifest)
-    for _ in itertools.islice(decisions, warmup):
-        pass
+        manifest = read_manifest(Path("models", policy))
+        decisions = emulate(manifest) if what == "emulator" else play_on(load_player(policy, "onnx", settings.threads))
+
+        def roll_out(steps: int) -> None:
+            for _ in itertools.islice(decisions, steps):
+                pass
+
+    roll_out(settings.warmup_steps)
     start = time.perf_counter()
-    for _ in itertools.islice(decisions, steps):
-        pass
-    return {"decisions_per_s": steps / (time.perf_counter() - start)}
+    roll_out(settings.rollout_steps)
+    return settings.rollout_steps / (time.perf_counter() - start)
+
+
+def play_on(player: Player) -> Iterator[float]:
+    """The rewards of episode after episode."""
+    return (reward for seed in itertools.count() for reward, _ in play(player, seed))
 
 
 def emulate(manifest: dict[str, Any]) -> Iterator[float]:
@@ -89,8 +95,9 @@ def emulate(manifest: dict[str, Any]) -> Iterator[float]:
             yield environment.step(next(cycle))
 
 
-def torchrl_speed(policy: str, warmup: int, steps: int, threads: int) -> float:
-    """``env.rollout`` with the trained policy, in the environment that it was trained in."""
+@functools.cache
+def torchrl_rollout(policy: str, threads: int) -> Callable[[int], object]:
+    """``env.rollout`` for some steps with the trained policy, in the environment that it was trained in."""
     import torch
     from torchrl.envs import InitTracker, TransformedEnv
     from torchrl.envs.utils import ExplorationType, set_exploration_type
@@ -107,22 +114,9 @@ def torchrl_speed(policy: str, warmup: int, steps: int, threads: int) -> float:
     env = make_env(profile.env, profile.preprocess, num_envs=1, seed=0)
     if state_keys(actor):
         env = TransformedEnv(TransformedEnv(env, InitTracker()), get_primers_from_module(actor))
-    with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
-        env.rollout(warmup, actor, break_when_any_done=False)
-        start = time.perf_counter()
-        env.rollout(steps, actor, break_when_any_done=False)
-        return steps / (time.perf_counter() - start)
 
+    def roll_out(steps: int) -> None:
+        with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+            env.rollout(steps, actor, break_when_any_done=False)
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("policy")
-    parser.add_argument("what", choices=(*LATENCIES, *ROLLOUTS))
-    arguments = parser.parse_args()
-    measure = measure_latency if arguments.what in LATENCIES else measure_rollout
-    manifest = read_manifest(Path("models", arguments.policy))
-    print(json.dumps(measure(arguments.policy, arguments.what, manifest, params.load().bench)))
-
-
-if __name__ == "__main__":
-    main()
+    return roll_out

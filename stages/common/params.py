@@ -33,6 +33,7 @@ class ExportOnnx(Section):
 
 
 class ParityCheck(Section):
+    processes: Count
     tolerance: Positive
     seed: Seed
     random_situations: Count

@@ -16,13 +16,11 @@ from torch import nn
 from torchrl.data import Composite
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from stages.common.decisions import VALUES
 from stages.common.errors import UserError
 from stages.common.policy import Agent, load_weights, make_agent, next_key, observation_keys, state_keys
 from stages.common.preprocess import IS_INIT
 from stages.common.profile import Profile
-
-# What an action was chosen by, in TorchRL's own words. A policy's other entries stay inside the program.
-VALUES = ("action_value", "logits", "loc", "scale")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ PyTorch is imported only for the programs that need it, so that a process that m
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,3 +86,27 @@ def load(path: Path, threads: int) -> Run:
         return wrap(torch.export.load(path).module())
     except Exception as error:  # both loaders raise whatever the archive's reader does
         raise UserError(f"{path}: damaged: {first_line(error)}") from None
+
+
+@functools.cache
+def load_by_name(policy: str, name: str, threads: int) -> Run:
+    """A policy's program, or the trained policy itself: ``eager``, and ``eager_random``, which explores.
+
+    It is loaded once a process; meant for processes that only serve one stage, while which no file changes.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    if name not in ("eager", "eager_random"):
+        return load(Path("models", policy, (PROGRAMS | RANDOM_PROGRAMS)[name]), threads)
+    import torch
+    from torchrl.envs.utils import ExplorationType
+
+    from stages.common.profile import load_profile
+    from stages.common.program import load_step
+
+    torch.set_num_threads(threads)
+    if name == "eager":
+        return wrap(load_step(policy, load_profile(policy)))
+    torch.seed()
+    return wrap(load_step(policy, load_profile(policy), ExplorationType.RANDOM))

@@ -3,32 +3,24 @@
 All programs draw many times in the same few situations. The tests of actions to choose from are exact or conservative,
 those of vectors are exact in the limit of many draws: the chance that a faultless program fails is at most the sum of
 the levels that its tests are held to.
-
-``python -m stages.common.draws <policy> <situations> <calls> <program>...`` prints the first draws of programs as JSON:
-what a process that has just started draws.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import tempfile
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import load_file, save_file
 from scipy import stats
 
-from play import Arrays
+from play import Arrays, Player, make_environment, read_manifest
 from stages.common import runtimes
-from stages.common.process import run_module
+from stages.common.episodes import Episode, load, replay
 from stages.common.runtimes import Run
 
-MODULE = "stages.common.draws"
 ROWS = 32  # of a call that show the same situation
 
 Actions = npt.NDArray[np.int64 | np.float32]
@@ -53,13 +45,28 @@ def draw(run: Run, situations: Arrays, calls: int) -> Actions:
     return np.stack([drawn.reshape(-1, ROWS, *drawn.shape[1:]) for drawn in actions], 1)
 
 
-def draw_in_processes(policy: str, programs: Iterable[str], situations: Arrays, calls: int) -> list[dict[str, Actions]]:
-    """What each of a policy's programs draws first, in two processes that have just started."""
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as executor:
-        path = Path(folder, "situations.safetensors")
-        save_file(situations, path)
-        started = [executor.submit(run_module, MODULE, policy, str(path), str(calls), *programs) for _ in range(2)]
-        return [{name: np.array(drawn) for name, drawn in process.result().items()} for process in started]
+def pick_situations(eager: Run, episode: Episode, manifest: dict[str, Any], count: int) -> Arrays:
+    """The inputs of ``count`` decisions spread evenly over a recorded episode, one a row."""
+    wanted = set(np.linspace(0, len(episode.actions) - 1, count).round().astype(int).tolist())
+    player, situations = Player(eager, manifest), []
+    for step, observation in enumerate(replay(episode, make_environment(manifest, episode.seed))):
+        if step in wanted:
+            situations.append(player.feed | {player.observation: observation[None]})
+        player.step(observation[None])
+    return {name: np.concatenate([inputs[name] for inputs in situations]) for name in situations[0]}
+
+
+def pick_by_name(policy: str, count: int) -> Arrays:
+    """:func:`pick_situations` from the policy's first recorded episode."""
+    episode = load(Path("data", policy, "episodes.safetensors"), policy)[0]
+    return pick_situations(
+        runtimes.load_by_name(policy, "eager", 1), episode, read_manifest(Path("models", policy)), count
+    )
+
+
+def draw_by_name(policy: str, programs: Iterable[str], situations: Arrays, calls: int) -> dict[str, Actions]:
+    """:func:`draw` with some of a policy's programs, by their names."""
+    return {name: draw(runtimes.load_by_name(policy, name, threads=1), situations, calls) for name in programs}
 
 
 def judge(eager: Actions, actions: Actions, processes: tuple[Actions, Actions], tolerance: float) -> Iterator[Finding]:
@@ -163,22 +170,3 @@ def compare_pairs(between: str, first: Actions, second: Actions) -> Finding:
     p = stats.binomtest(different, first.size, expected).pvalue
     found = f"{different} of {first.size} pairs differ, {expected * first.size:.0f} expected"
     return Finding(f"independence of {between}", found, float(p))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Print the first draws of programs that explore as JSON.")
-    parser.add_argument("policy")
-    parser.add_argument("situations", type=Path)
-    parser.add_argument("calls", type=int)
-    parser.add_argument("programs", nargs="+", choices=runtimes.RANDOM_PROGRAMS, metavar="program")
-    arguments = parser.parse_args()
-    situations = load_file(arguments.situations)
-    drawn = {}
-    for name in arguments.programs:
-        run = runtimes.load(Path("models", arguments.policy, runtimes.RANDOM_PROGRAMS[name]), threads=1)
-        drawn[name] = draw(run, situations, arguments.calls).tolist()
-    print(json.dumps(drawn))
-
-
-if __name__ == "__main__":
-    main()
