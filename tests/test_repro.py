@@ -258,8 +258,8 @@ def test_metrics_and_plots_are_shown(project):
     }
     dvc("plots", "show", cwd=project)
     page = (project / "dvc_plots/index.html").read_text()
-    assert "Return while training" in page
-    assert "Raw screen to action, median microseconds" in page
+    assert "Return while training, dqn" in page
+    assert "Raw screen to action, median microseconds, dqn" in page
 
 
 def test_model_folder_plays_on_its_own(built, tmp_path):
