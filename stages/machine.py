@@ -18,7 +18,7 @@ from pathlib import Path
 from stages.common import params
 from stages.common.errors import run
 from stages.common.files import write_json
-from stages.common.profile import Profile
+from stages.common.profile import Profile, named_files
 from stages.common.sources import needed_files
 
 LIBRARIES = ("torch", "tensordict", "torchrl", "ale-py", "onnx", "onnxruntime", "numpy")
@@ -61,8 +61,7 @@ def hash_sources(module: str) -> dict[str, str]:
 def write_sources(policy: str, profile: Profile) -> None:
     """The hashes of what makes a policy, which includes files that its factory is given, and of what trains it."""
     folder = SOURCES / policy
-    named = {value for value in profile.policy.arguments.values() if isinstance(value, str)}
-    files = {name: hash_file(Path(name)) for name in sorted(named) if Path(name).is_file()}
+    files = {path.as_posix(): hash_file(path) for path in sorted(named_files(profile))}
     write_json(folder / "policy.json", hash_sources(profile.policy.factory.partition(":")[0]) | files)
     write_json(folder / "algorithm.json", hash_sources(f"stages.algorithms.{profile.train.algorithm}"))
 

@@ -55,8 +55,8 @@ def judge_draws(
         name: Draws(
             expected.size,
             len(found),
-            min(finding.p for finding in found),
-            [f"{finding.what}: {finding.found} (p {finding.p:.1e})" for finding in found if finding.p < level],
+            float(np.min([finding.p for finding in found])),
+            [f"{finding.what}: {finding.found} (p {finding.p:.1e})" for finding in found if not finding.p >= level],
         )
         for name, found in findings.items()
     }
@@ -70,7 +70,7 @@ def finite(numbers: Any) -> Any:
         case list():
             return [finite(value) for value in numbers]
         case _:
-            return numbers if np.isfinite(numbers) else None
+            return numbers if numbers is not None and np.isfinite(numbers) else None
 
 
 @dataclass
@@ -139,14 +139,14 @@ def parity_check(policy: str) -> None:
             loop = closed_loop[name]
             entry["closed_loop"] = {
                 "identical": loop.identical,
-                "max_action_difference": loop.max_action_difference,
+                "max_action_difference": finite(loop.max_action_difference),
                 "steps": loop.steps,
-                "score": loop.score,
+                "score": finite(loop.score),
             }
             found += [f"{name}: {loop.failure}"] if loop.failure else []
         if name in draws:
             random = draws[name]
-            entry["draws"] = {"draws": random.draws, "tests": random.tests, "least_p": random.least_p}
+            entry["draws"] = {"draws": random.draws, "tests": random.tests, "least_p": finite(random.least_p)}
             found += [f"{name}: {failure}" for failure in random.failures]
         report[name] = entry | {"passed": not found}
         failures += found

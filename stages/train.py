@@ -14,7 +14,6 @@ import importlib
 import io
 import math
 import shutil
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -32,7 +31,8 @@ from stages.common.env import make_env
 from stages.common.errors import run
 from stages.common.files import replacing, write_json, write_text
 from stages.common.policy import Agent, make_agent, save_weights
-from stages.common.profile import Profile, Untrained, load_profile
+from stages.common.profile import Profile, Untrained, load_profile, named_files
+from stages.common.sources import needed_files
 
 CHECKPOINTS = Path(".checkpoints")
 CHECKPOINT_SECONDS = 15.0
@@ -47,16 +47,16 @@ Row = dict[str, float]
 class Checkpoint:
     """Where an interrupted training goes on, kept outside of the pipeline's outputs.
 
-    The folder is named by a hash of the parameters and of the source of every module of this project that training
-    runs, the policy's own included, so that a checkpoint is never taken up by another training.
+    The folder is named by a hash of the parameters, of the source of every module of this project that training runs,
+    the policy's own included, and of the files that its factory is given, so that a checkpoint is never taken up by
+    another training.
     """
 
     def __init__(self, policy: str, profile: Profile) -> None:
         sha = hashlib.sha256(profile.model_dump_json().encode())
-        own = {"__main__", profile.policy.factory.partition(":")[0]}
-        for name in sorted(name for name in sys.modules if name.startswith("stages") or name in own):
-            if source := getattr(sys.modules[name], "__file__", None):
-                sha.update(Path(source).read_bytes())
+        factory, algorithm = profile.policy.factory.partition(":")[0], f"stages.algorithms.{profile.train.algorithm}"
+        for path in sorted(needed_files(["stages.train", factory, algorithm]) | named_files(profile)):
+            sha.update(path.read_bytes())
         self.folder = CHECKPOINTS / f"{policy}-{sha.hexdigest()[:16]}"
         self.path = self.folder / "checkpoint.pt"
 
@@ -153,6 +153,7 @@ def learn(
 @torch.no_grad()
 def evaluate(profile: Profile, agent: Agent) -> dict[str, float]:
     """Scores of full episodes without exploration, one in each of as many environments, all with different seeds."""
+    agent.actor.eval()
     episodes = profile.train.eval_episodes
     driver = Driver(make_env(profile.env, profile.preprocess, episodes, EVAL_SEED), agent.actor)
     scores, playing, steps = torch.zeros(episodes), torch.ones(episodes, dtype=torch.bool), 0

@@ -9,6 +9,7 @@ import pytest
 import torch
 from pipeline_helpers import ROOT
 from ruamel.yaml import YAML
+from tensordict import TensorDict
 from torchrl.data import Composite
 
 from stages.algorithms import dqn, ppo, pqn
@@ -61,6 +62,31 @@ def test_algorithm_learns(tmp_path, monkeypatch, name):
     assert json.loads(Path("results/small/train.json").read_text())["evaluation"]["mean_score"] > 100
 
 
+def test_returns_of_several_steps_end_where_they_end():
+    """Every target is what the definition says: rewards up to an end, or to ``n`` steps and a value from there."""
+    torch.manual_seed(0)
+    gamma, n, (rows, steps), value = 0.9, 3, (4, 12), 10.0
+    reward, ends = torch.randn(rows, steps, 1), torch.rand(rows, steps, 1) < 0.2
+    following = {"observation": torch.zeros(rows, steps, 1), "reward": reward, "done": ends, "terminated": ends}
+    samples = TensorDict({"observation": torch.zeros(rows, steps, 1), "next": following}, (rows, steps))
+    summed = dqn.sum_rewards(samples, gamma, n)
+    reached = gamma ** summed["steps_to_next_obs"].reshape(rows, steps, 1) * value
+    targets = summed["next", "reward"] + reached * ~summed["next", "terminated"]
+    assert torch.equal(summed["next", "done"], summed["next", "terminated"])
+    for row in range(rows):
+        for step in range(steps):
+            expected, at = 0.0, step
+            while True:
+                expected += gamma ** (at - step) * float(reward[row, at])
+                at += 1
+                if ends[row, at - 1]:
+                    break
+                if at - step == n or at == steps:
+                    expected += gamma ** (at - step) * value
+                    break
+            assert float(targets[row, step]) == pytest.approx(expected, rel=1e-5, abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("learner", "policy", "section", "message"),
     [
@@ -91,7 +117,6 @@ def test_epsilon_may_not_rise():
 
 
 def test_memory_of_a_row_that_begins_is_empty():
-    """And what a step led to is valued with the memory from before the end."""
     made = check(Profile, LEARN["recurrent pqn"])
     torch.manual_seed(0)
     actor = make_agent("small", made).actor
@@ -103,3 +128,24 @@ def test_memory_of_a_row_that_begins_is_empty():
     assert begins[:, 0].all()
     assert (rollout["hidden0"][begins] == 0).all()
     assert (rollout["hidden0"][~begins] != 0).any(-1).all()
+
+
+def test_what_a_cut_off_episode_led_to_is_valued_with_its_own_memory(monkeypatch):
+    made = check(Profile, LEARN["recurrent pqn"] | {"env": VECTOR["env"] | {"max_episode_steps": 5}})
+    torch.manual_seed(0)
+    actor = make_agent("small", made).actor
+    rollouts, led_to = Rollouts(make_env(made.env, None, 4, seed=0), actor, pqn.Learner.keep, pqn.Learner.value), []
+    act = rollouts.act
+
+    def watch(decision):
+        outcome, after = act(decision)
+        entries = outcome.select("observation").set("hidden0", decision["next", "hidden0"])
+        led_to.append(entries.set("is_init", torch.zeros(4, 1, dtype=torch.bool)))
+        return outcome, after
+
+    monkeypatch.setattr(rollouts, "act", watch)
+    rollout, _ = rollouts.collect(12)
+    assert rollout["done"][:, 4].all()
+    with torch.no_grad():
+        for step, entries in enumerate(led_to):
+            torch.testing.assert_close(rollout["next_value"][:, step], pqn.Learner.value(actor(entries)))

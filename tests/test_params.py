@@ -108,6 +108,7 @@ def test_bad_value_is_named(content, path, key, value, allowed):
         (f"{DQN}.preprocess.crop.top", 51, ["crop", "row 211", "210 rows"]),
         (f"{DQN}.preprocess.crop.left", 1, ["crop", "column 161", "160 columns"]),
         (f"{DQN}.env", {"id": "CartPole-v1", "max_episode_steps": 9}, ["preprocess", "must be null", "'CartPole-v1'"]),
+        ("policies.dqn_replay.train.learning_starts", 50000, ["learning_starts is 50000", "below buffer_size"]),
         (f"{DQN}.train.algorithm", "sac", ["train.algorithm: 'sac'", "'pqn', 'ppo', 'dqn', 'none'"]),
     ],
 )

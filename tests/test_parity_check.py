@@ -33,7 +33,7 @@ from stages.export_pt2 import export_pt2
 from stages.manifest import manifest as write_manifest
 from stages.parity import closed_loop as closed_loop_module
 from stages.parity.closed_loop import ClosedLoop, Trace, compare_episodes, play_episode
-from stages.parity.draws import pick_situations
+from stages.parity.draws import ROWS, pick_situations
 from stages.parity.open_loop import EXPLORING_STRIDE, OpenLoop, check_open_loop
 from stages.record import record
 
@@ -199,9 +199,7 @@ def forget(run: Run) -> Run:
 
 
 def never_reset(run: Run) -> Run:
-    return lambda inputs: run(
-        inputs | {"frames": inputs["frames"] + inputs["is_init"][..., None, None], "is_init": inputs["is_init"] & False}
-    )
+    return lambda inputs: run(inputs | {"is_init": inputs["is_init"] & False})
 
 
 def not_a_number(run: Run) -> Run:
@@ -352,6 +350,15 @@ def test_vectors_are_compared_with_what_the_policy_does_beside(off, failure):
     assert failure is None if result.failure is None else failure in result.failure
 
 
+def test_tie_is_between_eagers_best_and_the_action_taken():
+    """A third action is a fault, however close the two best are."""
+    result = OpenLoop(compares_actions=True, tolerance=TOLERANCE, states=set())
+    values = np.array([[0.5, 0.5, -9.0]], np.float32)
+    eager = {"action": np.array([0]), "action_value": values}
+    result.compare([(7, 11)], eager, {"action": np.array([2]), "action_value": values + np.float32(1e-6)})
+    assert (result.different_actions, result.ties) == (1, [])
+
+
 def compare(eager: list[float], found: list[float]) -> OpenLoop:
     """Two programs that each take their best action, on one screen."""
     result = OpenLoop(compares_actions=True, tolerance=TOLERANCE, states=set())
@@ -390,6 +397,17 @@ def test_another_action_for_the_same_values_is_a_fault():
     rows = [{"action": np.array([action]), "action_value": values} for action in (1, 0)]
     result.compare([(7, 11)], *rows)
     assert (result.different_actions, result.ties) == (1, [])
+
+
+def test_draws_that_are_no_numbers_are_a_fault():
+    random = np.random.default_rng(0)
+    names = ("eager_random", *runtimes.RANDOM_PROGRAMS)
+    drawn = {name: random.standard_normal((2, 8, ROWS, 1)).astype(np.float32) for name in names}
+    first = [{name: random.standard_normal((2, 2, ROWS, 1)).astype(np.float32) for name in names} for _ in range(2)]
+    assert not any(result.failures for result in stage.judge_draws(drawn, first, SETTINGS).values())
+    drawn["onnx_random"][0, 0, 0] = np.nan
+    results = stage.judge_draws(drawn, first, SETTINGS)
+    assert {name for name, result in results.items() if result.failures} == {"onnx_random"}
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from dvc.repo import Repo
 from pipeline_helpers import ROOT, change_params, copy_project, python
 from ruamel.yaml import YAML
 
+from stages.common.errors import UserError
 from stages.common.sources import needed_files
 
 # DVC's own use of a library of its own.
@@ -206,6 +207,13 @@ import runpy, sys
 runpy.run_module("stages.machine", run_name="__main__")
 print(*{"torch", "torchrl", "tensordict", "onnxruntime"} & set(sys.modules))
 """
+
+
+def test_source_that_is_not_python(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text("import torch\ndef make(:\n")
+    with pytest.raises(UserError, match=r"^mine\.py: line 2: invalid syntax$"):
+        needed_files(["mine"])
 
 
 def test_machine_imports_no_torch_and_writes_the_same_again(tmp_path):

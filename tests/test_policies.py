@@ -138,6 +138,8 @@ def other_entry(observations, actions): return Mod(torch.nn.Identity(), ["veloci
 def no_action(observations, actions): return Mod(torch.nn.Identity(), ["observation"], ["choice"])
 def memory(observations, actions): return Mod(torch.nn.LSTMCell(4, 2), ["observation", "m"], ["action", ("next", "m")])
 def no_module(observations, actions): return 7
+def odd(observations, actions, *, device: torch.device): return takes_anything(observations, actions)
+number = 7
 def fails(observations, actions): raise ValueError("the weights are elsewhere")
 """
 
@@ -156,6 +158,8 @@ def fails(observations, actions): raise ValueError("the weights are elsewhere")
         ("no_action", {}, "policies.mine: policy.factory: 'factories:no_action': must make a TensorDict module that"),
         ("no_module", {}, "policies.mine: policy.factory: 'factories:no_module': must make a TensorDict module that"),
         ("memory", {}, "policies.mine: the policy has states ['m'] of unknown shape; the module that keeps them needs"),
+        ("number", {}, "policies.mine: policy.factory: 'factories:number': TypeError: 7 is not a callable object"),
+        ("odd", {"device": "cpu"}, "policies.mine.policy.device: 'cpu': input should be an instance of device"),
         ("fails", {}, "policies.mine: policy.factory: 'factories:fails': ValueError: the weights are"),
     ],
 )

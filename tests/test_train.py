@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -150,15 +149,19 @@ def test_checkpoint_is_kept_until_it_is_removed(profile):
     assert list(Path(".checkpoints").iterdir()) == []
 
 
-def test_checkpoint_is_of_one_policy_one_profile_and_one_code(profile, monkeypatch):
+def test_checkpoint_is_of_one_policy_one_profile_and_one_code(profile):
     Checkpoint("dqn", profile).save({"steps": 1})
     assert Checkpoint("other", profile).load() is None
     other = profile.model_copy(update={"train": profile.train.model_copy(update={"gamma": 0.5})})
     assert Checkpoint("dqn", other).load() is None
-    changed = Path("changed.py")
-    changed.write_text("")
-    monkeypatch.setattr(sys.modules["stages.common.preprocess"], "__file__", str(changed))
-    assert Checkpoint("dqn", profile).load() is None
+    Path("mine.py").write_text("import layers")
+    layers, weights = Path("layers.py"), Path("weights.bin")
+    mine = Profile.model_validate(profile.model_dump() | {"policy": {"factory": "mine:make", "weights": str(weights)}})
+    for path in (layers, weights):
+        path.write_text("1")
+        Checkpoint("dqn", mine).save({"steps": 1})
+        path.write_text("2")
+        assert Checkpoint("dqn", mine).load() is None
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])

@@ -20,6 +20,20 @@ from stages.common.policy import state_keys
 from stages.common.profile import Dqn
 
 
+def sum_rewards(samples: TensorDictBase, gamma: float, n_steps: int) -> TensorDictBase:
+    """Turn ``(rows, steps)`` transitions into ones of up to ``n_steps`` steps, none of them beyond an end.
+
+    TorchRL's ``MultiStep`` moves observations and rewards, but leaves every transition the ends of its first step: a
+    return that ends on the way would go on with the value of what was seen there. Here the ends move as well.
+    """
+    summed = MultiStep(gamma, n_steps)(samples)
+    steps = samples.shape[1]
+    last = torch.arange(steps) + summed["steps_to_next_obs"].reshape(-1, steps) - 1
+    for end in ("done", "terminated"):
+        summed["next", end] = samples["next", end].gather(1, last[..., None])
+    return summed
+
+
 class Learner:
     """A Q policy, its target network, the replay buffer, the optimiser, and how a rollout changes them.
 
@@ -57,7 +71,7 @@ class Learner:
             self.target_updater = SoftUpdate(self.loss, tau=train.tau)
         samples = rollout.select(*self.values.in_keys, "action", "next")
         samples["next"].update({"reward": rollout["reward"], "done": done, "terminated": terminated})
-        self.buffer.extend(MultiStep(gamma, train.n_steps)(samples).flatten())
+        self.buffer.extend(sum_rewards(samples, gamma, train.n_steps).flatten())
         if len(self.buffer) < train.learning_starts:
             return float("nan")
         self.loss.make_value_estimator(ValueEstimators.TD0, gamma=gamma)

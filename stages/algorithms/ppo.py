@@ -44,13 +44,15 @@ class Learner:
                 f"policy that draws its action and writes 'action_log_prob', found one that writes {actor.out_keys}"
             )
         (key,) = observation_keys(actor)
-        network, _ = make_network(observation_spec[key], train.critic.conv, train.critic.hidden, 1)
-        critic = ValueOperator(network, in_keys=[key])
+        place = "params.yaml: train.critic"
+        network, _ = make_network(observation_spec[key], train.critic.conv, train.critic.hidden, 1, place)
+        critic = ValueOperator(network, in_keys=[key]).to(next(actor.parameters()).device)
         self.actor, self.behaviour, self.train = actor, TensorDictSequential(actor, critic), train
         self.loss = ClipPPOLoss(
             actor,
             critic,
             clip_epsilon=train.clip_epsilon,
+            entropy_bonus=train.entropy_coeff > 0,  # else a sample would be drawn where there is no formula for it
             entropy_coeff=train.entropy_coeff,
             critic_coeff=train.critic_coeff,
             loss_critic_type="l2",
@@ -85,7 +87,7 @@ class Learner:
         for _ in range(train.epochs):
             for sample in minibatches(samples, train.minibatch_size, self.generator):
                 parts = self.loss(sample)
-                loss = parts["loss_objective"] + parts["loss_entropy"] + parts["loss_critic"]
+                loss = sum(part for name, part in parts.items() if name.startswith("loss_"))
                 self.optimizer.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(self.behaviour.parameters(), train.max_grad_norm)

@@ -38,7 +38,10 @@ def first_observations(policy: str, steps: int) -> list[npt.NDArray[Any]]:
 
 
 def measure_load(policy: str, program: str, settings: params.Bench) -> float:
-    """Milliseconds to load a program, with the libraries that it needs, in a process that has just started."""
+    """Milliseconds to load a program in a process that has just started, PyTorch included where the program needs it.
+
+    NumPy and ONNX Runtime, which every such process has, are there already.
+    """
     start = time.perf_counter()
     load_player(policy, program, settings.threads)
     return (time.perf_counter() - start) * 1e3

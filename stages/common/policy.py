@@ -120,7 +120,12 @@ def call_factory(
         factory: Factory = getattr(importlib.import_module(module_name), function)
     except Exception as error:  # a user's module may fail in any way
         raise UserError(f"{place}: {first_line(error)}") from error
-    arguments = factory_arguments(name, factory, params.arguments)
+    try:
+        arguments = factory_arguments(name, factory, params.arguments)
+    except UserError:
+        raise
+    except Exception as error:  # no function, or annotations that cannot be read
+        raise UserError(f"{place}: {type(error).__name__}: {first_line(error)}") from error
     try:
         actor = factory(observation_spec, action_spec, **arguments)
     except UserError as error:
@@ -134,8 +139,8 @@ def call_factory(
 
 def factory_arguments(name: str, factory: Factory, arguments: dict[str, Any]) -> dict[str, Any]:
     """Arguments that a factory takes, checked against its signature: their names, and their types where it has any."""
-    hints = typing.get_type_hints(factory, include_extras=True)
     parameters = list(inspect.signature(factory).parameters.values())[2:]  # beside the specs
+    hints = typing.get_type_hints(factory, include_extras=True)
     fields: dict[str, Any] = {}
     extra: Literal["allow", "forbid"] = "forbid"
     for parameter in parameters:
@@ -144,7 +149,7 @@ def factory_arguments(name: str, factory: Factory, arguments: dict[str, Any]) ->
         else:
             default = ... if parameter.default is inspect.Parameter.empty else parameter.default
             fields[parameter.name] = (hints.get(parameter.name, Any), default)
-    config = ConfigDict(extra=extra, strict=True)
+    config = ConfigDict(extra=extra, strict=True, arbitrary_types_allowed=True)
     model = create_model("Arguments", __config__=config, **fields)
     return dict(check(model, arguments, f"policies.{name}.policy."))
 

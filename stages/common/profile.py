@@ -152,6 +152,13 @@ class Dqn(EpsilonLearning):
     double: bool
     tau: Annotated[float, Field(gt=0, le=1)]
 
+    @model_validator(mode="after")
+    def _starts(self) -> Self:
+        for name in ("buffer_size", "total_steps"):
+            if self.learning_starts >= getattr(self, name):
+                raise ValueError(f"learning_starts is {self.learning_starts}, must be below {name}")
+        return self
+
 
 class Critic(Section):
     conv: list[Convolution]
@@ -183,6 +190,12 @@ class Profile(Section):
         if self.preprocess is not None and not isinstance(self.env, AtariEnv):
             raise ValueError(f"preprocess is for Atari's screens, must be null where env.id is {self.env.id!r}")
         return self
+
+
+def named_files(profile: Profile) -> set[Path]:
+    """The files among what a policy's factory is given."""
+    named = {Path(value) for value in profile.policy.arguments.values() if isinstance(value, str)}
+    return {path for path in named if path.is_file()}
 
 
 class Policies(BaseModel):

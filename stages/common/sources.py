@@ -6,6 +6,8 @@ import ast
 from collections.abc import Iterable
 from pathlib import Path
 
+from stages.common.errors import UserError, first_line
+
 
 def module_file(name: str) -> Path | None:
     """The file of a module under the working folder, or nothing where it is not there."""
@@ -14,12 +16,21 @@ def module_file(name: str) -> Path | None:
 
 
 def imported_names(path: Path) -> set[str]:
-    """The modules that a file imports anywhere in it, and those of this project that it starts with ``python -m``.
+    """The modules that a file imports anywhere in it.
 
     Relative imports are resolved; what is imported from a module may be a module itself.
+
+    Raises:
+        UserError: the file is not Python.
     """
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    try:
+        tree = ast.parse(path.read_bytes())
+    except SyntaxError as error:
+        raise UserError(f"{path}: line {error.lineno}: {error.msg}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not Python: {first_line(error)}") from None
+    for node in ast.walk(tree):
         match node:
             case ast.Import():
                 names |= {alias.name for alias in node.names}
@@ -27,8 +38,6 @@ def imported_names(path: Path) -> set[str]:
                 package = [*path.parent.parts[: len(path.parent.parts) - node.level + 1]] if node.level else []
                 module = ".".join([*package, *([node.module] if node.module else [])])
                 names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
-            case ast.Constant(value=str(text)) if text.startswith("stages."):
-                names.add(text)
     return names
 
 

@@ -18,6 +18,7 @@ from scipy import stats
 
 from play import Arrays, Player, make_environment, read_manifest
 from stages.common import runtimes
+from stages.common.decisions import is_choice
 from stages.common.episodes import Episode, load, replay
 from stages.common.runtimes import Run
 
@@ -84,7 +85,7 @@ def judge(eager: Actions, actions: Actions, processes: tuple[Actions, Actions], 
         "calls": (actions[:, 0::2], actions[:, 1::2]),
         "processes": processes,
     }
-    if np.issubdtype(actions.dtype, np.integer):
+    if is_choice(actions):
         yield from compare_frequencies(eager, actions)
         for between, (first, second) in pairs.items():
             yield compare_pairs(between, first, second)

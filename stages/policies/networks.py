@@ -28,7 +28,7 @@ class Network(nn.Sequential):
 
 
 def make_network(
-    observation: TensorSpec, conv: list[Convolution], hidden: list[int], num_outputs: int | None
+    observation: TensorSpec, conv: list[Convolution], hidden: list[int], num_outputs: int | None, place: str = "policy"
 ) -> tuple[Network, int]:
     """Convolutions, then fully connected layers; LayerNorm and ReLU after each, and then a last layer without.
 
@@ -40,6 +40,7 @@ def make_network(
         conv: ``[channels, kernel, stride]`` a convolution.
         hidden: units of the fully connected layers.
         num_outputs: units of the last layer; none for no such layer.
+        place: where these parameters stand, for messages.
 
     Returns:
         the network, from ``(*batch, *observation.shape)`` to ``(*batch, outputs)`` float32, and its number of outputs.
@@ -51,12 +52,12 @@ def make_network(
     layers: list[nn.Module] = []
     if conv:
         if len(shape) != len(("channels", "height", "width")):
-            raise UserError(f"policy.conv: {conv!r}: observations of shape {shape} are no images, must be []")
+            raise UserError(f"{place}.conv: {conv!r}: observations of shape {shape} are no images, must be []")
         channels, height, width = shape
         for outputs, kernel, stride in conv:
             height, width = (height - kernel) // stride + 1, (width - kernel) // stride + 1
             if min(height, width) < 1:
-                raise UserError(f"policy.conv: {conv!r} leaves images of {(height, width)} of {shape[1:]}")
+                raise UserError(f"{place}.conv: {conv!r} leaves images of {(height, width)} of {shape[1:]}")
             layers += [nn.Conv2d(channels, outputs, kernel, stride), nn.LayerNorm([outputs, height, width]), nn.ReLU()]
             channels = outputs
         shape = (channels, height, width)
@@ -74,11 +75,13 @@ def only_observation(observation_spec: Composite) -> tuple[NestedKey, TensorSpec
     """Key and spec of the one entry that there is.
 
     Raises:
-        UserError: there are more.
+        UserError: there are more, or it is not of float32 numbers.
     """
     entries = list(observation_spec.items(include_nested=True, leaves_only=True))
     if len(entries) != 1:
         raise UserError(f"policy.factory: is for one observation, found {', '.join(str(key) for key, _ in entries)}")
+    if (dtype := entries[0][1].dtype) != torch.float32:
+        raise UserError(f"policy.factory: is for float32 observations, found {str(dtype).removeprefix('torch.')}")
     return entries[0]
 
 
