@@ -128,7 +128,11 @@ def learn(
             learner.exploration.apply(acting, steps)
         return executor.submit(rollouts.collect, train.rollout_steps)
 
-    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as executor:
+    # One mode for the whole process, so neither thread may change it while the other runs.
+    with (
+        set_exploration_type(ExplorationType.RANDOM),
+        ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as executor,
+    ):
         collecting = collect()
         while steps < train.total_steps:
             rollout, finished = collecting.result()

@@ -62,6 +62,23 @@ def test_algorithm_learns(tmp_path, monkeypatch, name):
     assert json.loads(Path("results/small/train.json").read_text())["evaluation"]["mean_score"] > 100
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LEARN)
+def test_same_parameters_give_the_same_weights(tmp_path, monkeypatch, name):
+    """However the thread that learns and the one that collects meet."""
+    weights = []
+    for run in ("first", "second"):
+        (tmp_path / run).mkdir()
+        monkeypatch.chdir(tmp_path / run)
+        shorter = LEARN[name] | {"train": LEARN[name]["train"] | {"total_steps": 10_000, "epsilon_steps": 5000}}
+        if name == "ppo":
+            del shorter["train"]["epsilon_steps"]
+        YAML().dump({"policies": {"small": shorter}}, Path("params.yaml"))
+        train("small")
+        weights.append(Path("models/small/policy.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
 def test_returns_of_several_steps_end_where_they_end():
     """Every target is what the definition says: rewards up to an end, or to ``n`` steps and a value from there."""
     torch.manual_seed(0)

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase, TensorDictSequential
+from torchrl.envs.utils import ExplorationType
 from torchrl.modules import EGreedyModule
+from torchrl.objectives import LossModule
 
 from stages.common.errors import UserError
 from stages.common.profile import EpsilonLearning, Learning
@@ -69,6 +71,15 @@ class EpsilonSchedule:
             if isinstance(module, EGreedyModule):
                 module.eps.fill_(epsilon)
         return epsilon
+
+
+def keep_exploring(loss: LossModule) -> None:
+    """Let a loss leave the mode of exploration as it is while rollouts are collected.
+
+    TorchRL's losses switch exploration off while they compute, and the mode is one for the whole process: the thread
+    that collects would act greedily now and then, whenever the two happen to meet. Our losses do not sample.
+    """
+    loss.deterministic_sampling_mode = ExplorationType.RANDOM
 
 
 def values_of(policy: TensorDictModuleBase) -> TensorDictSequential:

@@ -14,7 +14,7 @@ from torchrl.data import Composite, LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.data.postprocs import MultiStep
 from torchrl.objectives import DQNLoss, SoftUpdate, ValueEstimators
 
-from stages.algorithms.common import EpsilonSchedule, anneal_learning_rate, discount, ends, values_of
+from stages.algorithms.common import EpsilonSchedule, anneal_learning_rate, discount, ends, keep_exploring, values_of
 from stages.common.errors import UserError
 from stages.common.policy import state_keys
 from stages.common.profile import Dqn
@@ -55,6 +55,7 @@ class Learner:
         self.behaviour, self.values, self.train = actor, values_of(actor), train
         self.exploration = EpsilonSchedule(actor, train)
         self.loss = DQNLoss(self.values, action_space="categorical", delay_value=True, double_dqn=train.double)
+        keep_exploring(self.loss)
         self.target_updater: SoftUpdate | None = None
         self.optimizer = torch.optim.Adam(self.values.parameters(), lr=train.learning_rate, foreach=True)
         self.buffer = TensorDictReplayBuffer(

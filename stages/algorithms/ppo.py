@@ -14,7 +14,7 @@ from torchrl.modules import ValueOperator
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value.functional import vec_generalized_advantage_estimate
 
-from stages.algorithms.common import anneal_learning_rate, discount, ends, minibatches
+from stages.algorithms.common import anneal_learning_rate, discount, ends, keep_exploring, minibatches
 from stages.common.errors import UserError
 from stages.common.policy import observation_keys, state_keys
 from stages.common.profile import Ppo
@@ -58,6 +58,7 @@ class Learner:
             loss_critic_type="l2",
             normalize_advantage=True,
         )
+        keep_exploring(self.loss)
         self.loss.set_keys(value_target="target")
         self.optimizer = torch.optim.Adam(self.behaviour.parameters(), lr=train.learning_rate, eps=1e-5, foreach=True)
         self.generator = torch.Generator().manual_seed(train.seed)

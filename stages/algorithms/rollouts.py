@@ -8,7 +8,6 @@ import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
-from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from stages.common.policy import next_key, observation_keys, state_keys, state_spec
 from stages.common.preprocess import IS_INIT
@@ -56,7 +55,7 @@ class Rollouts(Driver):
 
     Args:
         env: of batch size ``(num_envs,)``.
-        policy: explores.
+        policy: explores where the mode of exploration says so.
         keep: entries of a decision that a rollout holds, beside what the policy reads.
         value: of a decision, ``(num_envs, 1)``; none where a rollout is to hold the next entries instead.
     """
@@ -82,22 +81,21 @@ class Rollouts(Driver):
             under ``next``, what the policy reads there.
         """
         rows, finished = [], []
-        with set_exploration_type(ExplorationType.RANDOM):
+        decision = self.decide(self.entries, self.memory)
+        for _ in range(steps):
+            row = decision.select(*self.policy.in_keys, *self.keep)
+            outcome, after = self.act(decision)
+            done = outcome["done"][:, 0]
+            self.scores += outcome["reward"][:, 0]
+            finished += self.scores[done].tolist()
+            self.scores[done] = 0
             decision = self.decide(self.entries, self.memory)
-            for _ in range(steps):
-                row = decision.select(*self.policy.in_keys, *self.keep)
-                outcome, after = self.act(decision)
-                done = outcome["done"][:, 0]
-                self.scores += outcome["reward"][:, 0]
-                finished += self.scores[done].tolist()
-                self.scores[done] = 0
-                decision = self.decide(self.entries, self.memory)
-                row.update(outcome.select("reward", "done", "terminated").to(self.device))
-                if self.value is None:
-                    row["next"] = outcome.select(*self.observations).to(self.device).update(after)
-                else:
-                    row["next_value"] = self._value(decision, outcome, after)
-                rows.append(row)
+            row.update(outcome.select("reward", "done", "terminated").to(self.device))
+            if self.value is None:
+                row["next"] = outcome.select(*self.observations).to(self.device).update(after)
+            else:
+                row["next_value"] = self._value(decision, outcome, after)
+            rows.append(row)
         return torch.stack(rows, 1), finished
 
     def _value(self, following: TensorDictBase, outcome: TensorDictBase, after: TensorDictBase) -> torch.Tensor:
