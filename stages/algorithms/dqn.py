@@ -28,7 +28,8 @@ def sum_rewards(samples: TensorDictBase, gamma: float, n_steps: int) -> TensorDi
     """
     summed = MultiStep(gamma, n_steps)(samples)
     steps = samples.shape[1]
-    last = torch.arange(steps) + summed["steps_to_next_obs"].reshape(-1, steps) - 1
+    ahead = summed["steps_to_next_obs"].reshape(-1, steps)
+    last = torch.arange(steps, device=ahead.device) + ahead - 1
     for end in ("done", "terminated"):
         summed["next", end] = samples["next", end].gather(1, last[..., None])
     return summed
