@@ -14,7 +14,7 @@ test: $(VENV)/installed
 	ruff format --check .
 	ruff check .
 	mypy
-	pytest
+	pytest --numprocesses 2 --dist loadfile
 
 $(VENV)/installed: requirements.lock
 	@command -v g++ >/dev/null || { echo "error: g++ is missing: AOTInductor compiles C++; install it (Debian: apt install g++)" >&2; exit 1; }

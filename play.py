@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import importlib.util
 import json
+import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ Action = int | npt.NDArray[np.float32]
 
 SCHEMA_VERSION = 1
 MANIFEST_KEYS = ("policy", "inputs", "outputs", "states", "environment", "actions", "files")
+DTYPES = {"float": "float32", "double": "float64"}  # ONNX Runtime's names that are not NumPy's
 MAX_SEED = 2**31 - 1  # of the emulator
 
 
@@ -225,8 +227,66 @@ class Player:
         return action if action.ndim else int(action)
 
 
+class CheckedProgram:
+    """A program that refuses inputs other than its own.
+
+    Runtimes differ in what they refuse: some read the bytes of another dtype, or compute on any shape that happens to
+    fit.
+
+    Args:
+        name: of the program, for messages.
+        run: the program.
+        inputs: ``name``, ``dtype`` and ``shape`` of each, the first size a batch's.
+    """
+
+    def __init__(self, name: str, run: Callable[[Arrays], Arrays], inputs: Sequence[dict[str, Any]]) -> None:
+        self.name, self.run = name, run
+        self.inputs = {spec["name"]: (np.dtype(spec["dtype"]), tuple(spec["shape"][1:])) for spec in inputs}
+
+    def __call__(self, arrays: Arrays) -> Arrays:
+        """All outputs.
+
+        Raises:
+            PlayError: an input is missing, unknown, of another dtype or shape, or has no rows or others than the rest;
+                or the runtime fails.
+        """
+        rows = set()
+        for name, (dtype, shape) in self.inputs.items():
+            array = arrays.get(name)
+            if not (isinstance(array, np.ndarray) and array.dtype == dtype and array.ndim and array.shape[1:] == shape):
+                raise PlayError(f"{self.name}: {self.complain(arrays)}")
+            rows.add(len(array))
+        if len(arrays) != len(self.inputs) or len(rows) != 1 or 0 in rows:
+            raise PlayError(f"{self.name}: {self.complain(arrays)}")
+        try:
+            return self.run(arrays)
+        except Exception as error:  # runtimes have no base class for theirs
+            reason = str(error).splitlines() or [type(error).__name__]
+            raise PlayError(f"{self.name}: does not run on {rows.pop()} rows: {reason[0]}") from error
+
+    def complain(self, arrays: dict[str, Any]) -> str:
+        """What is wrong with inputs."""
+        kinds = {
+            name: f"{dtype}[{', '.join(['batch', *map(str, shape)])}]" for name, (dtype, shape) in self.inputs.items()
+        }
+        if missing := [f"{name}, {kind}" for name, kind in kinds.items() if name not in arrays]:
+            return f"input {missing[0]}, is missing; found {', '.join(arrays) or 'none'}"
+        if unknown := [name for name in arrays if name not in kinds]:
+            return f"input {unknown[0]} is unknown; expected {', '.join(kinds)}"
+        for name, (dtype, shape) in self.inputs.items():
+            array = arrays[name]
+            if not isinstance(array, np.ndarray):
+                return f"input {name} is a {type(array).__name__}, expected an array {kinds[name]}"
+            if array.dtype != dtype or not array.ndim or array.shape[1:] != shape:
+                return f"input {name} is {array.dtype}{list(array.shape)}, expected {kinds[name]}"
+        rows = ", ".join(f"{name} {len(array)}" for name, array in arrays.items())
+        return f"inputs must have the same number of rows, at least 1, found {rows}"
+
+
 def load_onnx(path: Path, threads: int = 1) -> Callable[[Arrays], Arrays]:
     """An ONNX program as a function of named arrays, on ``threads`` cores.
+
+    One that explores draws other numbers after every load: ONNX Runtime has one seed for all that a process loads.
 
     Raises:
         PlayError: it cannot be loaded.
@@ -235,12 +295,18 @@ def load_onnx(path: Path, threads: int = 1) -> Callable[[Arrays], Arrays]:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    onnxruntime.set_seed(secrets.randbits(31))
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own kinds share no base class
         raise PlayError(f"{path}: not a program that ONNX Runtime loads: {str(error).splitlines()[0]}") from None
     names = [output.name for output in session.get_outputs()]
-    return lambda inputs: dict(zip(names, session.run(names, inputs), strict=True))
+    inputs = [
+        {"name": spec.name, "dtype": DTYPES.get(kind, kind), "shape": spec.shape}
+        for spec in session.get_inputs()
+        for kind in (spec.type.removeprefix("tensor(").removesuffix(")"),)
+    ]
+    return CheckedProgram(str(path), lambda arrays: dict(zip(names, session.run(names, arrays), strict=True)), inputs)
 
 
 def make_environment(manifest: dict[str, Any], seed: int) -> Environment:

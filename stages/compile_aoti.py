@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,19 +15,30 @@ from stages.common.files import replacing
 from stages.common.processes import processes
 
 
-def compile_program(policy: str, name: str, settings: params.CompileAoti) -> str:
-    """Compile one of a policy's programs; returns what to tell the user."""
-    folder = Path("models", policy)
-    program, facts = load_program(folder / f"{name}.pt2", policy)
-    options = {
+def inductor_options(settings: params.CompileAoti) -> dict[str, Any]:
+    """What AOTInductor is told about the code that it makes."""
+    return {
         "cpp.threads": settings.threads,
         "freezing": settings.freezing,
         "max_autotune": settings.max_autotune,
-        "aot_inductor.metadata": {"policy": policy, "facts": json.dumps(facts)},
     }
-    path = folder / f"{name}.aoti.pt2"
+
+
+def compile_to(
+    path: Path, program: torch.export.ExportedProgram, facts: dict[str, Any], settings: params.CompileAoti
+) -> None:
+    """Compile a program into a package that knows its facts."""
+    metadata = {"policy": facts["policy"], "facts": json.dumps(facts)}
+    options = inductor_options(settings) | {"aot_inductor.metadata": metadata}
     with torch.no_grad(), replacing(path) as temporary:
         torch._inductor.aoti_compile_and_package(program, package_path=str(temporary), inductor_configs=options)
+
+
+def compile_program(policy: str, name: str, settings: params.CompileAoti) -> str:
+    """Compile one of a policy's programs; returns what to tell the user."""
+    folder = Path("models", policy)
+    path = folder / f"{name}.aoti.pt2"
+    compile_to(path, *load_program(folder / f"{name}.pt2", policy), settings)
     return f"compile_aoti {policy}  {path.name}  {path.stat().st_size:,} bytes"
 
 

@@ -16,8 +16,8 @@ from stages.common.errors import run
 from stages.common.files import replacing
 
 
-def convert(program: torch.export.ExportedProgram, facts: dict[str, Any], opset: int) -> onnx.ModelProto:
-    """A program as a checked ONNX model with the program's own names and its facts as metadata."""
+def translate(program: torch.export.ExportedProgram, facts: dict[str, Any], opset: int) -> torch.onnx.ONNXProgram:
+    """A program as PyTorch's exporter translates it, with the program's own names."""
     names = [output["name"] for output in facts["outputs"]]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "# The axis name: batch will not be used")
@@ -30,7 +30,12 @@ def convert(program: torch.export.ExportedProgram, facts: dict[str, Any], opset:
             verbose=False,
         )
     assert converted is not None  # only without dynamo=True
-    model = converted.model_proto
+    return converted
+
+
+def convert(program: torch.export.ExportedProgram, facts: dict[str, Any], opset: int) -> onnx.ModelProto:
+    """A program as a checked ONNX model with the program's own names and its facts as metadata."""
+    model = translate(program, facts, opset).model_proto
     # The exporter notes where in the sources each node comes from, with this machine's paths.
     for item in [*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output]:
         del item.metadata_props[:]

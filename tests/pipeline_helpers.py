@@ -26,6 +26,7 @@ TINY = {
     "policies.dqn.train.epsilon_start": 1.0,
     "policies.dqn.train.epsilon_steps": 2048,
     "policies.dqn.train.eval_episodes": 2,
+    "parity_check.episodes": 2,
     "parity_check.random_calls": 4,
 }
 

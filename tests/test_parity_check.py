@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from PIL import Image
 from pipeline_helpers import ROOT, TINY, write_params
 from torchrl.envs.utils import ExplorationType
 
@@ -32,15 +33,18 @@ from stages.export_onnx import export_onnx
 from stages.export_pt2 import export_pt2
 from stages.manifest import manifest as write_manifest
 from stages.parity import closed_loop as closed_loop_module
-from stages.parity.closed_loop import ClosedLoop, Trace, compare_episodes, play_episode
-from stages.parity.draws import ROWS, pick_situations
-from stages.parity.open_loop import EXPLORING_STRIDE, OpenLoop, check_open_loop
+from stages.parity.closed_loop import ClosedLoop, Trace, compare_episodes, play_episodes
+from stages.parity.comparison import MAX_FAILURES, Batch, Comparison, Place
+from stages.parity.draws import ROWS, judge_draws
+from stages.parity.open_loop import EXPLORING_STRIDE, check_open_loop
+from stages.parity.rows import BATCHES, ODD_ROWS, check_rows
+from stages.parity.situations import pick_situations
 from stages.record import record
 
 FOLDER = Path("models/dqn")
 TOLERANCE = 1e-5
 SETTINGS = params.ParityCheck(
-    processes=2, tolerance=TOLERANCE, seed=3, random_situations=4, random_calls=4, random_error_rate=1e-6
+    processes=2, tolerance=TOLERANCE, seed=3, episodes=2, random_situations=4, random_calls=4, random_error_rate=1e-6
 )
 
 
@@ -84,13 +88,14 @@ def bundle(tmp_path_factory) -> Bundle:
         )
 
 
-def open_loop(bundle: Bundle, name: str, run: Run) -> OpenLoop:
+def open_loop(bundle: Bundle, name: str, run: Run) -> Comparison:
     return check_open_loop(bundle.eager, {name: run}, bundle.recorded, bundle.manifest, SETTINGS)[name]
 
 
 def closed_loop(bundle: Bundle, run: Run) -> ClosedLoop:
-    traces = [play_episode(Player(program, bundle.manifest), SETTINGS.seed) for program in (run, bundle.eager)]
-    return compare_episodes(*traces, SETTINGS)
+    seeds = range(SETTINGS.seed, SETTINGS.seed + SETTINGS.episodes)
+    played = [play_episodes(Player(program, bundle.manifest, len(seeds)), seeds) for program in (run, bundle.eager)]
+    return compare_episodes(*played, TOLERANCE)
 
 
 def test_programs_of_the_same_policy_pass(bundle):
@@ -105,8 +110,8 @@ def test_programs_of_the_same_policy_pass(bundle):
         assert max(result.max_abs_difference.values()) < TOLERANCE
     for name in ("pt2", "onnx"):
         result = closed_loop(bundle, bundle.programs[name])
-        assert (result.identical, result.failure) == (True, None)
-        assert result.steps == TINY["policies.dqn.env.max_episode_steps"]
+        assert (result.episodes, result.identical, result.failures) == (2, 2, [])
+        assert result.steps == 2 * TINY["policies.dqn.env.max_episode_steps"]
 
 
 def test_episodes_of_different_lengths_are_compared_to_their_ends(bundle):
@@ -119,8 +124,8 @@ def test_episodes_of_different_lengths_are_compared_to_their_ends(bundle):
     assert [result.observations for result in results.values()] == [210, 210]
     assert not results["pt2"].failures
     found = [(episode.seed, step) for step in range(50, 100) for episode in recorded if step < len(episode.actions)]
-    named = [tuple(map(int, re.findall(r"\d+", failure)[:2])) for failure in results["onnx"].failures]
-    assert named == found
+    assert results["onnx"].failed == len(found)
+    assert [tuple(failure.place) for failure in results["onnx"].failures] == found[:MAX_FAILURES]
 
 
 def test_drift_of_a_state_is_told_per_hundred_steps(bundle):
@@ -140,7 +145,8 @@ def test_drift_of_a_state_is_told_per_hundred_steps(bundle):
 def test_situations_are_decisions_of_an_episode(bundle):
     """With the memory of that moment, which holds the frame before."""
     episode = bundle.recorded[1]
-    situations = pick_situations(bundle.eager, episode, bundle.manifest, 4)
+    places, situations = pick_situations(bundle.eager, episode, bundle.manifest, 4)
+    assert places == [Place(episode.seed, step) for step in (0, 33, 66, 99)]
     assert {name: len(array) for name, array in situations.items()} == {"observation": 4, "frames": 4, "is_init": 4}
     assert situations["is_init"].ravel().tolist() == [True, False, False, False]
     for name in ("observation", "frames"):
@@ -177,7 +183,7 @@ def nudge(index: int) -> Callable[[onnx.ModelProto], None]:
 def test_one_slightly_wrong_weight_is_found(bundle, tmp_path, index):
     result = open_loop(bundle, "onnx", changed_onnx(bundle, nudge(index), tmp_path / "policy.onnx"))
     assert result.max_abs_difference["action_value"] > TOLERANCE
-    assert "action_value differs by" in result.failures[0]
+    assert "action_value differs by" in str(result.failures[0])
 
 
 def swap_colours(run: Run) -> Run:
@@ -265,7 +271,7 @@ def other_policy(bundle: Bundle) -> Run:
 
 def test_other_policy_is_found(bundle):
     assert open_loop(bundle, "pt2", other_policy(bundle)).different_actions
-    assert not closed_loop(bundle, other_policy(bundle)).identical
+    assert closed_loop(bundle, other_policy(bundle)).identical == 0
 
 
 def before_action(model: onnx.ModelProto, *added: onnx.NodeProto) -> None:
@@ -311,15 +317,15 @@ def test_open_loop_failure_tells_where_and_what(bundle):
     first = bundle.recorded[0].seed
     pattern = rf"episode with seed {first}, step 50: another action \(eager's margin .*\): "
     pattern += r"action \d, action_value \[.*\], eager action \d, action_value \[.*\]"
-    assert re.fullmatch(pattern, result.failures[0])
+    assert re.fullmatch(pattern, str(result.failures[0]))
 
 
 @pytest.mark.parametrize(("fault", "step"), [(shift_actions, 0), (shift_actions_late, 50)])
 def test_closed_loop_failure_tells_where_and_what(bundle, fault, step):
     result = closed_loop(bundle, fault(bundle.programs["onnx"]))
-    assert (result.identical, result.steps) == (False, step + 1)
-    pattern = rf"closed loop, seed 3, step {step}: the action differs: action \d, action_value .*, eager action \d, .*"
-    assert re.fullmatch(pattern, result.failure)
+    assert result.identical == 0
+    pattern = rf"episode with seed 3, step {step}: the action differs: action \d, action_value .*, eager action \d, .*"
+    assert re.fullmatch(pattern, str(result.failures[0]))
 
 
 def test_closed_loop_compares_the_console(bundle, monkeypatch):
@@ -334,45 +340,130 @@ def test_closed_loop_compares_the_console(bundle, monkeypatch):
         manifest = bundle.manifest | {"states": [], "inputs": bundle.manifest["inputs"][:1]}
         return Player(lambda _: {"action": np.array([next(actions)])}, manifest)
 
-    result = compare_episodes(play_episode(alternate(), 3), play_episode(alternate(), 3), SETTINGS)
-    assert "the state differs" in result.failure
+    result = compare_episodes(play_episodes(alternate(), [3]), play_episodes(alternate(), [3]), TOLERANCE)
+    assert "the state differs" in str(result.failures[0])
 
 
-@pytest.mark.parametrize(("off", "failure"), [(TOLERANCE / 2, None), (3e-5, "step 1: the action, by 3e-05, differs: ")])
+def trace(actions: list[float], beside: list[float] | None = None, reward: float = 0.0) -> Trace:
+    """An episode of vectors, or of what eager would have done beside, with always the same reward."""
+    rows = [None if row is None else {"action": np.array(row, np.float32)[:, None]} for row in (actions, beside)]
+    return Trace(9, rows[0], rows[1], np.arange(len(actions), dtype=np.uint64), np.full(len(actions), reward))
+
+
+@pytest.mark.parametrize(("off", "failure"), [(TOLERANCE / 2, None), (3e-5, "step 1: the action differs by 3e-05: ")])
 def test_vectors_are_compared_with_what_the_policy_does_beside(off, failure):
-    def decisions(second: float) -> list[Arrays]:
-        return [{"action": np.array([[number]], np.float32)} for number in (0.25, second)]
-
-    trace = Trace(decisions(off), decisions(0.0), states=[1, 2], rewards=[-1.0, -2.0])
-    result = compare_episodes(trace, Trace(decisions(1.0), decisions(1.0), [3, 4], [0.0, 0.0]), SETTINGS)
-    assert (result.identical, result.steps, result.score) == (False, 2, -3.0)
+    found = trace([0.25, off], beside=[0.25, 0.0], reward=-1.5)
+    result = compare_episodes([found], [trace([1.0, 1.0])], TOLERANCE)
+    assert (result.identical, result.steps, result.mean_score) == (0, 2, -3.0)
     assert result.max_action_difference == pytest.approx(off)
-    assert failure is None if result.failure is None else failure in result.failure
+    assert [failure in str(found) for found in result.failures] == ([] if failure is None else [True])
+
+
+def test_episode_that_ends_early_is_another_one():
+    result = compare_episodes([trace([1.0, 2.0])], [trace([1.0, 2.0, 3.0])], TOLERANCE)
+    assert "step 1: the episode ends after 2 steps, eager's after 3" in str(result.failures[0])
+    result = compare_episodes([trace([1.0, 2.0], reward=1.0)], [trace([1.0, 2.0])], TOLERANCE)
+    assert "step 0: the reward differs" in str(result.failures[0])
+
+
+def batch(eager: Arrays, outputs: Arrays) -> Batch:
+    return Batch([Place(7, 11)], eager, outputs, inputs={})
+
+
+def rows(bundle: Bundle, run: Run) -> Comparison:
+    situations = pick_situations(bundle.eager, bundle.recorded[-1], bundle.manifest, 70)
+    return check_rows(bundle.eager, {"pt2": run}, situations, bundle.manifest, SETTINGS)["pt2"]
+
+
+@pytest.mark.parametrize("name", ["onnx", "pt2"])
+def test_rows_of_programs_pass(bundle, name):
+    result = rows(bundle, bundle.programs[name])
+    assert (result.failures, result.different_actions) == ([], 0)
+    assert result.observations == 70 * (len(BATCHES) + 1) + ODD_ROWS * 7
+
+
+def only_alone(run: Run) -> Run:
+    """Right for one row, and for more as if all were the first."""
+    return lambda inputs: run({name: np.repeat(array[:1], len(array), 0) for name, array in inputs.items()})
+
+
+def only_in_small_batches(run: Run) -> Run:
+    def wrong(inputs: Arrays) -> Arrays:
+        outputs = run(inputs)
+        outputs["action_value"][32:] += np.float32(1e-3)
+        return outputs
+
+    return wrong
+
+
+def as_if_contiguous(run: Run) -> Run:
+    """Reads memory from where the array starts, whatever its strides."""
+
+    def read(array: np.ndarray) -> np.ndarray:
+        return np.lib.stride_tricks.as_strided(array, strides=np.empty(array.shape, array.dtype).strides)
+
+    return lambda inputs: run({name: read(array) for name, array in inputs.items()})
+
+
+def reset_for_all(run: Run) -> Run:
+    return lambda inputs: run(inputs | {"is_init": np.broadcast_to(inputs["is_init"][:1], inputs["is_init"].shape)})
+
+
+def skips_black(run: Run) -> Run:
+    """Values of before where nothing is seen."""
+
+    def wrong(inputs: Arrays) -> Arrays:
+        outputs = run(inputs)
+        outputs["action_value"][~inputs["observation"].any((1, 2, 3))] = 0
+        return outputs
+
+    return wrong
+
+
+@pytest.mark.parametrize(
+    ("fault", "context"),
+    [
+        (only_alone, "in batches of 2: "),
+        (only_in_small_batches, "in batches of 64: "),
+        (as_if_contiguous, "not contiguous: "),
+        (reset_for_all, r"in batches of (2|7): "),
+        (skips_black, "all zero: "),
+    ],
+)
+def test_fault_of_some_batches_or_inputs_is_found(bundle, fault, context):
+    assert re.search(context, str(rows(bundle, fault(bundle.programs["pt2"])).failures[0]))
 
 
 def test_tie_is_between_eagers_best_and_the_action_taken():
     """A third action is a fault, however close the two best are."""
-    result = OpenLoop(compares_actions=True, tolerance=TOLERANCE, states=set())
+    result = Comparison(compares_actions=True, tolerance=TOLERANCE, states=set())
     values = np.array([[0.5, 0.5, -9.0]], np.float32)
     eager = {"action": np.array([0]), "action_value": values}
-    result.compare([(7, 11)], eager, {"action": np.array([2]), "action_value": values + np.float32(1e-6)})
+    result.compare(batch(eager, {"action": np.array([2]), "action_value": values + np.float32(1e-6)}))
     assert (result.different_actions, result.ties) == (1, [])
 
 
-def compare(eager: list[float], found: list[float]) -> OpenLoop:
+def compare(eager: list[float], found: list[float]) -> Comparison:
     """Two programs that each take their best action, on one screen."""
-    result = OpenLoop(compares_actions=True, tolerance=TOLERANCE, states=set())
+    result = Comparison(compares_actions=True, tolerance=TOLERANCE, states=set())
     rows = [np.array([values], np.float32) for values in (eager, found)]
-    result.compare([(7, 11)], *({"action": values.argmax(-1), "action_value": values} for values in rows))
+    result.compare(batch(*({"action": values.argmax(-1), "action_value": values} for values in rows)))
     return result
 
 
-def test_tie_is_no_fault_and_is_listed():
-    result = compare([0.5, 0.500002], [0.500003, 0.500001])
+@pytest.mark.parametrize(
+    ("eager", "found"),
+    [
+        ([0.5, 0.500002], [0.500003, 0.500001]),
+        ([0.5, 0.500003], [0.500002, 0.500001]),  # both are off by two thirds of what lies between them
+    ],
+)
+def test_tie_is_no_fault_and_is_listed(eager, found):
+    result = compare(eager, found)
     assert (result.failures, result.different_actions) == ([], 0)
     (tie,) = result.ties
     assert (tie["seed"], tie["step"]) == (7, 11)
-    assert 0 < tie["margin"] < tie["difference"] <= TOLERANCE
+    assert 0 < tie["margin"] <= 2 * tie["difference"] <= 2 * TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -392,10 +483,10 @@ def test_another_action_without_a_tie_is_a_fault(eager, found):
 def test_another_action_for_the_same_values_is_a_fault():
     values, result = (
         np.array([[0.5, 0.500002]], np.float32),
-        OpenLoop(compares_actions=True, tolerance=TOLERANCE, states=set()),
+        Comparison(compares_actions=True, tolerance=TOLERANCE, states=set()),
     )
     rows = [{"action": np.array([action]), "action_value": values} for action in (1, 0)]
-    result.compare([(7, 11)], *rows)
+    result.compare(batch(*rows))
     assert (result.different_actions, result.ties) == (1, [])
 
 
@@ -404,9 +495,9 @@ def test_draws_that_are_no_numbers_are_a_fault():
     names = ("eager_random", *runtimes.RANDOM_PROGRAMS)
     drawn = {name: random.standard_normal((2, 8, ROWS, 1)).astype(np.float32) for name in names}
     first = [{name: random.standard_normal((2, 2, ROWS, 1)).astype(np.float32) for name in names} for _ in range(2)]
-    assert not any(result.failures for result in stage.judge_draws(drawn, first, SETTINGS).values())
+    assert not any(result.failures for result in judge_draws(drawn, first, SETTINGS).values())
     drawn["onnx_random"][0, 0, 0] = np.nan
-    results = stage.judge_draws(drawn, first, SETTINGS)
+    results = judge_draws(drawn, first, SETTINGS)
     assert {name for name, result in results.items() if result.failures} == {"onnx_random"}
 
 
@@ -448,6 +539,13 @@ def test_stage_reports_and_fails(bundle):
     assert not report()["passed"]
     assert 0 < len(report()["failures"]) <= stage.MAX_FAILURES
     assert [name for name, entry in report()["programs"].items() if not entry["passed"]] == ["onnx"]
+    (divergence,) = report()["divergences"].values()
+    assert len(divergence["state"]) == 2 * 128
+    assert np.shape(divergence["program"]["action_value"]) == np.shape(divergence["eager"]["action_value"])
+    assert divergence["location"]["operator"] == "weight"
+    assert divergence["location"]["tensor"] in divergence["first_difference"]
+    with Image.open(divergence["screens"]) as picture:
+        assert picture.size == (2 * 160 * 2 + 8, 210 * 2 + 14)
 
 
 def no_numbers(model: onnx.ModelProto) -> None:

@@ -24,11 +24,11 @@ def save_program(path: Path, program: torch.export.ExportedProgram, facts: dict[
     torch.export.save(program, path, extra_files={FACTS: json.dumps(facts)})
 
 
-def read_facts(path: Path, policy: str) -> dict[str, Any]:
+def read_facts(path: Path, policy: str | None = None) -> dict[str, Any]:
     """What :func:`save_program` wrote beside the program.
 
     Raises:
-        UserError: the file is missing, damaged or another policy's.
+        UserError: the file is missing or damaged, or of another policy than ``policy``.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -39,7 +39,7 @@ def read_facts(path: Path, policy: str) -> dict[str, Any]:
         raise UserError(f"{path}: no such file; run `dvc repro`") from None
     except (OSError, zipfile.BadZipFile, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: damaged: {first_line(error)}") from None
-    if owner != policy:
+    if policy is not None and owner != policy:
         raise UserError(f"{path}: holds the policy {owner!r}, expected {policy!r}")
     return facts
 

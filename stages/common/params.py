@@ -36,6 +36,7 @@ class ParityCheck(Section):
     processes: Count
     tolerance: Positive
     seed: Seed
+    episodes: Count
     random_situations: Count
     random_calls: Annotated[int, Field(gt=0, multiple_of=2)]
     random_error_rate: Annotated[float, Field(gt=0, lt=1)]

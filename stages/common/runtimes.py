@@ -6,11 +6,13 @@ PyTorch is imported only for the programs that need it, so that a process that m
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from play import Arrays, PlayError, check_file, load_onnx, read_manifest
+from play import Arrays, CheckedProgram, PlayError, check_file, load_onnx, read_manifest
+from stages.common.archive import read_facts
 from stages.common.errors import UserError, first_line
 
 if TYPE_CHECKING:
@@ -45,15 +47,28 @@ def read_bundle(policy: str) -> tuple[dict[str, Any], dict[str, Path]]:
 def wrap(module: Callable[..., dict[str, torch.Tensor]]) -> Run:
     """A function of named tensors as a function of named arrays, without gradients.
 
-    Arrays of any strides will do: AOTInductor's programs read contiguous memory and do not check that they got it.
+    Arrays of any strides will do, and read-only ones: AOTInductor's programs read contiguous memory and do not check
+    that they got it, and PyTorch's tensors are writable.
     """
     import numpy as np
     import torch
 
     def run(inputs: Arrays) -> Arrays:
         with torch.no_grad():
-            outputs = module(**{name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in inputs.items()})
+            outputs = module(**{name: torch.from_numpy(np.require(a, None, ["C", "W"])) for name, a in inputs.items()})
         return {name: tensor.numpy() for name, tensor in outputs.items()}
+
+    return run
+
+
+def refusing(program: Run) -> Run:
+    """A program whose refusals are the stages' own kind of error."""
+
+    def run(inputs: Arrays) -> Arrays:
+        try:
+            return program(inputs)
+        except PlayError as error:
+            raise UserError(str(error)) from error
 
     return run
 
@@ -69,7 +84,7 @@ def load(path: Path, threads: int) -> Run:
     """
     if path.suffix == ".onnx":
         try:
-            return load_onnx(path, threads)
+            return refusing(load_onnx(path, threads))
         except PlayError as error:
             raise UserError(str(error)) from None
 
@@ -82,8 +97,13 @@ def load(path: Path, threads: int) -> Run:
         raise UserError(f"{path}: no such file; run `dvc repro`")
     try:
         if path.name.endswith(".aoti.pt2"):
-            return wrap(torch._inductor.aoti_load_package(str(path)))
-        return wrap(torch.export.load(path).module())
+            package = torch._inductor.aoti_load_package(str(path))
+            run, facts = wrap(package), json.loads(package.get_metadata()["facts"])
+        else:
+            run, facts = wrap(torch.export.load(path).module()), read_facts(path)
+        return refusing(CheckedProgram(str(path), run, facts["inputs"]))
+    except UserError:
+        raise
     except Exception as error:  # both loaders raise whatever the archive's reader does
         raise UserError(f"{path}: damaged: {first_line(error)}") from None
 
@@ -106,7 +126,9 @@ def load_by_name(policy: str, name: str, threads: int) -> Run:
     from stages.common.program import load_step
 
     torch.set_num_threads(threads)
-    if name == "eager":
-        return wrap(load_step(policy, load_profile(policy)))
-    torch.seed()
-    return wrap(load_step(policy, load_profile(policy), ExplorationType.RANDOM))
+    exploration = ExplorationType.DETERMINISTIC
+    if name == "eager_random":
+        torch.seed()
+        exploration = ExplorationType.RANDOM
+    step = load_step(policy, load_profile(policy), exploration)
+    return refusing(CheckedProgram(name, wrap(step), step.signature.as_dict()["inputs"]))

@@ -9,22 +9,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from play import Arrays, Player, make_environment, read_manifest
-from stages.common import runtimes
+from play import Arrays
+from stages.common import params, runtimes
 from stages.common.decisions import is_choice
-from stages.common.episodes import Episode, load, replay
 from stages.common.runtimes import Run
 
 ROWS = 32  # of a call that show the same situation
 
 Actions = npt.NDArray[np.int64 | np.float32]
+
+
+@dataclass
+class Draws:
+    """How a program that explores draws; its least likely test, held to a share of the error rate."""
+
+    draws: int
+    tests: int
+    least_p: float
+    failures: list[str]
 
 
 @dataclass(frozen=True)
@@ -44,25 +51,6 @@ def draw(run: Run, situations: Arrays, calls: int) -> Actions:
     batch = {name: np.repeat(array, ROWS, 0) for name, array in situations.items()}
     actions = [run(batch)["action"] for _ in range(calls)]
     return np.stack([drawn.reshape(-1, ROWS, *drawn.shape[1:]) for drawn in actions], 1)
-
-
-def pick_situations(eager: Run, episode: Episode, manifest: dict[str, Any], count: int) -> Arrays:
-    """The inputs of ``count`` decisions spread evenly over a recorded episode, one a row."""
-    wanted = set(np.linspace(0, len(episode.actions) - 1, count).round().astype(int).tolist())
-    player, situations = Player(eager, manifest), []
-    for step, observation in enumerate(replay(episode, make_environment(manifest, episode.seed))):
-        if step in wanted:
-            situations.append(player.feed | {player.observation: observation[None]})
-        player.step(observation[None])
-    return {name: np.concatenate([inputs[name] for inputs in situations]) for name in situations[0]}
-
-
-def pick_by_name(policy: str, count: int) -> Arrays:
-    """:func:`pick_situations` from the policy's first recorded episode."""
-    episode = load(Path("data", policy, "episodes.safetensors"), policy)[0]
-    return pick_situations(
-        runtimes.load_by_name(policy, "eager", 1), episode, read_manifest(Path("models", policy)), count
-    )
 
 
 def draw_by_name(policy: str, programs: Iterable[str], situations: Arrays, calls: int) -> dict[str, Actions]:
@@ -171,3 +159,28 @@ def compare_pairs(between: str, first: Actions, second: Actions) -> Finding:
     p = stats.binomtest(different, first.size, expected).pvalue
     found = f"{different} of {first.size} pairs differ, {expected * first.size:.0f} expected"
     return Finding(f"independence of {between}", found, float(p))
+
+
+def judge_draws(
+    drawn: dict[str, Actions], first: list[dict[str, Actions]], settings: params.ParityCheck
+) -> dict[str, Draws]:
+    """Hold every program's draws against those of the policy itself, ``eager_random``.
+
+    ``random_error_rate`` is shared by all tests of all programs, so that it bounds the chance of any false alarm.
+    """
+    expected = drawn["eager_random"]
+    findings = {
+        name: list(judge(expected, drawn[name], (first[0][name], first[1][name]), settings.tolerance))
+        for name in drawn
+        if name != "eager_random"
+    }
+    level = settings.random_error_rate / sum(map(len, findings.values()))
+    return {
+        name: Draws(
+            expected.size,
+            len(found),
+            float(np.min([finding.p for finding in found])),
+            [f"{finding.what}: {finding.found} (p {finding.p:.1e})" for finding in found if not finding.p >= level],
+        )
+        for name, found in findings.items()
+    }

@@ -1,0 +1,41 @@
+"""Decisions of a recorded episode, with the memory that the policy had there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from play import Arrays, Player, make_environment, read_manifest
+from stages.common import runtimes
+from stages.common.episodes import Episode, load, replay
+from stages.common.runtimes import Run
+from stages.parity.comparison import Place
+
+
+class Situations(NamedTuple):
+    """Decisions: where they are, and the program's inputs there, one a row."""
+
+    places: list[Place]
+    inputs: Arrays
+
+
+def pick_situations(eager: Run, episode: Episode, manifest: dict[str, Any], count: int) -> Situations:
+    """``count`` decisions spread evenly over an episode; all of them where it is shorter."""
+    wanted = sorted(set(np.linspace(0, len(episode.actions) - 1, count).round().astype(int).tolist()))
+    player, situations = Player(eager, manifest), []
+    for step, observation in enumerate(replay(episode, make_environment(manifest, episode.seed))):
+        if step in wanted:
+            situations.append(player.feed | {player.observation: observation[None]})
+        player.step(observation[None])
+    inputs = {name: np.concatenate([inputs[name] for inputs in situations]) for name in situations[0]}
+    return Situations([Place(episode.seed, step) for step in wanted], inputs)
+
+
+def pick_by_name(policy: str, count: int, episode: int) -> Situations:
+    """:func:`pick_situations` from one of the policy's recorded episodes."""
+    recorded = load(Path("data", policy, "episodes.safetensors"), policy)[episode]
+    return pick_situations(
+        runtimes.load_by_name(policy, "eager", 1), recorded, read_manifest(Path("models", policy)), count
+    )

@@ -1,0 +1,464 @@
+"""Real artefacts that are wrong in a known place, and whether that place is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from pipeline_helpers import TINY, write_params
+from torchrl.envs.utils import ExplorationType
+
+from play import Arrays
+from stages.common import params, runtimes
+from stages.common.archive import load_program, save_program
+from stages.common.policy import load_weights, make_agent, save_weights
+from stages.common.preprocess import FrameStack
+from stages.common.profile import Profile, load_profile
+from stages.common.program import Step, load_step
+from stages.compile_aoti import inductor_options
+from stages.export_onnx import convert
+from stages.export_pt2 import RecurrentStep, export
+from stages.localise.locate import Location, localise
+from stages.parity import package
+
+TOLERANCE = 1e-5
+SMALL = {"conv": [[4, 5, 3]], "hidden": [16]}
+POLICIES = {"dqn": SMALL, "drqn": SMALL | {"rnn_size": 16}}
+NOTHING = "nothing differs: every output agrees for these inputs"
+PREPROCESS = "stages/common/preprocess.py:"
+NETWORK = "policy.module.2.module.0.module"  # of dqn
+Fault = Callable[[Step], None]
+
+
+def write_program(policy: str, program: str, step: Step) -> None:
+    """A program of any kind from any step, as the stages write it."""
+    path = Path("models", policy, runtimes.PROGRAMS[program])
+    exported = export(step)
+    facts = {"policy": policy, "environment": {"id": "ALE/Pong-v5"}, **step.signature.as_dict()}
+    match program:
+        case "pt2":
+            save_program(path, exported, facts)
+        case "onnx":
+            onnx.save(convert(exported, facts, params.load().export_onnx.opset), path)
+        case _:
+            options = inductor_options(params.load().compile_aoti)
+            with torch.no_grad():
+                torch._inductor.aoti_compile_and_package(exported, package_path=str(path), inductor_configs=options)
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory) -> Path:
+    """Untrained policies of two kinds with weights, program and model, all of them right."""
+    folder = tmp_path_factory.mktemp("bundles")
+    changes = {f"policies.{policy}.policy.{key}": v for policy, keys in POLICIES.items() for key, v in keys.items()}
+    write_params(folder, TINY | changes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for policy in POLICIES:
+            torch.manual_seed(0)
+            profile = load_profile(policy)
+            save_weights(Path("models", policy, "policy.safetensors"), policy, make_agent(policy, profile).actor)
+            for program in ("pt2", "onnx"):
+                write_program(policy, program, load_step(policy, profile))
+    return folder
+
+
+@pytest.fixture
+def project(bundles, tmp_path, monkeypatch) -> Path:
+    shutil.copytree(bundles, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def make_inputs(policy: str) -> Arrays:
+    """Three rows, the second of which is at the start of an episode."""
+    random, arrays = np.random.default_rng(0), {}
+    for name, tensor in load_step(policy, load_profile(policy)).example_inputs(3).items():
+        if tensor.dtype == torch.uint8:
+            arrays[name] = random.integers(256, size=tensor.shape, dtype=np.uint8)
+        elif tensor.dtype == torch.bool:
+            arrays[name] = np.array([[False], [True], [False]])
+        else:
+            arrays[name] = random.standard_normal(tensor.shape, dtype=np.float32)
+    return arrays
+
+
+def locate(policy: str, program: str) -> Location:
+    location = localise(policy, program, make_inputs(policy), TOLERANCE)
+    told = json.dumps(location.as_dict(), allow_nan=False) + str(location)
+    assert "\n" not in told
+    assert str(Path.cwd()) not in told
+    assert str(Path(__file__).parents[1]) not in told
+    return location
+
+
+def changed_step(policy: str = "dqn", **preprocess: object) -> Step:
+    """The policy with its weights and another preprocessing."""
+    content = load_profile(policy).model_dump()
+    content["preprocess"] |= preprocess
+    agent = make_agent(policy, Profile.model_validate(content))
+    load_weights(Path("models", policy, "policy.safetensors"), policy, agent.actor)
+    agent.policy.eval().requires_grad_(requires_grad=False)
+    return Step(agent.policy, agent.input_spec, ExplorationType.DETERMINISTIC)
+
+
+def weight_of(step: Step, name: str) -> torch.Tensor:
+    return dict(step.named_parameters())[name]
+
+
+def enlarge_one(step: Step) -> None:
+    weight = weight_of(step, f"{NETWORK}.0.weight").view(-1)
+    weight[weight.abs().argmax()] *= 1.01
+
+
+def make_nan(step: Step) -> None:
+    weight_of(step, f"{NETWORK}.4.weight").view(-1)[0] = torch.nan
+
+
+def permute_head(step: Step) -> None:
+    weight = weight_of(step, f"{NETWORK}.7.weight")
+    weight.copy_(weight.roll(1, 0))
+
+
+WEIGHTS = [
+    (enlarge_one, f"{NETWORK}.0.weight", "in 1 of 200 numbers", "0, Conv2d)"),
+    (make_nan, f"{NETWORK}.4.weight", "in 1 of 9216 numbers, 1 of them NaN", "4, Linear)"),
+    (permute_head, f"{NETWORK}.7.weight", "in 96 of 96 numbers", "7, Linear)"),
+]
+CROP = {"top": 35, "left": 0, "height": 160, "width": 160}
+PREPROCESSING = [
+    ("pt2", {"crop": CROP}, "slice_1", "window = obs["),
+    ("onnx", {"crop": CROP}, "slice_1", "window = obs["),
+    ("pt2", {"grey": [0.0, 1.0, 0.0]}, "slice_2", "window = obs["),
+    ("onnx", {"grey": [0.0, 1.0, 0.0]}, "slice_2", "window = obs["),
+    ("pt2", {"mean": 145.0}, "sub", "grey - self.shift"),
+    ("onnx", {"mean": 145.0}, "sub_14", "grey - self.shift"),
+    ("pt2", {"std": 11.0}, "policy.module.0.horizontal", "total.float() @ self.horizontal"),
+    ("pt2", {"resize": "nearest"}, "slice_1", "window = obs["),
+]
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize("program", ["pt2", "onnx"])
+@pytest.mark.parametrize("policy", list(POLICIES))
+def test_clean_program_has_no_difference(policy, program):
+    location = locate(policy, program)
+    assert (str(location), location.tensor, location.difference) == (NOTHING, "", None)
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize("program", ["pt2", "onnx"])
+@pytest.mark.parametrize(("fault", "tensor", "note", "source"), WEIGHTS)
+def test_wrong_weight_is_named(program, fault, tensor, note, source):
+    step = changed_step()
+    fault(step)
+    write_program("dqn", program, step)
+    location = locate("dqn", program)
+    assert (location.tensor, location.operator) == (tensor, "weight")
+    assert note in location.note
+    assert location.source.startswith("stages/policies/networks.py:")
+    assert location.source.endswith(source)
+    assert location.difference > 0
+    assert location.as_dict()["difference"] == (None if fault is make_nan else location.difference)
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize(("program", "preprocess", "tensor", "source"), PREPROCESSING)
+def test_wrong_preprocessing_is_named(program, preprocess, tensor, source):
+    write_program("dqn", program, changed_step(**preprocess))
+    location = locate("dqn", program)
+    assert location.tensor == tensor
+    assert location.source.startswith(PREPROCESS)
+    assert source in location.source
+
+
+def stack_without_reset(_self, frame, older, _is_init):
+    pixels = torch.cat([older, frame], -3)
+    return pixels, pixels[..., 1:, :, :]
+
+
+def stack_without_carry(_self, frame, older, is_init):
+    pixels = torch.cat([torch.where(is_init[..., None, None], frame, older), frame], -3)
+    return pixels, pixels[..., :1, :, :]
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize(
+    ("program", "stack", "tensor", "note"),
+    [
+        ("pt2", stack_without_reset, "where", "the program lacks "),
+        ("onnx", stack_without_reset, "where", "the program lacks "),
+        ("pt2", stack_without_carry, "slice_3", "expected "),
+        ("onnx", stack_without_carry, "next_frames", "expected "),
+    ],
+)
+def test_wrong_memory_is_named(monkeypatch, program, stack, tensor, note):
+    with monkeypatch.context() as patch:
+        patch.setattr(FrameStack, "stack", stack)
+        write_program("dqn", program, changed_step())
+    location = locate("dqn", program)
+    assert location.tensor == tensor
+    assert note in location.note
+    assert location.source.startswith(PREPROCESS)
+
+
+def forget(self, tensordict):
+    value, *states, _ = (tensordict[key] for key in self.in_keys)
+    outputs, states = self.rnn(value.unsqueeze(1), tuple(state.transpose(0, 1) for state in states))
+    return tensordict.update(
+        dict(zip(self.out_keys, [outputs.squeeze(1), *(s.transpose(0, 1) for s in states)], strict=True))
+    )
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize("program", ["pt2", "onnx"])
+def test_recurrent_state_without_reset_is_named(monkeypatch, program):
+    with monkeypatch.context() as patch:
+        patch.setattr(RecurrentStep, "forward", forget)
+        write_program("drqn", program, changed_step("drqn"))
+    location = locate("drqn", program)
+    assert location.tensor in ("where", "where_1")
+    assert location.note.startswith("the program lacks ")
+    assert location.source.startswith("stages/export_pt2.py:")
+
+
+def edit_graph(change: Callable[[torch.fx.Graph], None]) -> None:
+    path = Path("models/dqn/policy.pt2")
+    program, facts = load_program(path, "dqn")
+    change(program.graph)
+    program.graph_module.recompile()
+    save_program(path, program, facts)
+
+
+def add_noise(graph: torch.fx.Graph) -> None:
+    (relu, *_) = (node for node in graph.nodes if node.name == "relu")
+    with graph.inserting_after(relu):
+        noisy = graph.call_function(torch.ops.aten.add.Tensor, (relu, 0.001))
+    noisy.meta = dict(relu.meta)
+    relu.replace_all_uses_with(noisy, lambda user: user is not noisy)
+
+
+def swap_subtraction(graph: torch.fx.Graph) -> None:
+    (node,) = (node for node in graph.nodes if node.name == "sub")
+    node.target = torch.ops.aten.add.Tensor
+
+
+@pytest.mark.usefixtures("project")
+def test_added_operator_is_named():
+    edit_graph(add_noise)
+    location = locate("dqn", "pt2")
+    assert location.operator == "aten.add.Tensor"
+    assert location.note == "is aten.add.Tensor(_, 0.001), after aten.relu.default(_)"
+
+
+@pytest.mark.usefixtures("project")
+def test_other_operator_is_named():
+    edit_graph(swap_subtraction)
+    location = locate("dqn", "pt2")
+    assert (location.tensor, location.operator) == ("sub", "aten.add.Tensor")
+    assert "where the policy has aten.sub.Tensor(_, 14.4)" in location.note
+    assert "grey - self.shift" in location.source
+
+
+def edit_onnx(change: Callable[[onnx.ModelProto], None]) -> None:
+    path = Path("models/dqn/policy.onnx")
+    model = onnx.load(path)
+    change(model)
+    onnx.save(model, path)
+
+
+def node_of(model: onnx.ModelProto, output: str) -> onnx.NodeProto:
+    return next(node for node in model.graph.node if output in node.output)
+
+
+def give(model: onnx.ModelProto, output: str, place: int, array: np.ndarray) -> None:
+    """Give a node another constant as one of its inputs."""
+    model.graph.initializer.append(onnx.numpy_helper.from_array(array, "edited"))
+    node_of(model, output).input[place] = "edited"
+
+
+def start_late(model: onnx.ModelProto) -> None:
+    give(model, "slice_1", 1, np.array([33]))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([193]), "end"))
+    node_of(model, "slice_1").input[2] = "end"
+
+
+def gather_other_row(model: onnx.ModelProto) -> None:
+    give(model, "select_2", 1, np.array(0))  # which is also what `select` gathers
+
+
+def permute_actions(model: onnx.ModelProto) -> None:
+    node_of(model, "action_value").output[0] = "ordered"
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1, 0, 2, 3, 4, 5]), "order"))
+    place = next(place for place, node in enumerate(model.graph.node) if "ordered" in node.output)
+    gather = onnx.helper.make_node("Gather", ["ordered", "order"], ["action_value"], axis=1)
+    model.graph.node.insert(place + 1, gather)
+
+
+def other_epsilon(model: onnx.ModelProto) -> None:
+    (epsilon,) = (a for a in node_of(model, "layer_norm").attribute if a.name == "epsilon")
+    epsilon.f = 0.1
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize(
+    ("change", "tensor", "operator", "note"),
+    [
+        (start_late, "slice_1", "Slice", "is Slice(_, [33], [193], [1], [1]), expected Slice(_, [34], [194], "),
+        (gather_other_row, "select_2", "Gather", "is Gather(_, 0, axis = 2), expected Gather(_, 2, axis = 2)"),
+        (permute_actions, "action_value", "Gather", "is Gather(_, [1, 0, 2, 3, 4, 5], axis = 1), "),
+        (other_epsilon, "layer_norm", "LayerNormalization", "epsilon = 0.1"),
+    ],
+)
+def test_edited_model_is_located_at_the_edit(change, tensor, operator, note):
+    edit_onnx(change)
+    location = locate("dqn", "onnx")
+    assert (location.tensor, location.operator) == (tensor, operator)
+    assert note in location.note
+    assert location.source.startswith("stages/")
+
+
+def swap_states(self, tensordict):
+    return tensordict.update(
+        {
+            ("next", "hidden0"): (given := remember(self, tensordict))[("next", "hidden1")],
+            ("next", "hidden1"): given[("next", "hidden0")],
+        }
+    )
+
+
+remember = RecurrentStep.forward
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize("program", ["pt2", "onnx"])
+def test_swapped_outputs_are_named(monkeypatch, program):
+    """Two states that change places: every tensor is right."""
+    with monkeypatch.context() as patch:
+        patch.setattr(RecurrentStep, "forward", swap_states)
+        write_program("drqn", program, changed_step("drqn"))
+    location = locate("drqn", program)
+    assert location.note.startswith("the output next_hidden0 is ")
+
+
+class DecidesOtherwiseWhenExported(torch.nn.Module):
+    def forward(self, observation):
+        scale = 2.0 if torch.compiler.is_compiling() else 1.0
+        return (observation * scale)[..., :2]
+
+
+FACTORY = """
+from tensordict.nn import TensorDictModule, TensorDictSequential
+from test_localise import DecidesOtherwiseWhenExported
+from torchrl.data import Composite
+from torchrl.modules import QValueModule
+
+def make_policy(observation_spec, action_spec):
+    values = TensorDictModule(DecidesOtherwiseWhenExported(), in_keys=["observation"], out_keys=["action_value"])
+    return TensorDictSequential(values, QValueModule(spec=Composite(action=action_spec)))
+"""
+
+
+def test_policy_that_exports_otherwise_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("other_policy.py").write_text(FACTORY)
+    text = "policies:\n  other:\n    env: {id: CartPole-v1, max_episode_steps: 10}\n    preprocess: null\n"
+    text += '    policy: {factory: "other_policy:make_policy"}\n'
+    Path("params.yaml").write_text(text + "    train: {algorithm: none, seed: 0, eval_episodes: 1}\n")
+    profile = load_profile("other")
+    save_weights(Path("models/other/policy.safetensors"), "other", make_agent("other", profile).actor)
+    write_program("other", "pt2", load_step("other", profile))
+    location = localise("other", "pt2", {"observation": np.ones((2, 4), np.float32)}, TOLERANCE)
+    assert location.operator == "aten.mul.Tensor"
+    assert location.note.startswith("exporting the policy changes it: ")
+    assert "(observation * scale)" in location.source
+
+
+@pytest.mark.usefixtures("project")
+def test_program_that_cannot_be_taken_to_pieces_is_told():
+    Path("models/dqn/policy.onnx").write_bytes(b"no model")
+    assert str(locate("dqn", "onnx")).startswith("policy.onnx cannot be taken to pieces: ")
+
+
+@pytest.fixture(scope="module")
+def compiled() -> list[package.Package]:
+    """The package that the policy ``dqn`` should be, once it is compiled."""
+    return []
+
+
+@pytest.fixture
+def compile_once(compiled, monkeypatch) -> None:
+    """All faulty packages of ``dqn`` are of the same policy: what they are held against is compiled for the first."""
+    compile_reference = package.compile_reference
+
+    def compile_first(program, settings):
+        compiled.extend([] if compiled else [compile_reference(program, settings)])
+        return compiled[0]
+
+    monkeypatch.setattr(package, "compile_reference", compile_first)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("project")
+def test_clean_package_has_no_difference():
+    write_program("drqn", "aoti", changed_step("drqn"))
+    assert str(locate("drqn", "aoti")) == NOTHING
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("project", "compile_once")
+@pytest.mark.parametrize(("fault", "tensor", "note", "source"), WEIGHTS)
+def test_wrong_weight_of_a_package_is_named(fault, tensor, note, source):
+    step = changed_step()
+    fault(step)
+    write_program("dqn", "aoti", step)
+    location = locate("dqn", "aoti")
+    assert (location.tensor, location.operator) == (tensor, "weight")
+    assert note in location.note
+    assert location.source.endswith(source)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("project", "compile_once")
+@pytest.mark.parametrize(
+    ("preprocess", "tensor", "source", "code"),
+    [
+        ({"crop": CROP}, "slice_1", "window = obs[", "16800L"),
+        ({"mean": 145.0}, "sub", "grey - self.shift", "static_cast<float>(14.5)"),
+    ],
+)
+def test_wrong_preprocessing_of_a_package_is_named(preprocess, tensor, source, code):
+    write_program("dqn", "aoti", changed_step(**preprocess))
+    location = locate("dqn", "aoti")
+    assert location.tensor == tensor
+    assert source in location.source
+    assert code in location.note
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("project", "compile_once")
+def test_package_without_reset_is_named(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(FrameStack, "stack", stack_without_reset)
+        write_program("dqn", "aoti", changed_step())
+    location = locate("dqn", "aoti")
+    assert location.tensor == "where"
+    assert location.source.startswith(PREPROCESS)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("project")
+def test_package_of_a_faulty_program_has_its_fault():
+    """Found in ``policy.pt2``, without compiling anything."""
+    for program in ("pt2", "aoti"):
+        write_program("dqn", program, changed_step(grey=[0.0, 1.0, 0.0]))
+    location = locate("dqn", "aoti")
+    assert (location.tensor, location.operator) == ("slice_2", "aten.slice.Tensor")
+    assert "policy.pt2, which the package is compiled from, has the same fault" in location.note

@@ -1,0 +1,93 @@
+"""Every runtime refuses what is not its input, and says what came and what it takes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from play import Arrays, PlayError, load_onnx, read_manifest
+from stages.common import runtimes
+from stages.common.errors import UserError
+from stages.common.params import CompileAoti
+from stages.compile_aoti import compile_program
+
+FRAMES = "float32[batch, 1, 40, 40]"
+SCREEN = "uint8[batch, 210, 160, 3]"
+
+
+def changed(name: str, change: Callable[[Any], Any]) -> Callable[[Arrays], Arrays]:
+    return lambda inputs: inputs | {name: change(inputs[name])}
+
+
+def without(name: str) -> Callable[[Arrays], Arrays]:
+    return lambda inputs: {key: array for key, array in inputs.items() if key != name}
+
+
+ROWS = "inputs must have the same number of rows, at least 1, found observation"
+WRONG = [
+    (changed("observation", lambda a: a.astype("f4")), f"observation is float32[2, 210, 160, 3], expected {SCREEN}"),
+    (changed("observation", lambda a: a.astype("i1")), f"observation is int8[2, 210, 160, 3], expected {SCREEN}"),
+    (changed("observation", lambda a: a.transpose(0, 3, 1, 2)), f"is uint8[2, 3, 210, 160], expected {SCREEN}"),
+    (changed("observation", lambda a: a[0]), f"input observation is uint8[210, 160, 3], expected {SCREEN}"),
+    (changed("observation", lambda a: a.tolist()), f"input observation is a list, expected an array {SCREEN}"),
+    (changed("frames", lambda a: a.astype("f8")), f"input frames is float64[2, 1, 40, 40], expected {FRAMES}"),
+    (changed("frames", lambda a: a[..., :39]), f"input frames is float32[2, 1, 40, 39], expected {FRAMES}"),
+    (changed("is_init", lambda a: a.astype("u1")), "input is_init is uint8[2, 1], expected bool[batch, 1]"),
+    (changed("frames", lambda a: a[:1]), f"{ROWS} 2, frames 1, is_init 2"),
+    (lambda inputs: {name: array[:0] for name, array in inputs.items()}, f"{ROWS} 0, frames 0, is_init 0"),
+    (without("frames"), f"input frames, {FRAMES}, is missing; found observation, is_init"),
+    (lambda inputs: inputs | {"hidden0": inputs["frames"]}, "input hidden0 is unknown; expected observation, frames, "),
+]
+
+
+@pytest.fixture(scope="module")
+def programs(workspace) -> dict[str, runtimes.Run]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(workspace)
+        compile_program("dqn", "policy", CompileAoti(threads=1, freezing=True, max_autotune=False))
+        try:
+            return {name: runtimes.load_by_name.__wrapped__("dqn", name, 1) for name in ("eager", *runtimes.PROGRAMS)}
+        finally:
+            Path("models/dqn/policy.aoti.pt2").unlink()
+
+
+@pytest.fixture(scope="module")
+def inputs(workspace) -> Arrays:
+    random, specs = np.random.default_rng(0), read_manifest(workspace / "models/dqn")["inputs"]
+    return {spec["name"]: random.integers(2, size=(2, *spec["shape"][1:])).astype(spec["dtype"]) for spec in specs}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["eager", *runtimes.PROGRAMS])
+@pytest.mark.parametrize(("change", "message"), WRONG)
+def test_wrong_inputs_are_refused(programs, inputs, name, change, message):
+    with pytest.raises(UserError, match=rf"^(eager|models/dqn/policy\S+): .*{re.escape(message)}"):
+        programs[name](change(inputs))
+    assert set(programs[name](inputs)) == {"action", "action_value", "next_frames"}  # it still runs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["eager", *runtimes.PROGRAMS])
+def test_memory_may_lie_in_any_way(programs, inputs, name):
+    expected = programs[name](inputs)
+    spread = {key: np.repeat(array, 2, -1)[..., ::2] for key, array in inputs.items()}
+    assert not spread["observation"].flags["C_CONTIGUOUS"]
+    fixed = {key: array.copy() for key, array in inputs.items()}
+    for array in fixed.values():
+        array.flags.writeable = False
+    for others in (spread, fixed, {key: np.asfortranarray(array) for key, array in inputs.items()}):
+        found = programs[name](others)
+        for output, array in expected.items():
+            np.testing.assert_array_equal(found[output], array)
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG)
+def test_player_s_program_refuses_the_same(workspace, inputs, change, message):
+    """Without anything of the pipeline."""
+    with pytest.raises(PlayError, match=re.escape(message)):
+        load_onnx(workspace / "models/dqn/policy.onnx")(change(inputs))
