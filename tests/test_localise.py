@@ -24,8 +24,8 @@ from stages.common.program import Step, load_step
 from stages.compile_aoti import inductor_options
 from stages.export_onnx import convert
 from stages.export_pt2 import RecurrentStep, export
+from stages.localise import package
 from stages.localise.locate import Location, localise
-from stages.parity import package
 
 TOLERANCE = 1e-5
 SMALL = {"conv": [[4, 5, 3]], "hidden": [16]}

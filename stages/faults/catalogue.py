@@ -279,9 +279,10 @@ def one_draw(subject: Subject, folder: Path) -> Path:
 def same_draws_every_start(subject: Subject, folder: Path) -> Path:
     """Random numbers that the ONNX program seeds itself."""
     model = onnx.load(Path("models", subject.policy, "policy_random.onnx"))
-    for node in model.graph.node:
-        if node.op_type.startswith("Random"):
-            node.attribute.append(onnx.helper.make_attribute("seed", 1.0))
+    drawing = [node for node in model.graph.node if node.op_type in ("RandomUniformLike", "Multinomial")]
+    assert drawing
+    for node in drawing:
+        node.attribute.append(onnx.helper.make_attribute("seed", 1.0))
     path = folder / "policy_random.onnx"
     onnx.save(model, path)
     return path
