@@ -24,7 +24,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarni
 
 YAML_READER = YAML(typ="safe", pure=True)
 STAGES = YAML_READER.load((ROOT / "dvc.yaml").read_text())["stages"]
-GATE = YAML_READER.load((ROOT / "gate/dvc.yaml").read_text())["stages"]  # which has a command of its own
 PARAMS = YAML_READER.load((ROOT / "params.yaml").read_text())
 
 # Every parameter, and the stages that run again when it changes. `*` is any policy: only its own stages run.
@@ -70,10 +69,10 @@ def another(value: Any) -> Any:
             return value + 1
 
 
-@pytest.mark.parametrize("stage", STAGES | GATE)
+@pytest.mark.parametrize("stage", STAGES)
 def test_dependencies_are_the_modules_that_the_script_imports(stage, monkeypatch):
     monkeypatch.chdir(ROOT)
-    declared = {dependency for dependency in (STAGES | GATE)[stage]["deps"] if dependency.endswith(".py")}
+    declared = {dependency for dependency in STAGES[stage]["deps"] if dependency.endswith(".py")}
     needed = {path.as_posix() for path in needed_files([f"stages.{stage}"])}
     assert needed - declared == set(), f"dvc.yaml: {stage} does not list these"
     assert declared - needed == set(), f"dvc.yaml: {stage} lists these, which it does not import"
@@ -132,7 +131,7 @@ def reruns(repo: Repo, downstream: dict[str, set[str]]) -> set[str]:
         for stage, reasons in repo.status().items()
         if any("changed deps" in reason for reason in reasons if isinstance(reason, dict))
     }
-    return {stage for stage in changed.union(*(downstream[stage] for stage in changed)) if "gate/" not in stage}
+    return changed.union(*(downstream[stage] for stage in changed))
 
 
 def expected_reruns(key: str) -> set[str]:
