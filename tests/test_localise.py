@@ -21,7 +21,7 @@ from stages.common.policy import load_weights, make_agent, save_weights
 from stages.common.preprocess import FrameStack
 from stages.common.profile import Profile, load_profile
 from stages.common.program import Step, load_step
-from stages.compile_aoti import inductor_options
+from stages.compile_aoti import compile_to
 from stages.export_onnx import convert
 from stages.export_pt2 import RecurrentStep, export
 from stages.localise import package
@@ -47,9 +47,7 @@ def write_program(policy: str, program: str, step: Step) -> None:
         case "onnx":
             onnx.save(convert(exported, facts, params.load().export_onnx.opset), path)
         case _:
-            options = inductor_options(params.load().compile_aoti)
-            with torch.no_grad():
-                torch._inductor.aoti_compile_and_package(exported, package_path=str(path), inductor_configs=options)
+            compile_to(path, exported, facts, params.load().compile_aoti)
 
 
 @pytest.fixture(scope="module")
