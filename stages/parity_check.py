@@ -48,22 +48,21 @@ def run_programs(policy: str, recorded: list[Episode], settings: params.ParityCh
     """Run all programs as the check needs it, in processes side by side, and tell what is done."""
     deterministic, exploring = list(runtimes.PROGRAMS), list(runtimes.RANDOM_PROGRAMS)
     few = max(1, settings.random_calls // 4)  # enough to see that two processes draw the same
-    parts = [slice(start, None, settings.processes) for start in range(min(settings.processes, len(recorded)))]
+    observations = sum(len(episode.actions) for episode in recorded)
     with processes(settings.processes) as executor, processes(2, one_task_each=True) as starting:
-        picking = [
-            executor.submit(pick_by_name, policy, *wanted) for wanted in ((settings.random_situations, 0), (ROWS, -1))
-        ]
-        opening = [executor.submit(check_by_name, policy, deterministic + exploring, settings, part) for part in parts]
+        picking = executor.submit(pick_by_name, policy, ROWS)
+        opening = executor.submit(check_by_name, policy, deterministic + exploring, settings)
         playing = {name: executor.submit(play_by_name, policy, name, settings) for name in ("eager", *deterministic)}
-        situations, rows = (picked.result() for picked in picking)
-        checking = executor.submit(check_rows_by_name, policy, deterministic, rows, settings)
+        situations = picking.result()
+        checking = executor.submit(check_rows_by_name, policy, deterministic, situations, settings)
+        few_situations = situations.spread(settings.random_situations).inputs
         drawing = {
-            name: executor.submit(draw_by_name, policy, [name], situations.inputs, settings.random_calls)
+            name: executor.submit(draw_by_name, policy, [name], few_situations, settings.random_calls)
             for name in ("eager_random", *exploring)
         }
-        starts = [starting.submit(draw_by_name, policy, exploring, situations.inputs, few) for _ in range(2)]
+        starts = [starting.submit(draw_by_name, policy, exploring, few_situations, few) for _ in range(2)]
         tasks: dict[Future[Any], str] = {
-            **dict.fromkeys(opening, f"open loop, {sum(len(episode.actions) for episode in recorded)} observations"),
+            opening: f"open loop, {observations} observations",
             **{task: f"closed loop, {settings.episodes} episodes of {name}" for name, task in playing.items()},
             checking: "batches and odd inputs",
             **{task: f"draws of {name}" for name, task in drawing.items()},
@@ -72,9 +71,8 @@ def run_programs(policy: str, recorded: list[Episode], settings: params.ParityCh
         for done, task in enumerate(as_completed(tasks), 1):
             task.result()
             print(f"parity_check {policy}  {done:>2}/{len(tasks)}  {tasks[task]}", flush=True)
-        found = [task.result() for task in opening]
         return Results(
-            {name: Comparison.join([part[name] for part in found]) for name in found[0]},
+            opening.result(),
             checking.result(),
             {name: task.result() for name, task in playing.items()},
             {name: task.result()[name] for name, task in drawing.items()},

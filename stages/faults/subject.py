@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torchrl.envs.utils import ExplorationType
 
-from play import Arrays, Player, read_manifest
+from play import Player, read_manifest
 from stages.common import params, runtimes
 from stages.common.archive import save_program
 from stages.common.episodes import Episode
@@ -97,23 +96,15 @@ class Subject:
         loop = compare_episodes(traces, self.played, self.settings.tolerance)
         return f"closed loop, {loop.failures[0]}" if loop.failures else None
 
-    @functools.cached_property
-    def some_situations(self) -> Arrays:
-        """Those in which programs that explore draw."""
-        every = max(1, len(self.situations.places) // self.settings.random_situations)
-        return {
-            name: array[::every][: self.settings.random_situations] for name, array in self.situations.inputs.items()
-        }
-
     def find_random(self, load: Callable[[], Run]) -> str | None:
         """What the check finds first in the draws of a program that explores; ``load`` starts it anew."""
-        calls = self.settings.random_calls
+        calls, inputs = self.settings.random_calls, self.situations.spread(self.settings.random_situations).inputs
         eager = runtimes.load_by_name(self.policy, "eager_random", threads=1)
         drawn = {
-            "eager_random": draw(eager, self.some_situations, calls),
-            "pt2_random": draw(load(), self.some_situations, calls),
+            "eager_random": draw(eager, inputs, calls),
+            "pt2_random": draw(load(), inputs, calls),
         }
-        first = [{"pt2_random": draw(load(), self.some_situations, max(1, calls // 4))} for _ in range(2)]
+        first = [{"pt2_random": draw(load(), inputs, max(1, calls // 4))} for _ in range(2)]
         failures = judge_draws(drawn, first, self.settings)["pt2_random"].failures
         return f"draws, {failures[0]}" if failures else None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -101,23 +101,6 @@ class Comparison:
     failed: int = 0
     failures: list[Failure] = field(default_factory=list)
 
-    @classmethod
-    def join(cls, parts: Sequence[Comparison]) -> Comparison:
-        """One comparison of what several found, each with other rows."""
-        joined = cls(parts[0].compares_actions, parts[0].tolerance, parts[0].states)
-        for part in parts:
-            joined.observations += part.observations
-            joined.different_actions += part.different_actions
-            joined.margins += part.margins
-            joined.ties += part.ties
-            joined.failed += part.failed
-            joined.failures = (joined.failures + part.failures)[:MAX_FAILURES]
-            for name, rows in part.differences.items():
-                joined.differences.setdefault(name, []).extend(rows)
-            for name, drift in part.state_drift.items():
-                joined._drift(name, 0, drift)
-        return joined
-
     @property
     def max_abs_difference(self) -> dict[str, float]:
         """The largest difference of each output."""
@@ -149,7 +132,7 @@ class Comparison:
             self.differences.setdefault(name, []).append(difference)
             allowed = np.full(rows, self.tolerance)
             if name in self.states:  # which may be large: an LSTM sums its cell's state up
-                self._drift(name, batch.places[0].step // DRIFT_STEPS, [float(difference.max())])
+                self._drift(name, batch.places[0].step // DRIFT_STEPS, float(difference.max()))
                 allowed *= np.maximum(1, np.abs(expected).reshape(rows, -1).max(1))
             for row in np.flatnonzero(~(difference <= allowed)).tolist():
                 self._fail(batch, row, f"{name} differs by {difference[row]:.3g}")
@@ -161,11 +144,10 @@ class Comparison:
             for row in np.flatnonzero(batch.outputs["action"] != eager["action"]).tolist():
                 self._judge_action(batch, row, values)
 
-    def _drift(self, name: str, start: int, largest: list[float]) -> None:
+    def _drift(self, name: str, part: int, largest: float) -> None:
         drift = self.state_drift.setdefault(name, [])
-        drift += [0.0] * (start + len(largest) - len(drift))
-        for index, value in enumerate(largest, start):
-            drift[index] = max(drift[index], value)
+        drift += [0.0] * (part + 1 - len(drift))
+        drift[part] = max(drift[part], largest)
 
     def _judge_action(self, batch: Batch, row: int, values: str | None) -> None:
         """Another action is no fault where rounding explains it.

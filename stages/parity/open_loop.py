@@ -74,9 +74,9 @@ def check_open_loop(
     return results
 
 
-def check_by_name(policy: str, programs: list[str], settings: params.ParityCheck, part: slice) -> dict[str, Comparison]:
-    """:func:`check_open_loop` of some of a policy's programs, by their names, with part of its recorded episodes."""
-    recorded = episodes.load(Path("data", policy, "episodes.safetensors"), policy)[part]
+def check_by_name(policy: str, programs: list[str], settings: params.ParityCheck) -> dict[str, Comparison]:
+    """:func:`check_open_loop` of some of a policy's programs, by their names, with its recorded episodes."""
+    recorded = episodes.load(Path("data", policy, "episodes.safetensors"), policy)
     eager, *runs = (runtimes.load_by_name(policy, name, threads=1) for name in ("eager", *programs))
     manifest = read_manifest(Path("models", policy))
     return check_open_loop(eager, dict(zip(programs, runs, strict=True)), recorded, manifest, settings)

@@ -20,10 +20,21 @@ class Situations(NamedTuple):
     places: list[Place]
     inputs: Arrays
 
+    def spread(self, count: int) -> Situations:
+        """``count`` of them, as far apart as can be; all where there are no more."""
+        rows = _spread(len(self.places), count)
+        return Situations(
+            [self.places[row] for row in rows], {name: array[rows] for name, array in self.inputs.items()}
+        )
+
+
+def _spread(total: int, count: int) -> list[int]:
+    return sorted(set(np.linspace(0, total - 1, count).round().astype(int).tolist()))
+
 
 def pick_situations(eager: Run, episode: Episode, manifest: dict[str, Any], count: int) -> Situations:
     """``count`` decisions spread evenly over an episode; all of them where it is shorter."""
-    wanted = sorted(set(np.linspace(0, len(episode.actions) - 1, count).round().astype(int).tolist()))
+    wanted = _spread(len(episode.actions), count)
     player, situations = Player(eager, manifest), []
     for step, observation in enumerate(replay(episode, make_environment(manifest, episode.seed))):
         if step in wanted:
@@ -33,9 +44,9 @@ def pick_situations(eager: Run, episode: Episode, manifest: dict[str, Any], coun
     return Situations([Place(episode.seed, step) for step in wanted], inputs)
 
 
-def pick_by_name(policy: str, count: int, episode: int) -> Situations:
-    """:func:`pick_situations` from one of the policy's recorded episodes."""
-    recorded = load(Path("data", policy, "episodes.safetensors"), policy)[episode]
+def pick_by_name(policy: str, count: int) -> Situations:
+    """:func:`pick_situations` from the last of the policy's recorded episodes."""
+    recorded = load(Path("data", policy, "episodes.safetensors"), policy)[-1]
     return pick_situations(
         runtimes.load_by_name(policy, "eager", 1), recorded, read_manifest(Path("models", policy)), count
     )
