@@ -13,6 +13,7 @@ from stages.common.archive import EXPORTS, load_program
 from stages.common.errors import run
 from stages.common.files import replacing
 from stages.common.processes import processes
+from stages.lowering.convolutions import use_products
 
 
 def inductor_options(settings: params.CompileAoti) -> dict[str, Any]:
@@ -21,7 +22,14 @@ def inductor_options(settings: params.CompileAoti) -> dict[str, Any]:
         "cpp.threads": settings.threads,
         "freezing": settings.freezing,
         "max_autotune": settings.max_autotune,
+        "max_autotune_gemm_backends": ",".join(settings.gemm_backends),
+        "autotune_fallback_to_aten": True,
     }
+
+
+def lower(program: torch.export.ExportedProgram, settings: params.CompileAoti) -> torch.export.ExportedProgram:
+    """The program in the operators that are compiled."""
+    return use_products(program) if settings.convolutions_as_products else program
 
 
 def compile_to(
@@ -31,7 +39,9 @@ def compile_to(
     metadata = {"policy": facts["policy"], "facts": json.dumps(facts)}
     options = inductor_options(settings) | {"aot_inductor.metadata": metadata}
     with torch.no_grad(), replacing(path) as temporary:
-        torch._inductor.aoti_compile_and_package(program, package_path=str(temporary), inductor_configs=options)
+        torch._inductor.aoti_compile_and_package(
+            lower(program, settings), package_path=str(temporary), inductor_configs=options
+        )
 
 
 def compile_program(policy: str, name: str, settings: params.CompileAoti) -> str:

@@ -14,6 +14,7 @@ from stages.common import params
 from stages.common.archive import EXPORTS, load_program
 from stages.common.errors import run
 from stages.common.files import replacing
+from stages.lowering.byte_products import use_byte_products
 
 
 def translate(program: torch.export.ExportedProgram, facts: dict[str, Any], opset: int) -> torch.onnx.ONNXProgram:
@@ -35,7 +36,7 @@ def translate(program: torch.export.ExportedProgram, facts: dict[str, Any], opse
 
 def convert(program: torch.export.ExportedProgram, facts: dict[str, Any], opset: int) -> onnx.ModelProto:
     """A program as a checked ONNX model with the program's own names and its facts as metadata."""
-    model = translate(program, facts, opset).model_proto
+    model = use_byte_products(translate(program, facts, opset).model_proto)
     # The exporter notes where in the sources each node comes from, with this machine's paths.
     for item in [*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output]:
         del item.metadata_props[:]

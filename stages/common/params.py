@@ -6,7 +6,7 @@ It is checked as a whole, so that a mistake in the last stage's section is repor
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -26,6 +26,8 @@ class CompileAoti(Section):
     threads: Count
     freezing: bool
     max_autotune: bool
+    gemm_backends: Annotated[list[Literal["ATEN", "CPP"]], Field(min_length=1)]
+    convolutions_as_products: bool
 
 
 class ExportOnnx(Section):

@@ -55,10 +55,31 @@ def wrap(module: Callable[..., dict[str, torch.Tensor]]) -> Run:
 
     def run(inputs: Arrays) -> Arrays:
         with torch.no_grad():
-            outputs = module(**{name: torch.from_numpy(np.require(a, None, ["C", "W"])) for name, a in inputs.items()})
+            outputs = module(
+                **{
+                    name: torch.from_numpy(a if a.flags.carray else np.require(a, None, ["C", "W"]))
+                    for name, a in inputs.items()
+                }
+            )
         return {name: tensor.numpy() for name, tensor in outputs.items()}
 
     return run
+
+
+def call_package(package: Any) -> Callable[..., dict[str, torch.Tensor]]:
+    """An AOTInductor package as a function of named tensors.
+
+    PyTorch's own call of it parses the package's signature again every time.
+    """
+    from torch.utils import _pytree as pytree
+
+    takes, gives = (pytree.treespec_loads(spec) for spec in package.loader.get_call_spec())
+    arguments, results = takes.child(1).context, gives.context
+
+    def call(**inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        return dict(zip(results, package.loader.boxed_run([inputs[name] for name in arguments]), strict=True))
+
+    return call
 
 
 def refusing(program: Run) -> Run:
@@ -98,7 +119,7 @@ def load(path: Path, threads: int) -> Run:
     try:
         if path.name.endswith(".aoti.pt2"):
             package = torch._inductor.aoti_load_package(str(path))
-            run, facts = wrap(package), json.loads(package.get_metadata()["facts"])
+            run, facts = wrap(call_package(package)), json.loads(package.get_metadata()["facts"])
         else:
             run, facts = wrap(torch.export.load(path).module()), read_facts(path)
         return refusing(CheckedProgram(str(path), run, facts["inputs"]))

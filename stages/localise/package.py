@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 
 from stages.common import params
-from stages.compile_aoti import inductor_options
+from stages.compile_aoti import inductor_options, lower
 from stages.localise.compare import Location, find_use, largest_difference, tell_weight
 from stages.localise.trace import WEIGHT, Trace, Value, to_array
 
@@ -111,7 +111,9 @@ def compile_reference(program: torch.export.ExportedProgram, settings: params.Co
     options = inductor_options(settings) | {"trace.provenance_tracking_level": 1}
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         path = Path(folder, "policy.aoti.pt2")
-        torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=options)
+        torch._inductor.aoti_compile_and_package(
+            lower(program, settings), package_path=str(path), inductor_configs=options
+        )
         return read_package(path)
 
 

@@ -1,0 +1,250 @@
+"""Turn an ONNX program's preprocessing of bytes into one product of integers.
+
+ONNX Runtime's kernels for strided slices, casts and small means take several times as long as the network behind them.
+What an image is turned into by cropping, grey, resizing and normalising is affine in its bytes, and separable into rows
+and columns. Here that is measured on the program itself, whatever operators it was written with, and replaced by
+``MatMulInteger``, which reads the bytes as they lie and is exact.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+from onnx import TensorProto, compose, helper, numpy_helper
+
+Floats = npt.NDArray[np.float64]
+
+# Operators that are affine in their one varying input and look at no learned weights of a network's kind.
+AFFINE = {"Add", "Cast", "Concat", "Div", "Gather", "Identity", "MatMul", "Mul", "ReduceMean", "ReduceSum", "Reshape"}
+AFFINE |= {"AveragePool", "Resize", "Slice", "Split", "Squeeze", "Sub", "Sum", "Transpose", "Unsqueeze"}
+WHITE = 255
+# Processors without VNNI add two products of 8 bits in 16, so that a weight above 64 could overflow.
+MAX_WEIGHT = 64
+TOLERANCE = 1e-6  # of the largest output
+ROUNDING = 1e-4  # of a weight, which is measured, in shares of the smallest step
+CHUNK = 64  # images at a time
+
+
+@dataclass(frozen=True)
+class Separable:
+    """``rows @ image[..., channel] @ columns[channel]``, summed over channels, plus ``offset``.
+
+    Attributes:
+        rows: ``(h, H)``; each sums to 1.
+        columns: ``(C, W, w)``.
+        offset: ``(h, w)``.
+    """
+
+    rows: Floats
+    columns: Floats
+    offset: Floats
+
+    def __call__(self, images: npt.NDArray[np.uint8]) -> Floats:
+        return np.einsum("ir,brck,kcj->bij", self.rows, images, self.columns, optimize=True) + self.offset
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """The nodes of a program that depend on nothing but its image, and the one tensor that they make for the others."""
+
+    image: onnx.ValueInfoProto
+    nodes: list[onnx.NodeProto]
+    output: str
+
+
+def find_preprocessing(graph: onnx.GraphProto) -> Preprocessing | None:
+    """The preprocessing of the one image of bytes, if there is one and it ends in one tensor."""
+    images = [
+        value
+        for value in graph.input
+        if value.type.tensor_type.elem_type == TensorProto.UINT8
+        and len(value.type.tensor_type.shape.dim) == len("BHWC")
+    ]
+    if len(images) != 1:
+        return None
+    constants = {initializer.name for initializer in graph.initializer}
+    made, nodes, read_elsewhere = {images[0].name}, [], {output.name for output in graph.output}
+    for node in graph.node:
+        if node.op_type in AFFINE and made.intersection(node.input) and made | constants >= set(node.input):
+            nodes.append(node)
+            made.update(node.output)
+        else:
+            read_elsewhere.update(node.input)
+    ends = made & read_elsewhere
+    return Preprocessing(images[0], nodes, ends.pop()) if len(ends) == 1 and nodes else None
+
+
+def measure(model: onnx.ModelProto, found: Preprocessing) -> tuple[Separable, list[int]] | None:
+    """What the preprocessing does, and the shape of one row of its output, if that is a separable image."""
+    made = {output for node in found.nodes for output in node.output}
+    used = {name for node in found.nodes for name in node.input} - made
+    output = helper.make_tensor_value_info(found.output, TensorProto.FLOAT, None)
+    constants = [initializer for initializer in model.graph.initializer if initializer.name in used]
+    graph = helper.make_graph(found.nodes, "preprocessing", [found.image], [output], constants)
+    part = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+    session = onnxruntime.InferenceSession(part.SerializeToString(), providers=["CPUExecutionProvider"])
+    height, width, channels = (size.dim_value for size in found.image.type.tensor_type.shape.dim[1:])
+
+    def run(images: npt.NDArray[np.uint8]) -> Floats:
+        return session.run(None, {found.image.name: images})[0].astype(np.float64)
+
+    black = run(np.zeros((1, height, width, channels), np.uint8))
+    shape = list(black.shape[1:])
+    if len(shape) < len("hw") or black.size != np.prod(shape[-2:]):
+        return None
+    offset = black.reshape(shape[-2:])
+
+    def probe(count: int, *, rows: bool) -> Floats:
+        """What each row of the image, or each byte of its rows, adds to the output: ``(count, h, w)``."""
+        added = []
+        for lit in np.array_split(np.arange(count), -(-count // CHUNK)):
+            images = np.zeros((len(lit), height, width * channels), np.uint8)
+            if rows:
+                images[np.arange(len(lit)), lit] = WHITE
+            else:
+                images[np.arange(len(lit)), :, lit] = WHITE
+            added.append(run(images.reshape(-1, height, width, channels)).reshape(-1, *offset.shape) - offset)
+        found = np.concatenate(added) / WHITE
+        return np.where(np.abs(found) < TOLERANCE * np.abs(found).max(), 0, found)
+
+    rows = probe(height, rows=True).sum(2).T
+    rows /= rows.sum(1, keepdims=True)
+    columns = probe(width * channels, rows=False).mean(1).reshape(width, channels, -1).transpose(1, 0, 2)
+    separable = Separable(rows, columns, offset)
+    noise = np.random.default_rng(0).integers(WHITE + 1, size=(8, height, width, channels), dtype=np.uint8)
+    expected = run(noise).reshape(-1, *offset.shape)
+    same = np.abs(separable(noise) - expected).max() <= TOLERANCE * np.abs(expected).max()
+    return (separable, shape) if same else None
+
+
+def as_integers(columns: Floats) -> tuple[npt.NDArray[np.int8], Floats] | None:
+    """Small whole numbers and a scale for each column, ``integers * scale == columns``, if there are such.
+
+    Args:
+        columns: ``(K, n)``.
+    """
+    largest = np.abs(columns).max(0)
+    largest[largest == 0] = 1
+    integers, scale = np.zeros(columns.shape, np.int8), np.zeros(columns.shape[1])
+    for column, weights in enumerate((columns / largest).T):
+        for top in range(1, MAX_WEIGHT + 1):
+            whole = np.rint(weights * top)
+            if np.abs(whole - weights * top).max() < ROUNDING:
+                integers[:, column], scale[column] = whole, largest[column] / top
+                break
+        else:
+            return None
+    return integers, scale
+
+
+def bands(rows: Floats) -> tuple[slice, int] | None:
+    """The rows of the image that are read, and how many of them make one of the output's, if each is a plain mean.
+
+    Either the rows of two means follow each other, or each is one row, and they are evenly spaced.
+    """
+    read = [np.flatnonzero(weights) for weights in rows]
+    count = len(read[0])
+    means = all(
+        len(at) == count and np.allclose(weights[at], 1 / count, rtol=ROUNDING)
+        for weights, at in zip(rows, read, strict=True)
+    )
+    flat = np.concatenate(read)
+    steps = np.unique(np.diff(flat))
+    if not means or len(steps) != 1 or steps[0] < 1 or (count > 1 and steps[0] != 1):
+        return None
+    return slice(int(flat[0]), int(flat[-1]) + 1, int(steps[0])), count
+
+
+def write_product(found: Preprocessing, separable: Separable, shape: list[int]) -> onnx.GraphProto | None:
+    """The same as a graph around one product of integers, if its weights are whole numbers up to a scale."""
+    channels = [channel for channel, weights in enumerate(separable.columns) if weights.any()]
+    integers = as_integers(np.concatenate(separable.columns[channels], axis=1))
+    if integers is None:
+        return None
+    (height, width), (weights, scale) = shape[-2:], integers
+    # Rows of (W, C) lie flat in memory; the weights of a channel look at its bytes alone.
+    spread = np.zeros((*separable.columns.shape[1::-1], len(channels), width), np.int8)
+    for place, channel in enumerate(channels):
+        spread[:, channel, place] = weights[:, place * width : (place + 1) * width]
+    weights = spread.reshape(-1, len(channels) * width)
+    band = bands(separable.rows)
+    if band is None:
+        read = np.flatnonzero(separable.rows.any(0))
+        window, lines = slice(int(read[0]), int(read[-1]) + 1, 1), int(read[-1] - read[0]) + 1
+    else:
+        window, count = band
+        lines, weights, scale = height, np.tile(weights, (count, 1)), scale / count
+    constants: dict[str, npt.NDArray[np.generic]] = {
+        "start": np.array([window.start]),
+        "stop": np.array([window.stop]),
+        "step": np.array([window.step]),
+        "one": np.array([1]),
+        "flat": np.array([-1, lines, len(weights)]),
+        "weights": weights,
+        "scale": scale.astype(np.float32),
+        "offset": separable.offset.astype(np.float32),
+        "shape": np.array([-1, *shape]),
+    }
+    text = """
+        window = Slice (image, start, stop, one, step)
+        bytes = Reshape (window, flat)
+        sums = MatMulInteger (bytes, weights)
+        floats = Cast <to = 1> (sums)
+        scaled = Mul (floats, scale)
+    """
+    last = "scaled"
+    if len(channels) > 1:
+        constants |= {"planes": np.array([-1, lines, len(channels), width]), "two": np.array([2])}
+        text += """
+            channels = Reshape (scaled, planes)
+            grey = ReduceSum <keepdims = 0> (channels, two)
+        """
+        last = "grey"
+    if band is None:
+        constants["rows"] = separable.rows[:, window].astype(np.float32)
+        text += f"resized = MatMul (rows, {last})"
+        last = "resized"
+    text += f"""
+        normalised = Add ({last}, offset)
+        output = Reshape (normalised, shape)
+    """
+    graph = onnx.parser.parse_graph(f"preprocessing (uint8[N,H,W,C] image) => (float[N,C,h,w] output) {{ {text} }}")
+    graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constants.items())
+    graph = compose.add_prefix_graph(graph, "preprocessing_")
+    names = {"preprocessing_image": found.image.name, "preprocessing_output": found.output}
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    return graph
+
+
+def use_byte_products(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Replace the preprocessing of a program by a product of integers.
+
+    The program is returned as it is where it has no image of bytes, or what it does to it is not affine, not separable,
+    or has weights that are no small whole numbers up to a scale.
+    """
+    found = find_preprocessing(model.graph)
+    measured = None if found is None else measure(model, found)
+    product = None if found is None or measured is None else write_product(found, *measured)
+    if found is None or product is None:
+        return model
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    rest = [node for node in model.graph.node if node not in found.nodes]
+    used = {name for node in rest for name in node.input}
+    made = {name for node in found.nodes for name in node.output} - {found.output}
+    graph = changed.graph
+    for field, kept in (
+        (graph.node, [*product.node, *rest]),
+        (graph.initializer, [*product.initializer, *(one for one in model.graph.initializer if one.name in used)]),
+        (graph.value_info, [value for value in model.graph.value_info if value.name not in made]),
+    ):
+        del field[:]
+        field.extend(kept)
+    onnx.checker.check_model(changed, full_check=True)
+    return changed

@@ -1,0 +1,193 @@
+"""Rewritten programs compute what they did before, and are rewritten where they can be."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from stages.common.preprocess import Screen
+from stages.common.profile import Preprocess
+from stages.lowering.byte_products import MAX_WEIGHT, use_byte_products
+from stages.lowering.convolutions import as_product, use_products
+
+CROP = {"top": 34, "left": 0, "height": 160, "width": 160}
+ODD_CROP = {"top": 17, "left": 8, "height": 168, "width": 144}
+RED, LUMINANCE = [1.0, 0.0, 0.0], [0.299, 0.587, 0.114]
+SCREENS = np.random.default_rng(0).integers(256, size=(3, 210, 160, 3), dtype=np.uint8)
+
+
+class Tutorial(nn.Module):
+    """A usual order: floats first, then grey, crop and resize."""
+
+    def forward(self, observation: torch.Tensor) -> torch.Tensor:
+        colours = observation.permute(0, 3, 1, 2).float() / 255
+        grey = 0.2989 * colours[:, 0] + 0.587 * colours[:, 1] + 0.114 * colours[:, 2]
+        small = nn.functional.avg_pool2d(grey[:, None, 34:194], 4)
+        return (small - 0.4) / 0.1
+
+
+class Gamma(Tutorial):
+    def forward(self, observation: torch.Tensor) -> torch.Tensor:
+        return super().forward(observation) ** 2
+
+
+class Vignette(nn.Module):
+    """Affine, but not separable: pixels are weighed by their distance from the centre."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        rows, columns = torch.linspace(-1, 1, 210)[:, None], torch.linspace(-1, 1, 160)[None]
+        self.register_buffer("weights", (rows**2 + columns**2)[None])
+
+    def forward(self, observation: torch.Tensor) -> torch.Tensor:
+        return (observation[..., 0].float() * self.weights).unsqueeze(1)
+
+
+class Behind(nn.Module):
+    """Something that is no preprocessing, behind one."""
+
+    def __init__(self, preprocessing: nn.Module) -> None:
+        super().__init__()
+        self.preprocessing = preprocessing
+
+    def forward(self, observation: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.preprocessing(observation))
+
+
+class AsFunction(nn.Module):
+    """A transform as a function of its tensor."""
+
+    def __init__(self, screen: Screen) -> None:
+        super().__init__()
+        self.screen = screen
+
+    def forward(self, observation: torch.Tensor) -> torch.Tensor:
+        return self.screen._apply_transform(observation)
+
+
+def as_onnx(module: nn.Module) -> onnx.ModelProto:
+    example = torch.from_numpy(SCREENS)
+    shapes = ({0: torch.export.Dim.DYNAMIC},)
+    program = torch.export.export(Behind(module).eval(), (example,), dynamic_shapes=shapes)
+    converted = torch.onnx.export(program, dynamo=True, dynamic_shapes=shapes, verbose=False)
+    assert converted is not None
+    return converted.model_proto
+
+
+def run(model: onnx.ModelProto, screens: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {session.get_inputs()[0].name: screens})[0]
+
+
+def operators(model: onnx.ModelProto) -> list[str]:
+    return [node.op_type for node in model.graph.node]
+
+
+def screen(resize: str, size: list[int], grey: list[float], crop: dict[str, int]) -> nn.Module:
+    values = {"crop": crop, "grey": grey, "resize": resize, "size": size, "mean": 100.0, "std": 20.0, "frames": 1}
+    return AsFunction(Screen(Preprocess.model_validate(values)))
+
+
+@pytest.mark.parametrize(
+    "preprocessing",
+    [
+        screen("area", [40, 40], RED, CROP),
+        screen("area", [40, 40], LUMINANCE, CROP),
+        screen("area", [42, 36], LUMINANCE, ODD_CROP),
+        screen("area", [60, 60], RED, CROP),  # means of two and three, which overlap
+        screen("nearest", [40, 40], RED, CROP),
+        screen("nearest", [84, 72], LUMINANCE, ODD_CROP),
+        screen("bilinear", [40, 40], [0.0, 0.5, 0.5], CROP),
+        screen("bilinear", [80, 64], LUMINANCE, CROP),
+        Tutorial(),
+    ],
+    ids=[
+        "red",
+        "luminance",
+        "odd crop",
+        "overlap",
+        "nearest",
+        "nearest grey",
+        "bilinear",
+        "bilinear 80x64",
+        "tutorial",
+    ],
+)
+def test_preprocessing_becomes_a_product_of_bytes(preprocessing):
+    before = as_onnx(preprocessing)
+    after = use_byte_products(before)
+    assert operators(after).count("MatMulInteger") == 1
+    assert set(operators(after)) <= {
+        "Slice",
+        "Reshape",
+        "MatMulInteger",
+        "Cast",
+        "Mul",
+        "ReduceSum",
+        "MatMul",
+        "Add",
+        "Relu",
+    }
+    for screens in (SCREENS, SCREENS[:1], np.zeros_like(SCREENS), np.full_like(SCREENS, 255)):
+        expected = run(before, screens)
+        np.testing.assert_allclose(run(after, screens), expected, rtol=0, atol=2e-6 * max(1, np.abs(expected).max()))
+
+
+def test_weights_leave_room_for_sixteen_bits():
+    """Processors that add two products in 16 bits must not overflow."""
+    model = use_byte_products(as_onnx(screen("bilinear", [80, 64], LUMINANCE, CROP)))
+    (weights,) = (
+        onnx.numpy_helper.to_array(one) for one in model.graph.initializer if one.data_type == onnx.TensorProto.INT8
+    )
+    assert 1 <= np.abs(weights).max() <= MAX_WEIGHT
+    assert 2 * 255 * MAX_WEIGHT < 2**15
+
+
+@pytest.mark.parametrize("preprocessing", [Gamma(), Vignette()], ids=["not affine", "not separable"])
+def test_what_is_no_product_stays_as_it_is(preprocessing):
+    before = as_onnx(preprocessing)
+    after = use_byte_products(before)
+    if isinstance(preprocessing, Gamma):  # what stands before the square is one
+        np.testing.assert_allclose(run(after, SCREENS), run(before, SCREENS), rtol=1e-5, atol=1e-5)
+    else:
+        assert after == before
+
+
+def test_program_of_vectors_stays_as_it_is():
+    program = torch.export.export(nn.Linear(4, 2), (torch.zeros(3, 4),))
+    model = torch.onnx.export(program, dynamo=True, verbose=False).model_proto
+    assert use_byte_products(model) == model
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"stride": 2},
+        {"stride": (3, 1), "padding": (1, 2)},
+        {"bias": False},
+        {"dilation": 2},
+        {"groups": 2},
+    ],
+    ids=str,
+)
+def test_convolution_as_product(options):
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(4, 6, (5, 3), **options)
+    images = torch.randn(3, 4, 17, 13)
+    shapes = ({0: torch.export.Dim.DYNAMIC},)
+    with torch.no_grad():
+        program = use_products(torch.export.export(convolution, (images,), dynamic_shapes=shapes))
+        for batch in (images, images[:1], images.repeat(5, 1, 1, 1)):
+            torch.testing.assert_close(program.module()(batch), convolution(batch), rtol=0, atol=1e-5)
+    targets = {str(node.target) for node in program.graph.nodes}
+    assert any("convolution" in target for target in targets) == any(name in options for name in ("dilation", "groups"))
+
+
+def test_convolution_of_one_image_has_no_batch():
+    images, weight = torch.randn(2, 9, 9), torch.randn(3, 2, 3, 3)
+    torch.testing.assert_close(as_product(images, weight), nn.functional.conv2d(images, weight), rtol=0, atol=1e-5)
