@@ -132,11 +132,11 @@ WEIGHTS = [
 CROP = {"top": 35, "left": 0, "height": 160, "width": 160}
 PREPROCESSING = [
     ("pt2", {"crop": CROP}, "slice_1", "window = obs["),
-    ("onnx", {"crop": CROP}, "slice_1", "window = obs["),
+    ("onnx", {"crop": CROP}, "preprocessing_window", "self.shift).unsqueeze"),
     ("pt2", {"grey": [0.0, 1.0, 0.0]}, "slice_2", "window = obs["),
-    ("onnx", {"grey": [0.0, 1.0, 0.0]}, "slice_2", "window = obs["),
+    ("onnx", {"grey": [0.0, 1.0, 0.0]}, "preprocessing_sums", "self.shift).unsqueeze"),
     ("pt2", {"mean": 145.0}, "sub", "grey - self.shift"),
-    ("onnx", {"mean": 145.0}, "sub_14", "grey - self.shift"),
+    ("onnx", {"mean": 145.0}, "preprocessing_normalised", "self.shift).unsqueeze"),
     ("pt2", {"std": 11.0}, "policy.module.0.horizontal", "total.float() @ self.horizontal"),
     ("pt2", {"resize": "nearest"}, "slice_1", "window = obs["),
 ]
@@ -282,13 +282,14 @@ def give(model: onnx.ModelProto, output: str, place: int, array: np.ndarray) -> 
 
 
 def start_late(model: onnx.ModelProto) -> None:
-    give(model, "slice_1", 1, np.array([33]))
+    give(model, "preprocessing_window", 1, np.array([33]))
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([193]), "end"))
-    node_of(model, "slice_1").input[2] = "end"
+    node_of(model, "preprocessing_window").input[2] = "end"
 
 
-def gather_other_row(model: onnx.ModelProto) -> None:
-    give(model, "select_2", 1, np.array(0))  # which is also what `select` gathers
+def weigh_other_bytes(model: onnx.ModelProto) -> None:
+    (weights,) = (one for one in model.graph.initializer if one.data_type == onnx.TensorProto.INT8)
+    give(model, "preprocessing_sums", 1, np.roll(onnx.numpy_helper.to_array(weights), 1, axis=0))
 
 
 def permute_actions(model: onnx.ModelProto) -> None:
@@ -308,8 +309,13 @@ def other_epsilon(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     ("change", "tensor", "operator", "note"),
     [
-        (start_late, "slice_1", "Slice", "is Slice(_, [33], [193], [1], [1]), expected Slice(_, [34], [194], "),
-        (gather_other_row, "select_2", "Gather", "is Gather(_, 0, axis = 2), expected Gather(_, 2, axis = 2)"),
+        (
+            start_late,
+            "preprocessing_window",
+            "Slice",
+            "is Slice(_, [33], [193], [1], [1]), expected Slice(_, [34], [194], ",
+        ),
+        (weigh_other_bytes, "preprocessing_sums", "MatMulInteger", "is MatMulInteger(_, int8[1920, 40] with hash "),
         (permute_actions, "action_value", "Gather", "is Gather(_, [1, 0, 2, 3, 4, 5], axis = 1), "),
         (other_epsilon, "layer_norm", "LayerNormalization", "epsilon = 0.1"),
     ],
@@ -419,7 +425,7 @@ def test_wrong_weight_of_a_package_is_named(fault, tensor, note, source):
     write_program("dqn", "aoti", step)
     location = locate("dqn", "aoti")
     assert (location.tensor, location.operator) == (tensor, "weight")
-    assert note in location.note
+    assert note.partition(" of ")[0] in location.note  # of more, as a kernel's blocks are filled with zeros
     assert location.source.endswith(source)
 
 

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 from play import Arrays, PlayError, load_onnx, read_manifest
-from stages.common import runtimes
+from stages.common import params, runtimes
 from stages.common.errors import UserError
-from stages.common.params import CompileAoti
 from stages.compile_aoti import compile_program
 
 FRAMES = "float32[batch, 1, 40, 40]"
@@ -49,7 +48,7 @@ WRONG = [
 def programs(workspace) -> dict[str, runtimes.Run]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(workspace)
-        compile_program("dqn", "policy", CompileAoti(threads=1, freezing=True, max_autotune=False))
+        compile_program("dqn", "policy", params.load(Path(__file__).parents[1] / "params.yaml").compile_aoti)
         try:
             return {name: runtimes.load_by_name.__wrapped__("dqn", name, 1) for name in ("eager", *runtimes.PROGRAMS)}
         finally:

@@ -26,7 +26,7 @@ from stages.localise.compare import Alignment, Location, agree, largest_differen
 from stages.localise.package import locate_in_package
 from stages.localise.trace import WEIGHT, Trace, export_reference, trace_eager, trace_program
 from stages.localise.trace_onnx import made_for, trace_onnx
-from stages.lowering.byte_products import use_byte_products
+from stages.lowering.byte_products import PREFIX, use_byte_products
 
 __all__ = ["Location", "localise"]
 
@@ -117,6 +117,11 @@ def _locate_in_onnx(case: Case) -> Location:
     nodes = made_for(translated.model_proto)
     weights = {*case.exported.state_dict, *case.exported.constants}
     reference = trace_onnx(use_byte_products(translated.model_proto), case.inputs, weights)
+    made_anew = [name for name in reference.values if name.startswith(PREFIX)]
+    ends = [
+        name for name, value in reference.values.items() if {*value.inputs} & {*made_anew} and name not in made_anew
+    ]
+    nodes |= {name: nodes[end] for name in made_anew for end in ends}  # one tensor ends what was rewritten
     for name, value in reference.values.items():
         node = computed.values.get(nodes.get(name, ""))
         known = computed.values.get(computed.outputs.get(name, name), value)

@@ -6,8 +6,10 @@ from, and on one machine the same program always gives the same code.
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import json
+import math
 import re
 import tempfile
 import zipfile
@@ -22,8 +24,10 @@ import torch
 from stages.common import params
 from stages.compile_aoti import inductor_options, lower
 from stages.localise.compare import Location, find_use, largest_difference, tell_weight
-from stages.localise.trace import WEIGHT, Trace, Value, to_array
+from stages.localise.trace import WEIGHT, Trace, Value
 
+CONSTANT = re.compile(r"constants_info_\[(\d+)\]\.(name|dtype|data_size|shape|original_fqn) = (.*);")
+ALIGNMENT = 64  # bytes, of each constant
 BODY = "AOTInductorModel::run_impl("
 FUSED = re.compile(r"^\s*(cpp_fused_\w+)\(")
 LIBRARY = re.compile(r"\baoti_torch_cpu_\w+(?=\()")  # a call of PyTorch's own kernels
@@ -59,10 +63,29 @@ def read_package(path: Path) -> Package:
         codes = {kind: _read(archive, f".{kind}.cpp") for kind in ("wrapper", "kernel")}
         information = json.loads(_read(archive, "kernel_information.json") or "{}")
         library = archive.extract(next(name for name in names if name.endswith(".so")), folder)
-        runner = torch._C._aoti.AOTIModelContainerRunnerCpu(library, 1)
-        constants = {name: to_array(tensor) for name, tensor in runner.extract_constants_map(False).items()}  # noqa: FBT003
-        del runner
+        constants = _read_constants(codes["wrapper"], ctypes.CDLL(library))
     return Package(_split(codes["wrapper"], codes["kernel"], information), constants)
+
+
+def _read_constants(wrapper: str, library: ctypes.CDLL) -> dict[str, npt.NDArray[Any]]:
+    """The numbers that lie in the package's library one after the other, by the policy's name for them.
+
+    PyTorch's own reader loses those of which several have the same name, as what has no name of the policy's may.
+    """
+    facts: dict[str, dict[str, str]] = {}
+    for index, key, value in CONSTANT.findall(wrapper):
+        facts.setdefault(index, {})[key] = value.strip('"')
+    constants, start = {}, 0
+    for fact in facts.values():
+        dtype = np.dtype(fact["dtype"].removeprefix("cached_torch_dtype_"))
+        shape = [int(size) for size in re.findall(r"\d+", fact["shape"])]
+        size = int(fact["data_size"])
+        data = (ctypes.c_char * (start + size)).in_dll(library, "_binary_constants_bin_start").raw[start:]
+        name = fact["original_fqn"] if fact["original_fqn"] not in constants else fact["name"]
+        if size == dtype.itemsize * math.prod(shape):  # not where a library has packed it its own way
+            constants[name] = np.frombuffer(data, dtype).reshape(shape)
+        start += -(-size // ALIGNMENT) * ALIGNMENT
+    return constants
 
 
 def _read(archive: zipfile.ZipFile, ending: str) -> str:
@@ -115,6 +138,12 @@ def compile_reference(program: torch.export.ExportedProgram, settings: params.Co
             lower(program, settings), package_path=str(path), inductor_configs=options
         )
         return read_package(path)
+
+
+def _origin(node: torch.fx.Node) -> str:
+    """The node of the program that one of the lowered program was made from."""
+    sources = node.meta.get("from_node", [])
+    return sources[0].name if sources else node.name
 
 
 def locate_in_package(
@@ -179,7 +208,9 @@ def _wrong_weights(
 
 
 def _same_numbers(weight: npt.NDArray[Any], constant: npt.NDArray[Any]) -> bool:
-    return np.array_equal(np.sort(weight, axis=None), np.sort(constant, axis=None))
+    """Whether they are the same but for their order, and for the zeros that fill a kernel's blocks."""
+    ones, others = (np.sort(array[array != 0], axis=None) for array in (weight, constant))
+    return np.array_equal(ones, others)
 
 
 def _suspect(

@@ -21,6 +21,7 @@ Floats = npt.NDArray[np.float64]
 # Operators that are affine in their one varying input and look at no learned weights of a network's kind.
 AFFINE = {"Add", "Cast", "Concat", "Div", "Gather", "Identity", "MatMul", "Mul", "ReduceMean", "ReduceSum", "Reshape"}
 AFFINE |= {"AveragePool", "Resize", "Slice", "Split", "Squeeze", "Sub", "Sum", "Transpose", "Unsqueeze"}
+PREFIX = "preprocessing_"  # of the names of what is made anew
 WHITE = 255
 # Processors without VNNI add two products of 8 bits in 16, so that a weight above 64 could overflow.
 MAX_WEIGHT = 64
@@ -214,8 +215,8 @@ def write_product(found: Preprocessing, separable: Separable, shape: list[int]) 
     """
     graph = onnx.parser.parse_graph(f"preprocessing (uint8[N,H,W,C] image) => (float[N,C,h,w] output) {{ {text} }}")
     graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constants.items())
-    graph = compose.add_prefix_graph(graph, "preprocessing_")
-    names = {"preprocessing_image": found.image.name, "preprocessing_output": found.output}
+    graph = compose.add_prefix_graph(graph, PREFIX)
+    names = {f"{PREFIX}image": found.image.name, f"{PREFIX}output": found.output}
     for node in graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]
