@@ -132,12 +132,17 @@ def _renumber(kernels: list[Kernel]) -> list[Kernel]:
 def compile_reference(program: torch.export.ExportedProgram, settings: params.CompileAoti) -> Package:
     """A package of the program, compiled as the pipeline does, with a note of what each kernel computes."""
     options = inductor_options(settings) | {"trace.provenance_tracking_level": 1}
+    lowered = lower(program, settings)
+    origins = {node.name: _origin(node) for node in lowered.graph.nodes if lowered is not program}
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         path = Path(folder, "policy.aoti.pt2")
-        torch._inductor.aoti_compile_and_package(
-            lower(program, settings), package_path=str(path), inductor_configs=options
-        )
-        return read_package(path)
+        torch._inductor.aoti_compile_and_package(lowered, package_path=str(path), inductor_configs=options)
+        package = read_package(path)
+    kernels = [
+        dataclasses.replace(kernel, makes=[origins.get(name, name) for name in kernel.makes])
+        for kernel in package.kernels
+    ]
+    return dataclasses.replace(package, kernels=kernels)
 
 
 def _origin(node: torch.fx.Node) -> str:
