@@ -109,8 +109,8 @@ def measure(model: onnx.ModelProto, found: Preprocessing) -> tuple[Separable, li
             else:
                 images[np.arange(len(lit)), :, lit] = WHITE
             added.append(run(images.reshape(-1, height, width, channels)).reshape(-1, *offset.shape) - offset)
-        found = np.concatenate(added) / WHITE
-        return np.where(np.abs(found) < TOLERANCE * np.abs(found).max(), 0, found)
+        share = np.concatenate(added) / WHITE
+        return np.where(np.abs(share) < TOLERANCE * np.abs(share).max(), 0, share)
 
     rows = probe(height, rows=True).sum(2).T
     rows /= rows.sum(1, keepdims=True)

@@ -31,8 +31,9 @@ def as_product(  # noqa: PLR0917  the operator's own arguments
         ``(batch, outputs, h', w')``, or without batch. What has groups or dilation stays the convolution that it is.
     """
     if groups != 1 or any(step != 1 for step in dilation):
-        no = False
-        return torch.ops.aten.convolution(images, weight, bias, stride, padding, dilation, no, [0, 0], groups)
+        return torch.ops.aten.convolution(
+            images, weight, bias, stride, padding, dilation, transposed=False, output_padding=[0, 0], groups=groups
+        )
     if images.ndim == len("chw"):
         return as_product(images[None], weight, bias, stride, padding)[0]
     rows, columns = stride
