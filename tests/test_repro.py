@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import itertools
 import json
 import re
 import shutil
@@ -18,6 +19,8 @@ import pytest
 from pipeline_helpers import ROOT, TINY, change_params, copy_project, python, run
 from ruamel.yaml import YAML
 
+from stages.bench import Measured, emulator_beside, prepare
+from stages.benchmark.ratios import fastest
 from stages.common import params, profile
 from stages.parity.open_loop import EXPLORING_STRIDE
 from stages.parity_check import MIN_OBSERVATIONS
@@ -32,8 +35,11 @@ SMALL = TINY | {
     "record.epsilon_episodes": 1,
     "compile_aoti.max_autotune": False,
     "bench.rounds": 1,
-    "bench.warmup_steps": 10,
-    "bench.steps": 100,
+    "bench.warmup_queries": 10,
+    "bench.queries": 64,
+    "bench.multi_stream_queries": 10,
+    "bench.samples": 16,
+    "bench.batches": [1, 8],
     "bench.rollout_steps": 100,
 }
 STAGES = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -167,7 +173,12 @@ def test_every_program_decides_alike(built):
 
 def test_every_program_is_measured(built):
     bench = json.loads((built / "results/dqn/bench.json").read_text())
-    assert set(bench["latency"]) == set(PROGRAMS)
+    assert set(bench["programs"]) == {*PROGRAMS, "onnx_naive", "tutorial_eager", "tutorial_aoti", "tutorial_onnx"}
+    for program in bench["programs"].values():
+        assert program["complaint"] == "too few queries: 64, p99.9 needs 6636"
+        assert 0 < program["p50_us"] <= program["p90_us"]
+        assert (program["p99_us"], program["valid"]) == (None, False)
+    assert set(bench["offline_rows_per_s"]["onnx"]) == {"1", "8"}
     assert set(bench["rollout_decisions_per_s"]) == {"emulator", "player", "torchrl"}
     with (built / "results/dqn/latency.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -216,7 +227,7 @@ def test_stages_read_the_parameters_that_they_declare(built):
 
 def test_repro_again_runs_only_what_changed(project):
     assert stages_run(dvc("repro", cwd=project)) == {"machine"}
-    change_params(project / "params.yaml", {"bench.steps": 110})
+    change_params(project / "params.yaml", {"bench.queries": 65})
     assert stages_run(dvc("repro", cwd=project)) == {"machine", "bench@dqn"}
 
 
@@ -266,9 +277,25 @@ def test_metrics_and_plots_are_shown(project):
         "Largest difference of an output from the policy's, dqn",
         "Decisions by the margin between the policy's two best values, dqn",
         "Other actions in a million decisions, 95 % upper bound, dqn",
-        "Raw screen to action, median microseconds, dqn",
+        "Raw observation to action, median microseconds, dqn",
     ):
         assert title in page
+
+
+def test_the_same_program_twice_has_no_winner(built, tmp_path, monkeypatch):
+    """Of 20 comparisons of a program with itself, at most one names a winner."""
+    monkeypatch.chdir(built)
+    settings = params.load().bench
+    with emulator_beside("dqn") as emulator:
+        prepare("dqn", tmp_path, settings.model_copy(update={"queries": 200}), 1e-5, emulator)
+        winners = 0
+        for comparison in range(20):
+            both = {"one": Measured(), "other": Measured()}
+            for round_, measured in itertools.product(range(3), both.values()):
+                measured.run_session("dqn", "onnx", tmp_path, 3 * comparison + round_, 1)
+            assert not any(measured.failures for measured in both.values())
+            winners += fastest({name: measured.medians() for name, measured in both.items()}) is not None
+    assert winners <= 1
 
 
 def test_model_folder_plays_on_its_own(built, tmp_path):

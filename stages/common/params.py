@@ -46,10 +46,15 @@ class ParityCheck(Section):
 
 class Bench(Section):
     rounds: Count
-    warmup_steps: Count
-    steps: Annotated[int, Field(ge=100)]
+    warmup_queries: Annotated[int, Field(ge=10, multiple_of=10)]
+    queries: Count
+    multi_stream_queries: Count
+    samples: Count
+    batches: Annotated[list[Count], Field(min_length=1)]
+    offline_seconds: Positive
     rollout_steps: Count
     threads: Count
+    noise: Positive
 
 
 class Params(Section):

@@ -1,82 +1,43 @@
-"""Measure one thing, in a process that does nothing else.
+"""Decisions a second of whole rollouts: the bare ``emulator``, the ``player`` without PyTorch, and ``torchrl``.
 
-What can be measured is a program's latency from raw observation to action (``eager``, ``pt2``, ``aoti``, ``onnx``) and
-the decisions a second of a rollout (``emulator``, ``player``, ``torchrl``). PyTorch is imported only where it is
-measured, and what is measured is loaded once a process.
+What is measured is loaded once a process.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from play import Action, Player, make_environment, play, read_manifest
 from stages.common import episodes, params, runtimes
 
-LATENCIES = ("eager", *runtimes.PROGRAMS)
 RANDOM_ACTIONS = 10_000  # drawn before the measurement
+PLAYING = "playing"  # what the process that plays beside says once it does
 ROLLOUTS = ("emulator", "player", "torchrl")
 
 
-def load_player(policy: str, program: str, threads: int) -> Player:
-    return Player(runtimes.load_by_name(policy, program, threads), read_manifest(Path("models", policy)))
-
-
-@functools.cache
-def first_observations(policy: str, steps: int) -> list[npt.NDArray[Any]]:
-    """Those of the first recorded episode, ``steps`` of them or all there are."""
-    episode = episodes.load(Path("data", policy, "episodes.safetensors"), policy)[0]
-    environment = make_environment(read_manifest(Path("models", policy)), episode.seed)
-    return list(itertools.islice(episodes.replay(episode, environment), steps))
-
-
-def measure_load(policy: str, program: str, settings: params.Bench) -> float:
-    """Milliseconds to load a program in a process that has just started, PyTorch included where the program needs it.
-
-    NumPy and ONNX Runtime, which every such process has, are there already.
-    """
-    start = time.perf_counter()
-    load_player(policy, program, settings.threads)
-    return (time.perf_counter() - start) * 1e3
-
-
-def measure_latency(policy: str, program: str, settings: params.Bench) -> dict[str, float]:
-    """Percentiles in microseconds from raw observation to action, one at a time.
-
-    The observations are those of the first recorded episode, again and again if it is shorter; the first
-    ``warmup_steps`` decisions are not counted.
-    """
-    steps = settings.warmup_steps + settings.steps
-    observations, player = first_observations(policy, steps), load_player(policy, program, settings.threads)
-    times = []
-    for observation in itertools.islice(itertools.cycle(observations), steps):
-        start = time.perf_counter()
-        player.act(observation)
-        times.append(time.perf_counter() - start)
-    p50, p90, p99 = np.percentile(times[settings.warmup_steps :], [50, 90, 99]) * 1e6
-    return {"p50_us": p50, "p90_us": p90, "p99_us": p99}
-
-
 def measure_rollout(policy: str, what: str, settings: params.Bench) -> float:
-    """Decisions a second, ``rollout_steps`` of them after ``warmup_steps``, episode after episode."""
+    """Decisions a second, ``rollout_steps`` of them after ``warmup_queries``, episode after episode."""
     if what == "torchrl":
         roll_out = torchrl_rollout(policy, settings.threads)
     else:
         manifest = read_manifest(Path("models", policy))
-        decisions = emulate(manifest) if what == "emulator" else play_on(load_player(policy, "onnx", settings.threads))
+        player = Player(runtimes.load_by_name(policy, "onnx", settings.threads), manifest)
+        decisions = emulate(manifest) if what == "emulator" else play_on(player)
 
         def roll_out(steps: int) -> None:
             for _ in itertools.islice(decisions, steps):
                 pass
 
-    roll_out(settings.warmup_steps)
+    roll_out(settings.warmup_queries)
     start = time.perf_counter()
     roll_out(settings.rollout_steps)
     return settings.rollout_steps / (time.perf_counter() - start)
@@ -123,3 +84,17 @@ def torchrl_rollout(policy: str, threads: int) -> Callable[[int], object]:
             env.rollout(steps, actor, break_when_any_done=False)
 
     return roll_out
+
+
+def emulate_beside(policy: str) -> None:
+    """Keep a core busy with the policy's environment, until the process that started this one ends."""
+    starter = os.getppid()
+    for step, _ in enumerate(emulate(read_manifest(Path("models", policy)))):
+        if not step:
+            print(PLAYING, flush=True)
+        if os.getppid() != starter:
+            return
+
+
+if __name__ == "__main__":
+    emulate_beside(sys.argv[1])

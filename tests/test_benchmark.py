@@ -1,0 +1,125 @@
+"""How programs are timed: LoadGen's rules, the verdicts, and when a program may be called faster."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from stages.bench import Measured
+from stages.benchmark.loadgen import PERCENTILES, allowed_over, needed_queries, percentile_of, throughput, time_queries
+from stages.benchmark.ratios import compare, fastest
+
+
+@pytest.mark.parametrize(("percentile", "queries"), [(0.9, 64), (0.99, 662), (0.999, 6636)])
+def test_as_many_queries_are_needed_as_loadgen_says(percentile, queries):
+    assert needed_queries(percentile) == queries
+    assert allowed_over(queries - 1, percentile) < 1 <= allowed_over(queries, percentile)
+
+
+def test_percentile_is_exceeded_as_rarely_as_claimed():
+    """Over many runs, what is reported as p90 lies below the true one in at most 1 of 100."""
+    random, true = np.random.default_rng(0), -np.log(1 - 0.9)
+    reported = [percentile_of((random.exponential(size=500) * 1e9).astype(np.int64), 0.9) for _ in range(2000)]
+    assert np.mean(np.array(reported) < true * 1e9) <= 0.01
+    assert np.median(reported) < 1.3 * true * 1e9
+
+
+def test_percentile_of_too_few_is_not_told():
+    times = np.arange(661)
+    assert percentile_of(times, 0.99) is None
+    assert percentile_of(np.arange(662), 0.99) == 661
+
+
+def test_queries_are_copied_before_their_time_and_checked_after():
+    feed, seen, checked = {"x": np.zeros(1)}, [], []
+
+    def run(inputs):
+        assert inputs is feed
+        time.sleep(0.002)
+        seen.append(inputs["x"].copy())
+        return {"y": inputs["x"] * 2}
+
+    def check(outputs):
+        time.sleep(0.02)
+        checked.append(outputs["y"].item())
+
+    times = time_queries(run, feed, ({"x": np.array([value])} for value in (1.0, 2.0, 3.0)), check)
+    assert (np.concatenate(seen).tolist(), checked) == ([1, 2, 3], [2, 4, 6])
+    assert (times >= 2e6).all()
+    assert np.median(times) < 20e6
+
+
+def test_throughput_counts_rows():
+    calls = []
+    speed = throughput(lambda feed: calls.append(time.sleep(0.01)) or feed, {"x": np.zeros((8, 2))}, 0.05)
+    assert 4 <= len(calls) <= 5
+    assert 8 * 50 < speed <= 800
+
+
+def measured(rounds=3, queries=2212, scale=1.0, **times) -> Measured:
+    random = np.random.default_rng(0)
+    found = Measured([1.0] * rounds, {}, {}, [2048] * rounds, [])
+    for scenario in ("single", "multi", "fresh", "repeated", "beside"):
+        factor = times.get(scenario, scale)
+        found.times[scenario] = [(random.normal(1e5, 1e3, queries) * factor).astype(np.int64) for _ in range(rounds)]
+    return found
+
+
+def test_result_is_valid():
+    entry = measured().describe(noise=0.25)
+    assert (entry["valid"], entry["complaint"], entry["queries"]) == (True, "", 6636)
+    assert 99 < entry["p50_us"] < entry["p90_us"] < entry["p99_us"] < entry["p99_9_us"] < 110
+    assert entry["late"] == {"15hz": 0, "60hz": 0}
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"queries": 2000}, "too few queries: 6000, p99.9 needs 6636"),
+        ({"repeated": 0.5}, "answers are kept"),
+    ],
+)
+def test_result_is_invalid(change, complaint):
+    assert complaint in measured(**change).complaint(0.25)
+
+
+def test_noisy_rounds_and_wrong_outputs_are_invalid():
+    noisy = measured()
+    noisy.times["single"][1] = noisy.times["single"][1] * 2
+    assert noisy.complaint(0.25).startswith("too noisy: p50 was 100 to 200 us")
+    wrong = measured()
+    wrong.failures.append("action_value differs")
+    assert wrong.complaint(0.25) == "wrong outputs: action_value differs"
+
+
+def test_late_decisions_are_counted():
+    late = measured(beside=300.0)  # 30 ms
+    assert late.describe(0.25)["late"] == {"15hz": 0, "60hz": 1}
+
+
+def test_ratio_has_the_interval_of_its_rounds():
+    ratio = compare([100.0, 101.0, 99.0], [200.0, 203.0, 198.0])
+    assert ratio.low < ratio.ratio < ratio.high
+    assert ratio.ratio == pytest.approx(2.0, abs=0.02)
+    assert ratio.faster
+    assert not compare([100.0], [200.0]).faster  # one round tells nothing
+
+
+def test_the_same_twice_has_no_winner():
+    """Rounds that differ by 3 %: of two that are the same, one is called faster in at most 1 of 20."""
+    random = np.random.default_rng(0)
+    winners = sum(
+        fastest({name: random.normal(100, 3, 3).tolist() for name in ("one", "other")}) is not None for _ in range(400)
+    )
+    assert winners <= 20
+
+
+def test_fastest_is_found_outside_the_noise_only():
+    assert fastest({"a": [100.0, 101, 99], "b": [150.0, 149, 152], "c": [130.0, 131, 129]}) == "a"
+    assert fastest({"a": [100.0, 120, 99], "b": [105.0, 101, 118]}) is None
+
+
+def test_percentiles_are_named_in_order():
+    assert list(PERCENTILES.values()) == sorted(PERCENTILES.values())
