@@ -1,7 +1,7 @@
 """Time the verified programs by MLPerf LoadGen's rules, beside what others would have exported.
 
-Every program runs in a process of its own, which is started anew in every round; the rounds go through all programs, so
-that a noisy minute meets them all. Inputs are drawn from recorded observations, outputs are checked while they are
+Every program runs in a process of its own; many short rounds go through all of them, so that a noisy minute meets them
+all. Inputs are drawn from recorded observations, outputs are checked while they are
 timed, and no program is called faster than another inside the noise. A result is VALID, or INVALID with the reason.
 """
 
@@ -11,30 +11,25 @@ import csv
 import io
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from play import read_manifest
 from stages.benchmark import programs, session
-from stages.benchmark.loadgen import PERCENTILES, needed_queries, percentile_of
+from stages.benchmark.measured import Measured, Session
 from stages.benchmark.ratios import Ratio, compare, fastest
 from stages.benchmark.rollouts import ROLLOUTS, measure_rollout
 from stages.common import params, runtimes
-from stages.common.errors import UserError, run
+from stages.common.errors import run
 from stages.common.files import write_json, write_text
 from stages.common.processes import processes
 
@@ -50,8 +45,6 @@ PAIRS = (
     ("onnx", "tutorial_eager"),
     ("aoti", "tutorial_eager"),
 )
-DEADLINES = {"15hz": 1 / 15, "60hz": 1 / 60}  # seconds
-REPEATED = 0.9  # of a fresh input's time: what answers a repeated one faster has kept its answer
 COLUMNS = ("program", "valid", "cold_start_ms", "p50_us", "p90_us", "p99_us", "p99_9_us", "peak_memory_mb")
 
 
@@ -87,90 +80,10 @@ def emulator_beside(policy: str) -> Iterator[int]:
         process.wait()
 
 
-@dataclass
-class Measured:
-    """What the rounds found of one program.
-
-    Attributes:
-        cold_starts: milliseconds from the start of its process to its first action, one a round.
-        times: nanoseconds of every query by scenario, an array a round.
-        offline: rows a second by batch size, one a round.
-        peak_memory: KiB of its process, one a round.
-        failures: outputs that are not eager's.
-    """
-
-    cold_starts: list[float] = field(default_factory=list)
-    times: dict[str, list[npt.NDArray[np.int64]]] = field(default_factory=dict)
-    offline: dict[str, list[float]] = field(default_factory=dict)
-    peak_memory: list[int] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
-
-    def run_session(self, policy: str, program: str, folder: Path, round_: int, threads: int) -> None:
-        """Measure once more.
-
-        Raises:
-            UserError: the program does not run.
-        """
-        command = [sys.executable, "-m", "stages.benchmark.session", policy, program, str(folder), str(round_)]
-        start = time.monotonic()
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-            raise UserError(f"{program} of {policy} cannot be measured: {reason}")
-        facts = json.loads((folder / f"{program}-{round_}.json").read_text())
-        self.cold_starts.append((facts["first_action"] - start) * 1e3)
-        self.peak_memory.append(facts["peak_memory_kib"])
-        self.failures += facts["failures"]
-        for size, speed in facts["offline"].items():
-            self.offline.setdefault(size, []).append(speed)
-        for name, times in load_file(folder / f"{program}-{round_}.safetensors").items():
-            self.times.setdefault(name, []).append(times)
-
-    def medians(self, scenario: str = "single") -> list[float]:
-        """Microseconds, one a round."""
-        return [float(np.median(times)) / 1e3 for times in self.times[scenario]]
-
-    def percentiles(self, scenario: str) -> dict[str, float | None]:
-        """Microseconds that are not exceeded, with LoadGen's confidence; none of too few queries."""
-        pooled = np.concatenate(self.times[scenario])
-        found = {name: percentile_of(pooled, share) for name, share in PERCENTILES.items()}
-        return {f"{name}_us": None if value is None else round(value / 1e3, 1) for name, value in found.items()}
-
-    def complaint(self, noise: float) -> str | None:
-        """Why the result is INVALID, if it is."""
-        rounds, queries = self.medians(), sum(map(len, self.times["single"]))
-        if self.failures:
-            return f"wrong outputs: {self.failures[0]}"
-        if queries < (needed := needed_queries(PERCENTILES["p99_9"])):
-            return f"too few queries: {queries}, p99.9 needs {needed}"
-        if max(rounds) > (1 + noise) * min(rounds):
-            return f"too noisy: p50 was {min(rounds):.0f} to {max(rounds):.0f} us over the rounds"
-        fresh, repeated = (float(np.median(np.concatenate(self.times[name]))) for name in ("fresh", "repeated"))
-        if repeated < REPEATED * fresh:
-            return f"a repeated input takes {repeated / 1e3:.0f} us, a fresh one {fresh / 1e3:.0f}: answers are kept"
-        return None
-
-    def describe(self, noise: float) -> dict[str, Any]:
-        complaint, beside = self.complaint(noise), np.concatenate(self.times["beside"]) / 1e9
-        return {
-            "valid": complaint is None,
-            "complaint": complaint or "",
-            "cold_start_ms": round(median(self.cold_starts), 1),
-            **self.percentiles("single"),
-            "p50_us_of_rounds": [round(value, 1) for value in self.medians()],
-            "queries": sum(map(len, self.times["single"])),
-            "multi_stream": self.percentiles("multi"),
-            "late": {name: float((beside > seconds).mean()) for name, seconds in DEADLINES.items()},
-            "late_queries": len(beside),
-            "peak_memory_mb": round(median(self.peak_memory) / 1024, 1),
-        }
-
-
 def measure(
     policy: str, settings: params.Bench, tolerance: float
 ) -> tuple[dict[str, Measured], dict[str, list[float]]]:
-    """Go through all programs, and all rollouts, once a round."""
+    """Go through all programs, and all rollouts, once a round. The first round only warms them up."""
     names = programs.names(read_manifest(Path("models", policy)))
     measured = {name: Measured() for name in names}
     speeds: dict[str, list[float]] = {what: [] for what in ROLLOUTS}
@@ -179,13 +92,24 @@ def measure(
         emulator = stack.enter_context(emulator_beside(policy))
         with processes(1) as executor:
             executor.submit(prepare, policy, folder, settings, tolerance, emulator).result()
-        rolling = {what: stack.enter_context(processes(1)) for what in ROLLOUTS}
-        for round_ in range(settings.rounds):
+        for _ in range(settings.cold_starts - 1):
             for name in names:
-                measured[name].run_session(policy, name, folder, round_, settings.threads)
+                with Session(policy, name, folder, settings.threads) as session:
+                    measured[name].cold_starts.append(session.cold_start)
+        sessions = {name: stack.enter_context(Session(policy, name, folder, settings.threads)) for name in names}
+        rolling = {what: stack.enter_context(processes(1)) for what in ROLLOUTS}
+        for name, session in sessions.items():
+            measured[name].cold_starts.append(session.cold_start)
+            facts, _ = session.measure(0)
+            measured[name].peak_memory = facts["peak_memory_kib"]
+        for what in ROLLOUTS:
+            rolling[what].submit(measure_rollout, policy, what, settings).result()
+        for round_ in range(1, settings.rounds + 1):
+            for name, session in sessions.items():
+                measured[name].add(*session.measure(round_))
             for what, speed in speeds.items():
                 speed.append(rolling[what].submit(measure_rollout, policy, what, settings).result())
-            print(f"bench {policy}  round {round_ + 1}/{settings.rounds}", flush=True)
+            print(f"bench {policy}  round {round_}/{settings.rounds}", flush=True)
     return measured, speeds
 
 

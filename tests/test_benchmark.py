@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import numpy as np
 import pytest
 
-from stages.bench import Measured
 from stages.benchmark.loadgen import (
     CHECKED,
     PERCENTILES,
@@ -17,7 +17,8 @@ from stages.benchmark.loadgen import (
     throughput,
     time_queries,
 )
-from stages.benchmark.ratios import compare, fastest
+from stages.benchmark.measured import Measured
+from stages.benchmark.ratios import Ratio, compare, fastest
 
 
 @pytest.mark.parametrize(("percentile", "queries"), [(0.9, 64), (0.99, 662), (0.999, 6636)])
@@ -71,7 +72,7 @@ def test_throughput_counts_rows():
 
 def measured(rounds=3, queries=2212, scale=1.0, **times) -> Measured:
     random = np.random.default_rng(0)
-    found = Measured([1.0] * rounds, {}, {}, [2048] * rounds, [])
+    found = Measured([1.0] * rounds, {}, {}, 2048, [])
     for scenario in ("single", "multi", "fresh", "repeated", "beside"):
         factor = times.get(scenario, scale)
         found.times[scenario] = [(random.normal(1e5, 1e3, queries) * factor).astype(np.int64) for _ in range(rounds)]
@@ -97,9 +98,11 @@ def test_result_is_invalid(change, complaint):
 
 
 def test_noisy_rounds_and_wrong_outputs_are_invalid():
-    noisy = measured()
-    noisy.times["single"][1] = noisy.times["single"][1] * 2
-    assert noisy.complaint(0.25).startswith("too noisy: p50 was 100 to 200 us")
+    noisy = measured(rounds=24, queries=280)
+    noisy.times["single"][:5] = [times * 2 for times in noisy.times["single"][:5]]
+    assert noisy.complaint(0.25) is None  # less than a quarter of the rounds
+    noisy.times["single"][5:8] = [times * 2 for times in noisy.times["single"][5:8]]
+    assert noisy.complaint(0.25).startswith("too noisy: half of the rounds' medians are 100 to 200 us")
     wrong = measured()
     wrong.failures.append("action_value differs")
     assert wrong.complaint(0.25) == "wrong outputs: action_value differs"
@@ -111,25 +114,45 @@ def test_late_decisions_are_counted():
 
 
 def test_ratio_has_the_interval_of_its_rounds():
-    ratio = compare([100.0, 101.0, 99.0], [200.0, 203.0, 198.0])
-    assert ratio.low < ratio.ratio < ratio.high
-    assert ratio.ratio == pytest.approx(2.0, abs=0.02)
+    random = np.random.default_rng(0)
+    one, other = random.normal(100, 2, 24), random.normal(200, 4, 24)
+    ratio = compare(one, other)
+    assert 1.9 < ratio.low < ratio.ratio < ratio.high < 2.1
+    assert ratio.ratio == pytest.approx(2.0, abs=0.04)
     assert ratio.faster
-    assert not compare([100.0], [200.0]).faster  # one round tells nothing
+    one[:4] *= 10  # a noisy minute
+    assert compare(one, other).ratio == pytest.approx(2.0, abs=0.04)
+
+
+def test_few_rounds_tell_nothing():
+    assert not compare([100.0] * 5, [200.0] * 5).faster
+    assert compare([100.0], [200.0]) == Ratio(2.0, 0.0, math.inf)
+
+
+def test_interval_holds_the_true_ratio():
+    """As often as claimed, whatever the distribution of the noise."""
+    random = np.random.default_rng(0)
+    pairs = [(random.lognormal(0, 0.3, 24), 3 * random.lognormal(0, 0.3, 24)) for _ in range(400)]
+    assert (
+        np.mean([low <= 3 <= high for low, high in ((r.low, r.high) for r in (compare(*pair) for pair in pairs))])
+        > 0.92
+    )
 
 
 def test_the_same_twice_has_no_winner():
     """Rounds that differ by 3 %: of two that are the same, one is called faster in at most 1 of 20."""
     random = np.random.default_rng(0)
     winners = sum(
-        fastest({name: random.normal(100, 3, 3).tolist() for name in ("one", "other")}) is not None for _ in range(400)
+        fastest({name: random.normal(100, 3, 24).tolist() for name in ("one", "other")}) is not None for _ in range(400)
     )
     assert winners <= 20
 
 
 def test_fastest_is_found_outside_the_noise_only():
-    assert fastest({"a": [100.0, 101, 99], "b": [150.0, 149, 152], "c": [130.0, 131, 129]}) == "a"
-    assert fastest({"a": [100.0, 120, 99], "b": [105.0, 101, 118]}) is None
+    random = np.random.default_rng(0)
+    speeds = {"a": random.normal(100, 2, 24), "b": random.normal(150, 2, 24), "c": random.normal(130, 2, 24)}
+    assert fastest(speeds) == "a"
+    assert fastest(speeds | {"d": random.normal(100, 2, 24)}) is None
 
 
 def test_percentiles_are_named_in_order():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import itertools
 import json
 import re
 import shutil
@@ -19,7 +18,8 @@ import pytest
 from pipeline_helpers import ROOT, TINY, change_params, copy_project, python, run
 from ruamel.yaml import YAML
 
-from stages.bench import Measured, emulator_beside, prepare
+from stages.bench import emulator_beside, prepare
+from stages.benchmark.measured import Measured, Session
 from stages.benchmark.ratios import fastest
 from stages.common import params, profile
 from stages.parity.open_loop import EXPLORING_STRIDE
@@ -35,9 +35,11 @@ SMALL = TINY | {
     "record.epsilon_episodes": 1,
     "compile_aoti.max_autotune": False,
     "bench.rounds": 1,
+    "bench.cold_starts": 1,
     "bench.warmup_queries": 10,
     "bench.queries": 64,
     "bench.multi_stream_queries": 10,
+    "bench.beside_queries": 10,
     "bench.samples": 16,
     "bench.batches": [1, 8],
     "bench.rollout_steps": 100,
@@ -291,8 +293,10 @@ def test_the_same_program_twice_has_no_winner(built, tmp_path, monkeypatch):
         winners = 0
         for comparison in range(20):
             both = {"one": Measured(), "other": Measured()}
-            for round_, measured in itertools.product(range(3), both.values()):
-                measured.run_session("dqn", "onnx", tmp_path, 3 * comparison + round_, 1)
+            with Session("dqn", "onnx", tmp_path, 1) as one, Session("dqn", "onnx", tmp_path, 1) as other:
+                for round_ in range(24):
+                    both["one"].add(*one.measure(100 * comparison + round_))
+                    both["other"].add(*other.measure(100 * comparison + round_))
             assert not any(measured.failures for measured in both.values())
             winners += fastest({name: measured.medians() for name, measured in both.items()}) is not None
     assert winners <= 1

@@ -1,10 +1,11 @@
 """Decisions a second of whole rollouts: the bare ``emulator``, the ``player`` without PyTorch, and ``torchrl``.
 
-What is measured is loaded once a process.
+What is measured is loaded once a process, and goes on from call to call.
 """
 
 from __future__ import annotations
 
+import collections
 import functools
 import itertools
 import os
@@ -25,22 +26,25 @@ ROLLOUTS = ("emulator", "player", "torchrl")
 
 
 def measure_rollout(policy: str, what: str, settings: params.Bench) -> float:
-    """Decisions a second, ``rollout_steps`` of them after ``warmup_queries``, episode after episode."""
-    if what == "torchrl":
-        roll_out = torchrl_rollout(policy, settings.threads)
-    else:
-        manifest = read_manifest(Path("models", policy))
-        player = Player(runtimes.load_by_name(policy, "onnx", settings.threads), manifest)
-        decisions = emulate(manifest) if what == "emulator" else play_on(player)
-
-        def roll_out(steps: int) -> None:
-            for _ in itertools.islice(decisions, steps):
-                pass
-
+    """Decisions a second, of ``rollout_steps`` after ``warmup_queries``; the next call goes on where this one ended."""
+    roll_out = load_rollout(policy, what, settings.threads)
     roll_out(settings.warmup_queries)
     start = time.perf_counter()
     roll_out(settings.rollout_steps)
     return settings.rollout_steps / (time.perf_counter() - start)
+
+
+@functools.cache
+def load_rollout(policy: str, what: str, threads: int) -> Callable[[int], object]:
+    """A function that plays so many decisions, episode after episode."""
+    if what == "torchrl":
+        return torchrl_rollout(policy, threads)
+    manifest = read_manifest(Path("models", policy))
+    if what == "emulator":
+        decisions = emulate(manifest)
+    else:
+        decisions = play_on(Player(runtimes.load_by_name(policy, "onnx", threads), manifest))
+    return lambda steps: collections.deque(itertools.islice(decisions, steps), maxlen=0)
 
 
 def play_on(player: Player) -> Iterator[float]:
@@ -59,7 +63,6 @@ def emulate(manifest: dict[str, Any]) -> Iterator[float]:
             yield environment.step(next(cycle))
 
 
-@functools.cache
 def torchrl_rollout(policy: str, threads: int) -> Callable[[int], object]:
     """``env.rollout`` for some steps with the trained policy, in the environment that it was trained in."""
     import torch
@@ -79,9 +82,13 @@ def torchrl_rollout(policy: str, threads: int) -> Callable[[int], object]:
     if state_keys(actor):
         env = TransformedEnv(TransformedEnv(env, InitTracker()), get_primers_from_module(actor))
 
+    last = env.reset()
+
     def roll_out(steps: int) -> None:
+        nonlocal last
         with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
-            env.rollout(steps, actor, break_when_any_done=False)
+            played = env.rollout(steps, actor, tensordict=last, auto_reset=False, break_when_any_done=False)
+            last = env.step_mdp(played[..., -1])
 
     return roll_out
 

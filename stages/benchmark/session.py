@@ -1,7 +1,9 @@
-"""One program, measured once, in a process that does nothing else: ``python -m stages.benchmark.session``.
+"""One program, measured in a process that does nothing else: ``python -m stages.benchmark.session``.
 
-The process is started by :mod:`stages.bench`, which writes a workload for it and reads what it wrote. Before its first
-action it imports nothing that the program does not need.
+The process is started by :mod:`stages.benchmark.measured`, which writes a workload for it. It tells the time of its
+first action as a line of its standard output, before which it imports nothing that the program does not need. From then
+on every line of its standard input is the number of a round: it measures, writes ``<program>.safetensors`` with the
+times of the queries, and answers with a line of JSON.
 """
 
 from __future__ import annotations
@@ -12,20 +14,23 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
 
 from play import Arrays
 from stages.benchmark import programs
 
+if TYPE_CHECKING:
+    from stages.parity.comparison import Comparison
+
 INPUTS, EXPECTED, SETTINGS = "inputs.safetensors", "expected.safetensors", "settings.json"
 TUTORIAL_EXPECTED = "expected_tutorial.safetensors"
 MULTI_STREAM = 8  # rows a query
+TURN = 10  # queries
 NAIVE_ROUNDING = 10  # times the tolerance, of what averages bytes as floats; it is not shipped, its decisions count
 
 
@@ -33,78 +38,105 @@ def rows_of(arrays: Arrays, rows: Any) -> Arrays:
     return {name: array[rows] for name, array in arrays.items()}
 
 
-def main(policy: str, program: str, folder: Path, number: int) -> None:
-    """Measure, and write ``<program>-<number>.safetensors`` and ``.json`` into the workload's folder.
+class Workload:
+    """The queries of a program, and the answers that they should have.
 
     Args:
-        policy: its name.
         program: one of :func:`stages.benchmark.programs.names`.
-        folder: of the workload.
-        number: of the round, which also seeds the order of the queries.
+        run: the program, loaded.
+        folder: where :func:`stages.bench.prepare` has written.
     """
-    settings = json.loads((folder / SETTINGS).read_text())
+
+    def __init__(self, program: str, run: Callable[[Arrays], Arrays], folder: Path) -> None:
+        from safetensors.numpy import load_file
+
+        from stages.parity.comparison import Comparison
+
+        self.program, self.run, self.settings = program, run, json.loads((folder / SETTINGS).read_text())
+        self.inputs = load_file(folder / INPUTS)
+        self.samples = len(next(iter(self.inputs.values())))
+        self.expected = load_file(folder / (TUTORIAL_EXPECTED if program in programs.TUTORIAL else EXPECTED))
+        self.comparison: Comparison = Comparison(
+            compares_actions=True,
+            tolerance=self.settings["tolerance"] * (NAIVE_ROUNDING if program == programs.NAIVE else 1),
+            states=set(self.settings["states"]),
+        )
+        self.asked: list[Any] = []
+
+    def check(self, answers: list[Arrays]) -> None:
+        """Hold the answers to the queries asked longest ago against eager's."""
+        from stages.parity.comparison import Batch, Place
+
+        rows = np.concatenate(self.asked[: len(answers)])
+        del self.asked[: len(answers)]
+        outputs = {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
+        places = [Place(0, int(row)) for row in rows]
+        self.comparison.compare(Batch(places, rows_of(self.expected, rows), outputs, {}, ""))
+
+    def stream(self, queries: int, size: int = 1, *, repeated: bool = False) -> Any:
+        """Nanoseconds of queries of some rows, drawn anew for every query, or the same ones again and again."""
+        from stages.benchmark.loadgen import time_queries
+
+        def draw() -> Iterator[Arrays]:
+            rows = self.random.integers(self.samples, size=size)
+            for _ in range(queries):
+                if not repeated:
+                    rows = self.random.integers(self.samples, size=size)
+                self.asked.append(rows)
+                yield rows_of(self.inputs, rows)
+
+        feed = {name: np.empty((size, *array.shape[1:]), array.dtype) for name, array in self.inputs.items()}
+        return time_queries(self.run, feed, draw(), self.check)
+
+    def measure(self, number: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """A round, whose number seeds the order of the queries: what was found, and nanoseconds by scenario."""
+        settings, self.random = self.settings, np.random.default_rng(number)
+        self.stream(settings["warmup_queries"])
+        times = {
+            "single": self.stream(settings["queries"]),
+            "multi": self.stream(settings["multi_stream_queries"], MULTI_STREAM),
+            "fresh": self.stream(TURN),
+            "repeated": self.stream(TURN, repeated=True),
+        }
+        os.kill(settings["emulator"], signal.SIGCONT)
+        try:
+            times["beside"] = self.stream(settings["beside_queries"])
+        finally:
+            os.kill(settings["emulator"], signal.SIGSTOP)
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # before the large batches
+        facts = {
+            "offline": {size: self.offline(size) for size in self.batches()},
+            "peak_memory_kib": memory,
+            "failures": [str(failure) for failure in self.comparison.failures],
+        }
+        return facts, times
+
+    def batches(self) -> list[int]:
+        return self.settings["batches"] if self.program in programs.OFFLINE else []
+
+    def offline(self, size: int) -> float:
+        """Rows a second."""
+        from stages.benchmark.loadgen import throughput
+
+        feed = rows_of(self.inputs, self.random.integers(self.samples, size=size))
+        return throughput(self.run, feed, self.settings["offline_seconds"])
+
+
+def main(policy: str, program: str, folder: Path) -> None:
     with safe_open(folder / INPUTS, "np") as file:
         first = {name: file.get_slice(name)[:1] for name in file.keys()}
-    run = programs.load(policy, program, settings["threads"])
+    run = programs.load(policy, program, json.loads((folder / SETTINGS).read_text())["threads"])
     run(first)
-    first_action = time.monotonic()
+    print(time.monotonic(), flush=True)
+    workload = None
+    for line in sys.stdin:
+        from safetensors.numpy import save_file
 
-    from stages.benchmark.loadgen import throughput, time_queries
-    from stages.parity.comparison import Batch, Comparison, Place
-
-    inputs = load_file(folder / INPUTS)
-    tutorials = program in programs.TUTORIAL
-    expected = load_file(folder / (TUTORIAL_EXPECTED if tutorials else EXPECTED))
-    tolerance = settings["tolerance"] * (NAIVE_ROUNDING if program == programs.NAIVE else 1)
-    comparison = Comparison(compares_actions=True, tolerance=tolerance, states=set(settings["states"]))
-    samples = len(next(iter(inputs.values())))
-    random = np.random.default_rng(number)
-    asked: list[Any] = []
-
-    def check(answers: list[Arrays]) -> None:
-        rows = np.concatenate(asked[: len(answers)])
-        del asked[: len(answers)]
-        outputs = {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
-        comparison.compare(Batch([Place(0, int(row)) for row in rows], rows_of(expected, rows), outputs, {}, ""))
-
-    def queries(count: int, size: int, *, repeated: bool = False) -> Iterator[Arrays]:
-        """Rows that are drawn anew for every query, or the same ones again and again."""
-        rows = random.integers(samples, size=size)
-        for _ in range(count):
-            if not repeated:
-                rows = random.integers(samples, size=size)
-            asked.append(rows)
-            yield rows_of(inputs, rows)
-
-    def stream(count: int, size: int = 1, *, repeated: bool = False) -> Any:
-        feed = {name: np.empty((size, *array.shape[1:]), array.dtype) for name, array in inputs.items()}
-        return time_queries(run, feed, queries(count, size, repeated=repeated), check)
-
-    stream(settings["warmup_queries"])
-    times = {"single": stream(settings["queries"]), "multi": stream(settings["multi_stream_queries"], MULTI_STREAM)}
-    # Fresh and repeated inputs in turns, so that a noisy moment meets both.
-    turns = [(stream(10), stream(10, repeated=True)) for _ in range(settings["warmup_queries"] // 10)]
-    times["fresh"], times["repeated"] = (np.concatenate(parts) for parts in zip(*turns, strict=True))
-    os.kill(settings["emulator"], signal.SIGCONT)
-    try:
-        times["beside"] = stream(-(-settings["queries"] // 2))
-    finally:
-        os.kill(settings["emulator"], signal.SIGSTOP)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # before the large batches
-    offline = {}
-    for size in settings["batches"] if program in programs.OFFLINE else ():
-        feed = rows_of(inputs, random.integers(samples, size=size))
-        run(feed)
-        offline[size] = throughput(run, feed, settings["offline_seconds"])
-    save_file(times, folder / f"{program}-{number}.safetensors")
-    facts = {
-        "first_action": first_action,
-        "peak_memory_kib": memory,
-        "offline": offline,
-        "failures": [str(failure) for failure in comparison.failures],
-    }
-    (folder / f"{program}-{number}.json").write_text(json.dumps(facts))
+        workload = workload or Workload(program, run, folder)
+        facts, times = workload.measure(int(line))
+        save_file(times, folder / f"{program}.safetensors")
+        print(json.dumps(facts), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]))
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))

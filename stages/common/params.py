@@ -45,10 +45,12 @@ class ParityCheck(Section):
 
 
 class Bench(Section):
+    cold_starts: Count
     rounds: Count
-    warmup_queries: Annotated[int, Field(ge=10, multiple_of=10)]
+    warmup_queries: Count
     queries: Count
     multi_stream_queries: Count
+    beside_queries: Count
     samples: Count
     batches: Annotated[list[Count], Field(min_length=1)]
     offline_seconds: Positive
