@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.stats import quantile_test
@@ -39,7 +40,7 @@ def compare(one: Sequence[float], other: Sequence[float], confidence: float = CO
     """
     ratios = np.asarray(other) / np.asarray(one)
     middle = float(np.median(ratios))
-    interval = quantile_test(ratios, q=middle).confidence_interval(confidence)
+    interval: Any = quantile_test(ratios, q=middle).confidence_interval(confidence)
     low, high = np.nan_to_num(interval.low, nan=0.0), np.nan_to_num(interval.high, nan=np.inf)
     return Ratio(middle, float(low), float(high))
 
