@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import signal
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors.numpy import save_file
 
@@ -28,6 +27,7 @@ from stages.benchmark import programs, session
 from stages.benchmark.measured import Measured, Session
 from stages.benchmark.ratios import Ratio, compare, fastest
 from stages.benchmark.rollouts import ROLLOUTS, measure_rollout
+from stages.benchmark.roofline import Peak, Work, count_work, measure_peak
 from stages.common import params, runtimes
 from stages.common.errors import run
 from stages.common.files import write_json, write_text
@@ -48,8 +48,12 @@ PAIRS = (
 COLUMNS = ("program", "valid", "cold_start_ms", "p50_us", "p90_us", "p99_us", "p99_9_us", "peak_memory_mb")
 
 
-def prepare(policy: str, folder: Path, settings: params.Bench, tolerance: float, emulator: int) -> None:
-    """Write the workload that every session reads: decisions of a recorded episode, and what eager makes of them."""
+def prepare(policy: str, folder: Path, settings: params.Bench, tolerance: float, emulator: int) -> tuple[Work, Peak]:
+    """Write the workload that every session reads: decisions of a recorded episode, and what eager makes of them.
+
+    Returns:
+        What a decision needs, and what the machine could do.
+    """
     from stages.parity.situations import pick_by_name
 
     manifest = read_manifest(Path("models", policy))
@@ -62,6 +66,7 @@ def prepare(policy: str, folder: Path, settings: params.Bench, tolerance: float,
     content = settings.model_dump(exclude={"noise"})
     content |= {"tolerance": tolerance, "emulator": emulator, "states": [s["output"] for s in manifest["states"]]}
     (folder / session.SETTINGS).write_text(json.dumps(content))
+    return count_work(policy, session.rows_of(inputs, slice(1)), settings.threads), measure_peak(settings.threads)
 
 
 @contextmanager
@@ -80,9 +85,16 @@ def emulator_beside(policy: str) -> Iterator[int]:
         process.wait()
 
 
-def measure(
-    policy: str, settings: params.Bench, tolerance: float
-) -> tuple[dict[str, Measured], dict[str, list[float]]]:
+class Findings(NamedTuple):
+    """What was measured of all programs, of rollouts (decisions a second, one a round), and of the machine."""
+
+    programs: dict[str, Measured]
+    rollouts: dict[str, list[float]]
+    work: Work
+    peak: Peak
+
+
+def measure(policy: str, settings: params.Bench, tolerance: float) -> Findings:
     """Go through all programs, and all rollouts, once a round. The first round only warms them up."""
     names = programs.names(read_manifest(Path("models", policy)))
     measured = {name: Measured() for name in names}
@@ -91,7 +103,7 @@ def measure(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         emulator = stack.enter_context(emulator_beside(policy))
         with processes(1) as executor:
-            executor.submit(prepare, policy, folder, settings, tolerance, emulator).result()
+            work, peak = executor.submit(prepare, policy, folder, settings, tolerance, emulator).result()
         for _ in range(settings.cold_starts - 1):
             for name in names:
                 with Session(policy, name, folder, settings.threads) as session:
@@ -110,7 +122,20 @@ def measure(
             for what, speed in speeds.items():
                 speed.append(rolling[what].submit(measure_rollout, policy, what, settings).result())
             print(f"bench {policy}  round {round_}/{settings.rounds}", flush=True)
-    return measured, speeds
+    return Findings(measured, speeds, work, peak)
+
+
+def draw_roofline(offline: list[dict[str, Any]], work: Work, peak: Peak) -> list[dict[str, Any]]:
+    """Every program's operations a second over its operations a byte, and the roof above them."""
+    intensities = [work.intensity(row["batch"]) for row in offline]
+    speeds = [work.flops * row["rows_per_s"] for row in offline]
+    points = list(zip([row["program"] for row in offline], intensities, speeds, strict=True))
+    ends = (min(intensities) / 2, peak.flops / peak.bytes, max(2 * max(intensities), 2 * peak.flops / peak.bytes))
+    points += [("roof", intensity, peak.roof(intensity)) for intensity in ends]
+    return [
+        {"program": program, "flop_per_byte": round(intensity, 3), "gflop_per_s": round(speed / 1e9, 3)}
+        for program, intensity, speed in points
+    ]
 
 
 def summarise(samples: Sequence[float]) -> dict[str, float]:
@@ -121,7 +146,7 @@ def bench(policy: str) -> None:
     everything = params.load()
     settings = everything.bench
     runtimes.read_bundle(policy)
-    measured, speeds = measure(policy, settings, everything.parity_check.tolerance)
+    measured, speeds, work, peak = measure(policy, settings, everything.parity_check.tolerance)
     ratios = {
         f"{one}_to_{other}": compare(measured[one].medians(), measured[other].medians())
         for one, other in PAIRS
@@ -141,16 +166,21 @@ def bench(policy: str) -> None:
             name: {size: summarise(speed) for size, speed in measured[name].offline.items()}
             for name in programs.OFFLINE
         },
+        "machine_peak": {"gflop_per_s": round(peak.flops / 1e9, 1), "copied_gb_per_s": round(peak.bytes / 1e9, 1)},
+        "flop_per_decision": work.flops,
     }
     folder = Path("results", policy)
     write_json(folder / "bench.json", report)
     write_table(folder / "latency.csv", COLUMNS, [{"program": name} | entry for name, entry in described.items()])
-    rows = [
-        {"program": name, "log2_batch": round(math.log2(int(size)), 2), "rows_per_s": speed["median"]}
+    offline = [
+        {"program": name, "batch": int(size), "rows_per_s": speed["median"]}
         for name, sizes in report["offline_rows_per_s"].items()
         for size, speed in sizes.items()
     ]
-    write_table(folder / "offline.csv", ("program", "log2_batch", "rows_per_s"), rows)
+    write_table(folder / "offline.csv", ("program", "batch", "rows_per_s"), offline)
+    write_table(
+        folder / "roofline.csv", ("program", "flop_per_byte", "gflop_per_s"), draw_roofline(offline, work, peak)
+    )
     print_tables(policy, report, ratios)
 
 
