@@ -39,7 +39,7 @@ PAIRS = (
     ("aoti", "eager"),
     ("onnx", "pt2"),
     ("onnx", "aoti"),
-    ("onnx", programs.NAIVE),
+    *(("onnx", name) for name in programs.NAIVE),
     ("onnx", "tutorial_onnx"),
     ("aoti", "tutorial_aoti"),
     ("onnx", "tutorial_eager"),

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import onnx
 import torch
-from tensordict.nn import TensorDictModule, TensorDictSequential
+from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
 from torch import nn
 from torchrl.envs.utils import ExplorationType
 
-from stages.benchmark.programs import naive_path
+from stages.benchmark.programs import NAIVE, naive_path
 from stages.common import params
 from stages.common.errors import run
 from stages.common.files import replacing
@@ -24,20 +24,28 @@ from stages.export_pt2 import export
 
 
 class NaiveScreen(nn.Module):
-    """What :class:`~stages.common.preprocess.Screen` does: to floats, grey, crop, resize, normalise."""
+    """What :class:`~stages.common.preprocess.Screen` does: to floats, grey, crop, resize, normalise.
+
+    Args:
+        params: the preprocessing.
+        channels_first: move the colours to where PyTorch's images have them before anything else.
+    """
 
     weights: torch.Tensor
 
-    def __init__(self, params: Preprocess) -> None:
+    def __init__(self, params: Preprocess, *, channels_first: bool) -> None:
         super().__init__()
-        self.params = params
-        self.register_buffer("weights", torch.tensor(params.grey)[:, None, None], persistent=False)
+        self.params, self.channels_first = params, channels_first
+        self.register_buffer("weights", torch.tensor(params.grey), persistent=False)
 
     def forward(self, observation: torch.Tensor) -> torch.Tensor:
         """``(batch, H, W, 3)`` uint8 to ``(batch, 1, h, w)`` float32."""
         crop, (height, width) = self.params.crop, self.params.size
-        colours = observation.permute(0, 3, 1, 2).float()
-        grey = (self.weights * colours).sum(1, keepdim=True)
+        if self.channels_first:
+            colours = observation.permute(0, 3, 1, 2).float()
+            grey = (colours * self.weights[:, None, None]).sum(1, keepdim=True)
+        else:
+            grey = (observation.float() * self.weights).sum(-1).unsqueeze(1)
         window = grey[..., crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
         if self.params.resize == "area" and crop.height % height == 0 and crop.width % width == 0:
             small = nn.functional.avg_pool2d(window, (crop.height // height, crop.width // width))
@@ -47,23 +55,29 @@ class NaiveScreen(nn.Module):
         return (small - self.params.mean) / self.params.std
 
 
-def export_naive(policy: str) -> None:
-    profile = load_profile(policy)
-    agent = load_agent(policy, profile)
-    whole = agent.policy
-    if profile.preprocess is not None:
-        naive = NaiveScreen(profile.preprocess)
-        whole = TensorDictSequential(
-            *(
-                TensorDictModule(naive, module.in_keys, module.out_keys) if isinstance(module, Screen) else module
-                for module in agent.policy
-            )
+def make_naive(policy: TensorDictModuleBase, screen: NaiveScreen) -> TensorDictModuleBase:
+    """The policy with another module where its own looks at the screen."""
+    return TensorDictSequential(
+        *(
+            TensorDictModule(screen, module.in_keys, module.out_keys) if isinstance(module, Screen) else module
+            for module in policy
         )
-    step = Step(whole, agent.input_spec, ExplorationType.DETERMINISTIC)
-    model = translate(export(step), step.signature.as_dict(), params.load().export_onnx.opset).model_proto
-    with replacing(naive_path(policy)) as temporary:
-        onnx.save(model, temporary)
-    print(f"export_naive {policy}  {naive_path(policy)}  {len(model.graph.node)} nodes", flush=True)
+    )
+
+
+def export_naive(policy: str) -> None:
+    profile, opset = load_profile(policy), params.load().export_onnx.opset
+    agent = load_agent(policy, profile)
+    for name in NAIVE:
+        whole = agent.policy
+        if profile.preprocess is not None:
+            whole = make_naive(whole, NaiveScreen(profile.preprocess, channels_first=name.endswith("channels_first")))
+        step = Step(whole, agent.input_spec, ExplorationType.DETERMINISTIC)
+        model = translate(export(step), step.signature.as_dict(), opset).model_proto
+        path = naive_path(policy, name)
+        with replacing(path) as temporary:
+            onnx.save(model, temporary)
+        print(f"export_naive {policy}  {path.name}  {path.stat().st_size:,} bytes", flush=True)
 
 
 if __name__ == "__main__":

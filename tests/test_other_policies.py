@@ -10,6 +10,8 @@ import onnxruntime
 import pytest
 from pipeline_helpers import ROOT, TINY, change_params, copy_project, python
 
+from stages.benchmark.programs import NAIVE
+
 pytestmark = pytest.mark.slow
 
 README = (ROOT / "README.md").read_text()
@@ -75,7 +77,7 @@ def test_programs_are_verified_and_measured(built, policy):
     parity = result(built, policy, "parity")
     assert parity["passed"]
     assert set(parity["programs"]) == {f"{name}{kind}" for name in ("pt2", "aoti", "onnx") for kind in ("", "_random")}
-    assert {"eager", "pt2", "aoti", "onnx", "onnx_naive"} <= set(result(built, policy, "bench")["programs"])
+    assert {"eager", "pt2", "aoti", "onnx", *NAIVE} <= set(result(built, policy, "bench")["programs"])
 
 
 @pytest.mark.parametrize(

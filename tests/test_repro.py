@@ -20,6 +20,7 @@ from ruamel.yaml import YAML
 
 from stages.bench import emulator_beside, prepare
 from stages.benchmark.measured import Measured, Session
+from stages.benchmark.programs import NAIVE
 from stages.benchmark.ratios import fastest
 from stages.common import params, profile
 from stages.parity.open_loop import EXPLORING_STRIDE
@@ -175,7 +176,7 @@ def test_every_program_decides_alike(built):
 
 def test_every_program_is_measured(built):
     bench = json.loads((built / "results/dqn/bench.json").read_text())
-    assert set(bench["programs"]) == {*PROGRAMS, "onnx_naive", "tutorial_eager", "tutorial_aoti", "tutorial_onnx"}
+    assert set(bench["programs"]) == {*PROGRAMS, *NAIVE, "tutorial_eager", "tutorial_aoti", "tutorial_onnx"}
     for program in bench["programs"].values():
         assert program["complaint"] == "too few queries: 64, p99.9 needs 6636"
         assert 0 < program["p50_us"] <= program["p90_us"]

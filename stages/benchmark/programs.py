@@ -14,27 +14,28 @@ from stages.benchmark import tutorial
 
 # The policy itself and its programs, all of which decide alike.
 OWN = ("eager", "pt2", "aoti", "onnx")
-# The same policy in ONNX, exported naively, and the policy of TorchRL's tutorial, as it stands there.
-NAIVE = "onnx_naive"
+# The same policy in ONNX, exported naively, weighing the colours where they are or moving them first as TorchRL's
+# ToTensorImage does; and the policy of TorchRL's tutorial, as it stands there.
+NAIVE = {"onnx_naive": "policy.onnx", "onnx_naive_channels_first": "policy_channels_first.onnx"}
 TUTORIAL = ("tutorial_eager", *tutorial.FILES)
 OFFLINE = ("aoti", "onnx")  # measured in batches of all sizes as well
 
 
-def naive_path(policy: str) -> Path:
-    return Path("baselines", policy, "policy.onnx")
+def naive_path(policy: str, program: str) -> Path:
+    return Path("baselines", policy, NAIVE[program])
 
 
 def names(manifest: dict[str, Any]) -> list[str]:
     """All that can be measured of a policy: the tutorial's is one for Atari's screens."""
-    return [*OWN, NAIVE, *(TUTORIAL if "rom" in manifest["environment"] else ())]
+    return [*OWN, *NAIVE, *(TUTORIAL if "rom" in manifest["environment"] else ())]
 
 
 def load(policy: str, program: str, threads: int) -> Callable[[Arrays], Arrays]:
     """A program as a function of named arrays, on ``threads`` cores."""
     if program in TUTORIAL:
         return tutorial.load(program, threads)
-    if program == NAIVE:
-        return load_onnx(naive_path(policy), threads)
+    if program in NAIVE:
+        return load_onnx(naive_path(policy, program), threads)
     from stages.common import runtimes
 
     return runtimes.load_by_name(policy, program, threads)
@@ -45,5 +46,6 @@ def file_bytes(policy: str, program: str) -> int | None:
     from stages.common import runtimes
 
     paths = {name: Path("models", policy, file) for name, file in runtimes.PROGRAMS.items()}
-    paths |= {name: tutorial.FOLDER / file for name, file in tutorial.FILES.items()} | {NAIVE: naive_path(policy)}
+    paths |= {name: naive_path(policy, name) for name in NAIVE}
+    paths |= {name: tutorial.FOLDER / file for name, file in tutorial.FILES.items()}
     return paths[program].stat().st_size if program in paths else None

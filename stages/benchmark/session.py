@@ -58,7 +58,7 @@ class Workload:
         self.expected = load_file(folder / (TUTORIAL_EXPECTED if program in programs.TUTORIAL else EXPECTED))
         self.comparison: Comparison = Comparison(
             compares_actions=True,
-            tolerance=self.settings["tolerance"] * (NAIVE_ROUNDING if program == programs.NAIVE else 1),
+            tolerance=self.settings["tolerance"] * (NAIVE_ROUNDING if program in programs.NAIVE else 1),
             states=set(self.settings["states"]),
         )
         self.asked: list[Any] = []
