@@ -8,10 +8,8 @@ learned.
 from __future__ import annotations
 
 import copy
-import csv
 import hashlib
 import importlib
-import io
 import math
 import shutil
 import time
@@ -29,7 +27,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from stages.algorithms.rollouts import Driver, Rollouts
 from stages.common.env import make_env
 from stages.common.errors import run
-from stages.common.files import replacing, write_json, write_text
+from stages.common.files import replacing, write_json, write_table
 from stages.common.policy import Agent, make_agent, save_weights
 from stages.common.profile import Profile, Untrained, load_profile, named_files
 from stages.common.sources import needed_files
@@ -191,11 +189,7 @@ def train(policy: str) -> None:
     print(f"train {policy}  greedy score {evaluation['mean_score']:+.2f} over {evaluation['episodes']} episodes")
 
     save_weights(Path("models", policy, "policy.safetensors"), policy, agent.actor)
-    table = io.StringIO()
-    writer = csv.DictWriter(table, ["steps", "return", "loss"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(curve)
-    write_text(Path("results", policy, "learning_curve.csv"), table.getvalue())
+    write_table(Path("results", policy, "learning_curve.csv"), ["steps", "return", "loss"], curve)
     write_json(Path("results", policy, "train.json"), {"evaluation": evaluation, "env_steps": steps})
     checkpoint.remove()
 

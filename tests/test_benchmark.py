@@ -60,14 +60,14 @@ def test_queries_are_copied_before_their_time_and_checked_after():
     assert [len(answers) for answers in checked] == [CHECKED, 3]
     assert np.concatenate(checked).tolist() == [2 * value for value in range(count)]
     assert (times >= 2e6).all()
-    assert times.max() < 20e6
+    assert np.median(times) < 20e6
 
 
 def test_throughput_counts_rows():
-    calls = []
+    calls, start = [], time.perf_counter()
     speed = throughput(lambda feed: calls.append(time.sleep(0.01)) or feed, {"x": np.zeros((8, 2))}, 0.05)
-    assert 4 <= len(calls) <= 5
-    assert 8 * 50 < speed <= 800
+    passed = time.perf_counter() - start
+    assert 8 * len(calls) / passed <= speed <= 8 / 0.01
 
 
 def measured(rounds=3, queries=2212, scale=1.0, **times) -> Measured:

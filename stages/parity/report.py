@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from stages.common.files import write_text
+from stages.common.files import write_table
 from stages.parity.closed_loop import ClosedLoop
 from stages.parity.comparison import DRIFT_STEPS, Comparison
 from stages.parity.draws import Draws
@@ -92,21 +89,13 @@ def describe_draws(draws: Draws) -> dict[str, Any]:
     return {"draws": draws.draws, "tests": draws.tests, "least_p": draws.least_p}
 
 
-def write_table(path: Path, columns: list[str], rows: Iterable[Iterable[Any]]) -> None:
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    write_text(path, table.getvalue())
-
-
 def write_tables(folder: Path, open_loop: dict[str, Comparison], programs: dict[str, dict[str, Any]]) -> None:
     """Largest and typical differences, the margins of eager's decisions, and the bounds on flips."""
     write_table(
         folder / "differences.csv",
         ["output", "largest", "p99"],
         (
-            (f"{program} {output}", largest, entry["percentiles"][output]["p99"])
+            {"output": f"{program} {output}", "largest": largest, "p99": entry["percentiles"][output]["p99"]}
             for program, entry in programs.items()
             for output, largest in entry["max_abs_difference"].items()
         ),
@@ -117,13 +106,16 @@ def write_tables(folder: Path, open_loop: dict[str, Comparison], programs: dict[
     write_table(
         folder / "margins.csv",
         ["log10_margin", "decisions"],
-        zip((edges[:-1] + edges[1:]) / 2, counts, strict=True),
+        (
+            {"log10_margin": middle, "decisions": count}
+            for middle, count in zip((edges[:-1] + edges[1:]) / 2, counts, strict=True)
+        ),
     )
     write_table(
         folder / "flip_bounds.csv",
         ["program", "flips_in_a_million"],
         (
-            (program, 1e6 * entry["flip_rate_bound"]["decisions"])
+            {"program": program, "flips_in_a_million": 1e6 * entry["flip_rate_bound"]["decisions"]}
             for program, entry in programs.items()
             if "flip_rate_bound" in entry
         ),

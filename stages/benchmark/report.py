@@ -1,0 +1,111 @@
+"""The benchmark's findings as JSON for ``dvc metrics``, as tables for ``dvc plots``, and printed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+from stages.benchmark import programs
+from stages.benchmark.measured import Measured
+from stages.benchmark.ratios import compare, fastest
+from stages.benchmark.roofline import Peak, Work
+from stages.common.files import write_table
+
+# How many times as fast the first is as the second: what exporting this way has bought.
+PAIRS = (
+    ("onnx", "eager"),
+    ("aoti", "eager"),
+    ("onnx", "pt2"),
+    ("onnx", "aoti"),
+    *(("onnx", name) for name in programs.NAIVE),
+    ("onnx", "tutorial_onnx"),
+    ("aoti", "tutorial_aoti"),
+    ("onnx", "tutorial_eager"),
+    ("aoti", "tutorial_eager"),
+)
+COLUMNS = ("program", "valid", "cold_start_ms", "p50_us", "p90_us", "p99_us", "p99_9_us", "peak_memory_mb")
+
+
+class Findings(NamedTuple):
+    """What was measured of all programs, of rollouts (decisions a second, one a round), and of the machine."""
+
+    programs: dict[str, Measured]
+    rollouts: dict[str, list[float]]
+    work: Work
+    peak: Peak
+
+
+def describe(policy: str, found: Findings, noise: float) -> dict[str, Any]:
+    """All findings: verdicts, ratios with their intervals, rollouts, and batches beside the machine's peak."""
+    measured, speeds, work, peak = found
+    ratios = {
+        f"{one}_to_{other}": compare(measured[one].medians(), measured[other].medians())
+        for one, other in PAIRS
+        if other in measured
+    }
+    ratios["player_to_emulator"] = compare(speeds["emulator"], speeds["player"])
+    described = {name: one.describe(noise) for name, one in measured.items()}
+    for name, entry in described.items():
+        if (size := programs.file_bytes(policy, name)) is not None:
+            entry["file_bytes"] = size
+    return {
+        "programs": described,
+        "fastest": fastest({name: measured[name].medians() for name in programs.OWN}),
+        "times_as_fast": {name: ratio.as_dict() for name, ratio in ratios.items()},
+        "rollout_decisions_per_s": {what: summarise(speed) for what, speed in speeds.items()},
+        "offline_rows_per_s": {
+            name: {size: summarise(speed) for size, speed in measured[name].offline.items()}
+            for name in programs.OFFLINE
+        },
+        "machine_peak": {"gflop_per_s": round(peak.flops / 1e9, 1), "copied_gb_per_s": round(peak.bytes / 1e9, 1)},
+        "flop_per_decision": work.flops,
+    }
+
+
+def summarise(samples: Sequence[float]) -> dict[str, float]:
+    return {"median": round(median(samples), 1), "min": round(min(samples), 1), "max": round(max(samples), 1)}
+
+
+def write_tables(folder: Path, content: dict[str, Any], found: Findings) -> None:
+    """Latencies, decisions a second by the size of the batch, and the roofline."""
+    latencies = [{"program": name} | entry for name, entry in content["programs"].items()]
+    write_table(folder / "latency.csv", COLUMNS, latencies)
+    offline = [
+        {"program": name, "batch": int(size), "rows_per_s": speed["median"]}
+        for name, sizes in content["offline_rows_per_s"].items()
+        for size, speed in sizes.items()
+    ]
+    write_table(folder / "offline.csv", ("program", "batch", "rows_per_s"), offline)
+    roofline = draw_roofline(offline, found.work, found.peak)
+    write_table(folder / "roofline.csv", ("program", "flop_per_byte", "gflop_per_s"), roofline)
+
+
+def draw_roofline(offline: list[dict[str, Any]], work: Work, peak: Peak) -> list[dict[str, Any]]:
+    """Every program's operations a second over its operations a byte, and the roof above them."""
+    intensities = [work.intensity(row["batch"]) for row in offline]
+    speeds = [work.flops * row["rows_per_s"] for row in offline]
+    points = list(zip([row["program"] for row in offline], intensities, speeds, strict=True))
+    ends = (min(intensities) / 2, peak.flops / peak.bytes, max(2 * max(intensities), 2 * peak.flops / peak.bytes))
+    points += [("roof", intensity, peak.roof(intensity)) for intensity in ends]
+    return [
+        {"program": program, "flop_per_byte": round(intensity, 3), "gflop_per_s": round(speed / 1e9, 3)}
+        for program, intensity, speed in points
+    ]
+
+
+def print_tables(policy: str, content: dict[str, Any]) -> None:
+    columns = ("cold_start_ms", "p50_us", "p90_us", "p99_us", "p99_9_us", "peak_memory_mb")
+    print(f"\n{policy}: raw observation to action, one at a time")
+    print(f"{'program':<16}" + "".join(f"{column.removesuffix('_us'):>15}" for column in columns) + "  verdict")
+    for name, entry in content["programs"].items():
+        cells = "".join(f"{'-' if entry[column] is None else format(entry[column], '.0f'):>15}" for column in columns)
+        print(f"{name:<16}{cells}  {'VALID' if entry['valid'] else 'INVALID: ' + entry['complaint']}")
+    print(f"fastest: {content['fastest'] or 'the noise does not tell'}")
+    print(f"\n{'times as fast':<28}{'ratio':>7}   95 % interval")
+    for name, ratio in content["times_as_fast"].items():
+        print(f"{name.replace('_to_', ' to '):<28}{ratio['ratio']:>7.2f}   {ratio['low']:.2f} to {ratio['high']:.2f}")
+    print(f"\n{'rollout':<12}{'decisions/s':>12}   over the rounds")
+    for what, speed in content["rollout_decisions_per_s"].items():
+        print(f"{what:<12}{speed['median']:>12,.0f}   {speed['min']:,.0f} to {speed['max']:,.0f}")
