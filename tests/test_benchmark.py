@@ -126,7 +126,9 @@ def test_ratio_has_the_interval_of_its_rounds():
 
 def test_few_rounds_tell_nothing():
     assert not compare([100.0] * 5, [200.0] * 5).faster
-    assert compare([100.0], [200.0]) == Ratio(2.0, 0.0, math.inf)
+    one_round = compare([100.0], [200.0])
+    assert one_round == Ratio(2.0, 0.0, math.inf)
+    assert one_round.as_dict() == {"ratio": 2.0, "low": 0.0, "high": None}
 
 
 def test_interval_holds_the_true_ratio():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,8 +28,10 @@ class Ratio:
         """Whether the first is faster, outside the noise."""
         return self.low > 1 + LEAST
 
-    def as_dict(self) -> dict[str, float]:
-        return {"ratio": round(self.ratio, 3), "low": round(self.low, 3), "high": round(self.high, 3)}
+    def as_dict(self) -> dict[str, float | None]:
+        """For JSON: an interval without an end has none."""
+        high = None if math.isinf(self.high) else round(self.high, 3)
+        return {"ratio": round(self.ratio, 3), "low": round(self.low, 3), "high": high}
 
 
 def compare(one: Sequence[float], other: Sequence[float], confidence: float = CONFIDENCE) -> Ratio:

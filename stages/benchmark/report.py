@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -105,7 +106,9 @@ def print_tables(policy: str, content: dict[str, Any]) -> None:
     print(f"fastest: {content['fastest'] or 'the noise does not tell'}")
     print(f"\n{'times as fast':<28}{'ratio':>7}   95 % interval")
     for name, ratio in content["times_as_fast"].items():
-        print(f"{name.replace('_to_', ' to '):<28}{ratio['ratio']:>7.2f}   {ratio['low']:.2f} to {ratio['high']:.2f}")
+        print(
+            f"{name.replace('_to_', ' to '):<28}{ratio['ratio']:>7.2f}   {ratio['low']:.2f} to {ratio['high'] or math.inf:.2f}"
+        )
     print(f"\n{'rollout':<12}{'decisions/s':>12}   over the rounds")
     for what, speed in content["rollout_decisions_per_s"].items():
         print(f"{what:<12}{speed['median']:>12,.0f}   {speed['min']:,.0f} to {speed['max']:,.0f}")
