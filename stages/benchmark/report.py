@@ -99,16 +99,15 @@ def draw_roofline(offline: list[dict[str, Any]], work: Work, peak: Peak) -> list
 def print_tables(policy: str, content: dict[str, Any]) -> None:
     columns = ("cold_start_ms", "p50_us", "p90_us", "p99_us", "p99_9_us", "peak_memory_mb")
     print(f"\n{policy}: raw observation to action, one at a time")
-    print(f"{'program':<16}" + "".join(f"{column.removesuffix('_us'):>15}" for column in columns) + "  verdict")
+    print(f"{'program':<26}" + "".join(f"{column.removesuffix('_us'):>14}" for column in columns) + "  verdict")
     for name, entry in content["programs"].items():
-        cells = "".join(f"{'-' if entry[column] is None else format(entry[column], '.0f'):>15}" for column in columns)
-        print(f"{name:<16}{cells}  {'VALID' if entry['valid'] else 'INVALID: ' + entry['complaint']}")
+        cells = "".join(f"{'-' if entry[column] is None else format(entry[column], '.0f'):>14}" for column in columns)
+        print(f"{name:<26}{cells}  {'VALID' if entry['valid'] else 'INVALID: ' + entry['complaint']}")
     print(f"fastest: {content['fastest'] or 'the noise does not tell'}")
-    print(f"\n{'times as fast':<28}{'ratio':>7}   95 % interval")
+    print(f"\n{'times as fast':<40}{'ratio':>7}   95 % interval")
     for name, ratio in content["times_as_fast"].items():
-        print(
-            f"{name.replace('_to_', ' to '):<28}{ratio['ratio']:>7.2f}   {ratio['low']:.2f} to {ratio['high'] or math.inf:.2f}"
-        )
+        interval = f"{ratio['low']:.2f} to {ratio['high'] or math.inf:.2f}"
+        print(f"{name.replace('_to_', ' to '):<40}{ratio['ratio']:>7.2f}   {interval}")
     print(f"\n{'rollout':<12}{'decisions/s':>12}   over the rounds")
     for what, speed in content["rollout_decisions_per_s"].items():
         print(f"{what:<12}{speed['median']:>12,.0f}   {speed['min']:,.0f} to {speed['max']:,.0f}")
