@@ -287,6 +287,8 @@ def test_metrics_and_plots_are_shown(project):
         "Decisions by the margin between the policy's two best values, dqn",
         "Other actions in a million decisions, 95 % upper bound, dqn",
         "Raw observation to action, median microseconds, dqn",
+        "Decisions a second by the size of the batch, dqn",
+        "Batches of all sizes below what the machine can do, dqn",
     ):
         assert title in page
 
