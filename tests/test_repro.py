@@ -229,7 +229,7 @@ def test_stages_read_the_parameters_that_they_declare(built):
         declared = [key.replace("${item.policy}", "dqn") for key in content.get("params", [])]
         undeclared = {key for key in read[stage] if not any(f"{key}.".startswith(f"{entry}.") for entry in declared)}
         assert undeclared == set(), f"dvc.yaml: {stage} reads these and does not declare them"
-        unread = {entry for entry in declared if not any(key.startswith(f"{entry}.") for key in read[stage])}
+        unread = {entry for entry in declared if not any(f"{key}.".startswith(f"{entry}.") for key in read[stage])}
         assert unread == set(), f"dvc.yaml: {stage} declares these and does not read them"
     assert set(keys.values()) - set().union(*read.values()) == set(), "no stage reads these"
 
