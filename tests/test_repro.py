@@ -18,9 +18,9 @@ import pytest
 from pipeline_helpers import ROOT, TINY, change_params, copy_project, python, run
 from ruamel.yaml import YAML
 
-from stages.bench import emulator_beside, prepare
 from stages.benchmark.measured import Measured, Session
 from stages.benchmark.ratios import fastest
+from stages.benchmark.workload import emulator_beside, prepare
 from stages.common import params, profile
 from stages.parity.open_loop import EXPLORING_STRIDE
 from stages.parity_check import MIN_OBSERVATIONS

@@ -27,6 +27,11 @@ class Ratio:
         """Whether the first is faster, outside the noise."""
         return self.low > 1 + LEAST
 
+    @property
+    def slower(self) -> bool:
+        """Whether the first is slower, outside the noise."""
+        return self.high * (1 + LEAST) < 1
+
     def as_dict(self) -> dict[str, float]:
         return {"ratio": round(self.ratio, 3), "low": round(self.low, 3), "high": round(self.high, 3)}
 

@@ -34,6 +34,18 @@ class ExportOnnx(Section):
     opset: Annotated[int, Field(ge=18, le=24)]
 
 
+class OnnxSession(Section):
+    threads: Count
+    spinning: bool
+    memory_pattern: bool
+    arena: bool
+    optimization: Literal["none", "basic", "extended", "layout", "all"]
+
+
+class Manifest(Section):
+    onnx_session: OnnxSession
+
+
 class ParityCheck(Section):
     processes: Count
     tolerance: Positive
@@ -65,6 +77,7 @@ class Params(Section):
     record: Record
     compile_aoti: CompileAoti
     export_onnx: ExportOnnx
+    manifest: Manifest
     parity_check: ParityCheck
     bench: Bench
 
