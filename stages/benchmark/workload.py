@@ -15,7 +15,7 @@ from pathlib import Path
 from safetensors.numpy import save_file
 
 from play import read_manifest
-from stages.benchmark import programs, session
+from stages.benchmark import programs, rollouts, session
 from stages.benchmark.measured import Measured, Session
 from stages.benchmark.programs import Candidate
 from stages.common import params, runtimes
@@ -59,7 +59,7 @@ def prepare(
 def emulator_beside(policy: str) -> Iterator[int]:
     """A process that plays the environment without a policy, and pauses until it is told to go on; its id."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "stages.benchmark.rollouts", policy],
+        [sys.executable, "-m", rollouts.__name__, policy],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

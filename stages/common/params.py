@@ -71,6 +71,17 @@ class Bench(Section):
     noise: Positive
 
 
+class Quantise(Section):
+    calibration_episodes: Count
+    calibration_samples: Count
+    checked_samples: Count
+    seed: Seed
+    episodes: Annotated[int, Field(ge=2)]
+    margin: Positive
+    significance: Annotated[float, Field(gt=0, lt=0.5)]
+    processes: Count
+
+
 class Params(Section):
     matrix: Annotated[list[str], Field(min_length=1)]
     policies: dict[str, Profile]
@@ -80,6 +91,7 @@ class Params(Section):
     manifest: Manifest
     parity_check: ParityCheck
     bench: Bench
+    quantise: Quantise
 
     @model_validator(mode="after")
     def _matrix_names_policies(self) -> Self:
