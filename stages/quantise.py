@@ -1,6 +1,6 @@
 """Make the ONNX program of fewer bits, and ship what is faster and scores the same; otherwise say why not.
 
-Latency comes first, as it costs seconds: a program is rejected unless its p99 is lower and its median faster outside
+Latency comes first, as it takes seconds: a program is rejected unless its p99 is lower and its median faster outside
 the noise. Only then does it play full episodes, beside the program that it would replace. Its scores must be shown to
 be the same: that no difference was found is not enough.
 """
@@ -33,7 +33,7 @@ from stages.common.files import replacing, write_json
 from stages.common.processes import processes
 from stages.lowering.narrow import OPERATORS, PRODUCTS, halved, layers, quantised
 from stages.parity.comparison import differ
-from stages.parity.situations import pick_by_name, pick_situations
+from stages.parity.situations import pick_situations
 
 REFERENCE = "onnx"
 # Instruction sets of which a processor must have one for a program to be worth making.
@@ -108,14 +108,15 @@ def judge_scores(scores: Scores, margin: float) -> str | None:
     return f"its score is not shown to be the same within {margin:g}: {difference} {scores.high:+.2f}"
 
 
-def pick_calibration(policy: str, manifest: dict[str, Any], settings: params.Quantise) -> Arrays:
-    """Recorded inputs of all episodes' kinds but the last, by which the programs are judged: rows by input name."""
+def pick_recorded(policy: str, manifest: dict[str, Any], settings: params.Quantise) -> tuple[Arrays, Arrays]:
+    """Recorded inputs to calibrate on, and those of the last episode, to judge by: rows by input name."""
     recorded = episodes.load(Path("data", policy, "episodes.safetensors"), policy)
     rest = recorded[:-1] or recorded
     chosen = sorted(set(np.linspace(0, len(rest) - 1, settings.calibration_episodes).round().astype(int).tolist()))
     program, rows = runtimes.load_by_name(policy, REFERENCE, 1), -(-settings.calibration_samples // len(chosen))
     parts = [pick_situations(program, rest[index], manifest, rows).inputs for index in chosen]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    calibration = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return calibration, pick_situations(program, recorded[-1], manifest, settings.checked_samples).inputs
 
 
 def makers(model: onnx.ModelProto, inputs: Arrays) -> dict[str, Make]:
@@ -143,22 +144,24 @@ def make(name: str, maker: Make, path: Path, instruction_sets: Sequence[str]) ->
     return None
 
 
-def compare_decisions(policy: str, count: int, candidates: dict[str, Candidate]) -> dict[str, dict[str, Any]]:
-    """What programs decide otherwise than eager on recorded decisions that none was calibrated on.
+def compare_decisions(candidates: dict[str, Candidate], inputs: Arrays) -> dict[str, dict[str, Any]]:
+    """What programs decide otherwise than the first of them, which decides as eager does.
 
     Returns:
         By name: the share of other actions, none where they are vectors, and the largest difference of each output.
     """
-    inputs, found = pick_by_name(policy, count).inputs, {}
-    eager = runtimes.load_by_name(policy, "eager", 1)(inputs)
-    for name, candidate in candidates.items():
-        outputs = runtimes.load(Path(candidate.path), 1, candidate.onnx_session)(inputs)
-        choice = is_choice(eager["action"])
+    outputs = {
+        name: runtimes.load(Path(candidate.path), 1, candidate.onnx_session)(inputs)
+        for name, candidate in candidates.items()
+    }
+    expected, found = outputs[REFERENCE], {}
+    choice = is_choice(expected["action"])
+    for name, given in outputs.items():
         found[name] = {
-            "other_actions": float((outputs["action"] != eager["action"]).mean()) if choice else None,
+            "other_actions": float((given["action"] != expected["action"]).mean()) if choice else None,
             "largest_difference": {
-                output: float(differ(outputs[output], expected).max())
-                for output, expected in eager.items()
+                output: float(differ(given[output], array).max())
+                for output, array in expected.items()
                 if not (choice and output == "action")
             },
         }
@@ -215,15 +218,18 @@ def quantise(policy: str) -> None:
     (folder / "quantised").mkdir()
     report: dict[str, dict[str, Any]] = {}
     candidates = {REFERENCE: Candidate(str(path), threads, session)}
+    calibration, checked = pick_recorded(policy, manifest, settings)
     with tempfile.TemporaryDirectory() as scratch:
-        for name, maker in makers(onnx.load(path), pick_calibration(policy, manifest, settings)).items():
+        for name, maker in makers(onnx.load(path), calibration).items():
             smaller = Path(scratch, name, "policy.onnx")
             refused = make(name, maker, smaller, instruction_sets)
             if refused is None:
                 candidates[name] = Candidate(str(smaller), threads, session)
             report[name] = refused or {}
+        decided = compare_decisions(candidates, checked)
         reference = judge(policy, candidates, everything, report)
         for name, entry in report.items():
+            entry.update(decided.get(name, {}))
             if entry["verdict"] == "shipped":
                 ship(policy, name, Path(candidates[name].path), manifest)
             print(f"quantise {policy}  {name}: {entry['verdict']}: {entry['reason']}", flush=True)
@@ -239,15 +245,13 @@ def judge(
     settings = everything.quantise
     if len(candidates) == 1:
         return {}
-    with processes(1) as executor:
-        decided = executor.submit(compare_decisions, policy, settings.checked_samples, candidates).result()
     measured = measure_candidates(policy, candidates, everything.bench, math.inf)
     reference = summarise(measured[REFERENCE], candidates[REFERENCE])
     fast = {}
     for name in list(candidates)[1:]:
         entry, ratio = report[name], compare(measured[name].medians(), measured[REFERENCE].medians())
         entry |= {"verdict": "rejected", "reason": ""} | summarise(measured[name], candidates[name])
-        entry |= {"times_as_fast": ratio.as_dict(), **decided[name]}
+        entry["times_as_fast"] = ratio.as_dict()
         slow = judge_latency(ratio, entry["p99_us"], reference["p99_us"])
         if slow is None:
             fast[name] = candidates[name]

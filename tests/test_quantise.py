@@ -188,8 +188,9 @@ def test_damaged_quantisation_is_rejected_by_its_score(cartpole):
     """As long as the pole is balanced by what was quantised, and not by its weights of other signs."""
     settings = params.load().quantise
     path = cartpole / "models/balance/policy.onnx"
-    inputs = quantise.pick_calibration("balance", json.loads((path.parent / "manifest.json").read_text()), settings)
-    sound = quantised(onnx.load(path), inputs, OPERATORS)
+    written = json.loads((path.parent / "manifest.json").read_text())
+    calibration, checked = quantise.pick_recorded("balance", written, settings)
+    sound = quantised(onnx.load(path), calibration, OPERATORS)
     damaged = onnx.ModelProto()
     damaged.CopyFrom(sound)
     for tensor in damaged.graph.initializer:
@@ -200,7 +201,7 @@ def test_damaged_quantisation_is_rejected_by_its_score(cartpole):
     for name, model in {"sound": sound, "damaged": damaged}.items():
         onnx.save(model, cartpole / f"{name}.onnx")
         candidates[name] = Candidate(str(cartpole / f"{name}.onnx"), 1)
-    decided = quantise.compare_decisions("balance", 200, candidates)
+    decided = quantise.compare_decisions(candidates, checked)
     assert decided["onnx"]["other_actions"] == 0
     assert decided["damaged"]["other_actions"] > 0.5 > decided["sound"]["other_actions"]
     assert set(decided["sound"]["largest_difference"]) == {"action_value"}
