@@ -127,6 +127,7 @@ def test_ratio_has_the_interval_of_its_rounds():
 def test_few_rounds_tell_nothing():
     assert not compare([100.0] * 5, [200.0] * 5).faster
     assert compare([100.0], [200.0]) == Ratio(2.0, 0.0, math.inf)
+    assert Ratio(2.0, 0.0, math.inf).as_dict() == {"ratio": 2.0, "low": 0.0, "high": None}
 
 
 def test_interval_holds_the_true_ratio():

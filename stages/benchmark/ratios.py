@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,8 +33,10 @@ class Ratio:
         """Whether the first is slower, outside the noise."""
         return self.high * (1 + LEAST) < 1
 
-    def as_dict(self) -> dict[str, float]:
-        return {"ratio": round(self.ratio, 3), "low": round(self.low, 3), "high": round(self.high, 3)}
+    def as_dict(self) -> dict[str, float | None]:
+        """For a report; too few rounds have no upper bound."""
+        high = round(self.high, 3) if math.isfinite(self.high) else None
+        return {"ratio": round(self.ratio, 3), "low": round(self.low, 3), "high": high}
 
 
 def compare(one: Sequence[float], other: Sequence[float], confidence: float = CONFIDENCE) -> Ratio:
