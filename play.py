@@ -32,6 +32,21 @@ SCHEMA_VERSION = 1
 MANIFEST_KEYS = ("policy", "inputs", "outputs", "states", "environment", "actions", "files")
 DTYPES = {"float": "float32", "double": "float64"}  # ONNX Runtime's names that are not NumPy's
 MAX_SEED = 2**31 - 1  # of the emulator
+# How ONNX Runtime runs a program, where the manifest does not say otherwise: on one core, without busy waiting.
+SESSION: dict[str, Any] = {
+    "threads": 1,
+    "spinning": False,
+    "memory_pattern": True,
+    "arena": True,
+    "optimization": "all",
+}
+OPTIMIZATIONS = {
+    "none": "DISABLE_ALL",
+    "basic": "ENABLE_BASIC",
+    "extended": "ENABLE_EXTENDED",
+    "layout": "ENABLE_LAYOUT",
+    "all": "ENABLE_ALL",
+}
 
 
 class PlayError(Exception):
@@ -283,18 +298,45 @@ class CheckedProgram:
         return f"inputs must have the same number of rows, at least 1, found {rows}"
 
 
-def load_onnx(path: Path, threads: int = 1) -> Callable[[Arrays], Arrays]:
-    """An ONNX program as a function of named arrays, on ``threads`` cores.
+def session_options(settings: dict[str, Any]) -> onnxruntime.SessionOptions:
+    """ONNX Runtime's options for some of the keys of ``SESSION``, which has the others.
+
+    Raises:
+        PlayError: a key is unknown, or its value is of another type or not among those allowed.
+    """
+    if not isinstance(settings, dict):
+        raise PlayError(f"onnx_session is {settings!r}, expected some of {SESSION}")
+    for name, value in settings.items():
+        if name not in SESSION or type(value) is not type(SESSION[name]):
+            raise PlayError(f"onnx_session: {name} is {value!r}, expected some of {SESSION}")
+    chosen = SESSION | settings
+    if chosen["optimization"] not in OPTIMIZATIONS:
+        raise PlayError(f"onnx_session: optimization is {chosen['optimization']!r}, expected one of {OPTIMIZATIONS}")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = chosen["threads"]
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(chosen["spinning"])))
+    options.enable_mem_pattern = chosen["memory_pattern"]
+    options.enable_cpu_mem_arena = chosen["arena"]
+    options.graph_optimization_level = getattr(
+        onnxruntime.GraphOptimizationLevel, f"ORT_{OPTIMIZATIONS[chosen['optimization']]}"
+    )
+    return options
+
+
+def load_onnx(path: Path, settings: dict[str, Any] | None = None) -> Callable[[Arrays], Arrays]:
+    """An ONNX program as a function of named arrays.
 
     One that explores draws other numbers after every load: ONNX Runtime has one seed for all that a process loads.
+
+    Args:
+        path: of the program.
+        settings: what is to be other than in ``SESSION``; ``manifest.json`` has them as ``onnx_session``.
 
     Raises:
         PlayError: it cannot be loaded.
     """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options = session_options(settings or {})
     onnxruntime.set_seed(secrets.randbits(31))
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -374,7 +416,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         manifest = read_manifest(options.folder)
         if options.gif is not None and "rom" not in manifest["environment"]:
             raise PlayError(f"--gif: draws Atari games only, {options.folder} plays {manifest['environment']['id']!r}")
-        player = Player(load_onnx(check_file(options.folder, "policy.onnx", manifest)), manifest)
+        path = check_file(options.folder, "policy.onnx", manifest)
+        player = Player(load_onnx(path, manifest.get("onnx_session")), manifest)
         scores = []
         for episode in range(options.episodes):
             record = options.gif is not None and episode == 0

@@ -24,7 +24,10 @@ from stages.common.sources import needed_files
 LIBRARIES = ("torch", "tensordict", "torchrl", "ale-py", "onnx", "onnxruntime", "numpy")
 SOURCES = Path("results/sources")
 # What compilers and runtimes choose their code by.
-INSTRUCTION_SETS = ("sse4_2", "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "amx_tile")
+INSTRUCTION_SETS = (
+    *("sse4_2", "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
+    *("amx_tile", "amx_bf16"),
+)
 INSTRUCTION_SETS_ARM = ("asimd", "asimddp", "fphp", "bf16", "i8mm", "sve", "sve2")
 
 

@@ -6,6 +6,7 @@ from importlib import metadata
 from pathlib import Path
 
 from play import SCHEMA_VERSION, sha256
+from stages.common import params
 from stages.common.archive import read_facts
 from stages.common.errors import UserError, run
 from stages.common.files import write_json
@@ -36,7 +37,13 @@ def manifest(policy: str) -> None:
     versions = {library: metadata.version(library) for library in LIBRARIES}
     write_json(
         folder / "manifest.json",
-        {"schema_version": SCHEMA_VERSION, **facts, "versions": versions, "files": files},
+        {
+            "schema_version": SCHEMA_VERSION,
+            **facts,
+            "onnx_session": params.load().manifest.onnx_session.model_dump(),
+            "versions": versions,
+            "files": files,
+        },
     )
 
 

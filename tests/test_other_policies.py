@@ -35,6 +35,9 @@ SMALL = {
     "bench.samples": 16,
     "bench.batches": [1, 8],
     "bench.rollout_steps": 100,
+    "quantise.calibration_samples": 16,
+    "quantise.checked_samples": 16,
+    "quantise.episodes": 2,
 }
 
 
@@ -78,6 +81,19 @@ def test_programs_are_verified_and_measured(built, policy):
     assert parity["passed"]
     assert set(parity["programs"]) == {f"{name}{kind}" for name in ("pt2", "aoti", "onnx") for kind in ("", "_random")}
     assert {"eager", "pt2", "aoti", "onnx", *NAIVE} <= set(result(built, policy, "bench")["programs"])
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_smaller_programs_have_a_verdict(built, policy):
+    """Whatever is observed and decided; what has one layer only has none to make smaller."""
+    programs = result(built, policy, "quantised")["programs"]
+    convolutions = {"int8_products"} if policy == "breakout" else set()
+    assert set(programs) == {"int8", "fp16", "bf16"} | convolutions
+    assert all(entry["verdict"] in {"shipped", "rejected", "not measured"} for entry in programs.values())
+    if policy == "mine":
+        assert programs["int8"]["reason"].startswith("the program has no layer")
+    else:
+        assert (programs["int8"]["other_actions"] is None) == (policy == "pendulum")
 
 
 @pytest.mark.parametrize(
@@ -128,5 +144,6 @@ def test_own_module_is_a_dependency(built):
         python("-m", "stages.machine", cwd=built, project=built)
     changed = {stage for stage, reasons in status.items() if any("changed deps" in reason for reason in reasons)}
     assert changed == {
-        f"{stage}@mine" for stage in ("train", "record", "export_pt2", "export_naive", "parity_check", "bench")
+        f"{stage}@mine"
+        for stage in ("train", "record", "export_pt2", "export_naive", "parity_check", "bench", "quantise")
     }

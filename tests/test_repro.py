@@ -18,10 +18,10 @@ import pytest
 from pipeline_helpers import ROOT, TINY, change_params, copy_project, python, run
 from ruamel.yaml import YAML
 
-from stages.bench import emulator_beside, prepare
 from stages.benchmark.measured import Measured, Session
 from stages.benchmark.programs import NAIVE
 from stages.benchmark.ratios import fastest
+from stages.benchmark.workload import emulator_beside, prepare
 from stages.common import params, profile
 from stages.parity.open_loop import EXPLORING_STRIDE
 from stages.parity_check import MIN_OBSERVATIONS
@@ -44,6 +44,9 @@ SMALL = TINY | {
     "bench.samples": 16,
     "bench.batches": [1, 8],
     "bench.rollout_steps": 100,
+    "quantise.calibration_samples": 16,
+    "quantise.checked_samples": 16,
+    "quantise.episodes": 2,
 }
 STAGES = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())["stages"]
 NAMES = {f"{stage}@dqn" if "matrix" in content else stage for stage, content in STAGES.items()}
@@ -237,7 +240,7 @@ def test_stages_read_the_parameters_that_they_declare(built):
 def test_repro_again_runs_only_what_changed(project):
     assert stages_run(dvc("repro", cwd=project)) == {"machine"}
     change_params(project / "params.yaml", {"bench.queries": 65})
-    assert stages_run(dvc("repro", cwd=project)) == {"machine", "bench@dqn"}
+    assert stages_run(dvc("repro", cwd=project)) == {"machine", "bench@dqn", "quantise@dqn"}
 
 
 def test_clone_does_not_train(project, tmp_path):
@@ -277,7 +280,8 @@ def test_metrics_and_plots_are_shown(project):
     shutil.copy(ROOT / "results/fault_suite.json", project / "results")  # no stage's: a command of its own writes it
     metrics = json.loads(dvc("metrics", "show", "--json", cwd=project))[""]["data"]
     assert {path: "data" in content for path, content in metrics.items()} == {
-        f"results/{name}.json": True for name in ("dqn/train", "dqn/parity", "dqn/bench", "fault_suite")
+        f"results/{name}.json": True
+        for name in ("dqn/train", "dqn/parity", "dqn/bench", "dqn/quantised", "fault_suite")
     }
     dvc("plots", "show", cwd=project)
     page = (project / "dvc_plots/index.html").read_text()

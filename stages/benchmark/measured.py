@@ -29,11 +29,12 @@ class Session:
     Args:
         policy: its name.
         program: one of :func:`stages.benchmark.programs.names`.
-        folder: where :func:`stages.bench.prepare` has written.
+        folder: where :func:`stages.benchmark.workload.prepare` has written.
         threads: of the runtime.
 
     Attributes:
         cold_start: milliseconds from the start of the process to the program's first action.
+        loading: milliseconds of it that loading the program took, with the libraries that it needs.
 
     Raises:
         UserError: the program does not run.
@@ -48,7 +49,8 @@ class Session:
         self.process = subprocess.Popen(
             command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log
         )
-        self.cold_start = (float(self.answer()) - start) * 1e3
+        acted, loading = map(float, self.answer().split())
+        self.cold_start, self.loading = (acted - start) * 1e3, loading * 1e3
 
     def __enter__(self) -> Self:
         return self
@@ -90,6 +92,7 @@ class Measured:
         offline: rows a second by batch size, one a round.
         peak_memory: KiB of its process, before it was given large batches.
         failures: outputs that are not eager's.
+        loading: milliseconds of the cold starts that loading took.
     """
 
     cold_starts: list[float] = field(default_factory=list)
@@ -97,6 +100,7 @@ class Measured:
     offline: dict[str, list[float]] = field(default_factory=dict)
     peak_memory: int = 0
     failures: list[str] = field(default_factory=list)
+    loading: list[float] = field(default_factory=list)
 
     def add(self, facts: dict[str, Any], times: dict[str, npt.NDArray[np.int64]]) -> None:
         """What one round found."""

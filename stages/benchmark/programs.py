@@ -5,9 +5,9 @@ PyTorch is imported only for what needs it, and nothing but what the program its
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from play import Arrays, load_onnx
 from stages.benchmark import tutorial
@@ -30,12 +30,33 @@ def names(manifest: dict[str, Any]) -> list[str]:
     return [*OWN, *NAIVE, *(TUTORIAL if "rom" in manifest["environment"] else ())]
 
 
-def load(policy: str, program: str, threads: int) -> Callable[[Arrays], Arrays]:
-    """A program as a function of named arrays, on ``threads`` cores."""
+class Candidate(NamedTuple):
+    """A file in place of one of the policy's programs, or one of them with other settings.
+
+    Attributes:
+        path: of the program, of any kind that :func:`stages.common.runtimes.load` tells by its name.
+        threads: of its runtime.
+        onnx_session: settings of ONNX Runtime, where they are not the player's.
+    """
+
+    path: str
+    threads: int
+    onnx_session: dict[str, Any] | None = None
+
+
+def load(
+    policy: str, program: str, threads: int, candidates: Mapping[str, Sequence[Any]] | None = None
+) -> Callable[[Arrays], Arrays]:
+    """A program as a function of named arrays, on ``threads`` cores, or a :class:`Candidate` by its name."""
+    if candidates and program in candidates:
+        from stages.common import runtimes
+
+        candidate = Candidate(*candidates[program])
+        return runtimes.load(Path(candidate.path), candidate.threads, candidate.onnx_session)
     if program in TUTORIAL:
         return tutorial.load(program, threads)
     if program in NAIVE:
-        return load_onnx(naive_path(policy, program), threads)
+        return load_onnx(naive_path(policy, program), {"threads": threads})
     from stages.common import runtimes
 
     return runtimes.load_by_name(policy, program, threads)

@@ -28,9 +28,14 @@ class Ratio:
         """Whether the first is faster, outside the noise."""
         return self.low > 1 + LEAST
 
+    @property
+    def slower(self) -> bool:
+        """Whether the first is slower, outside the noise."""
+        return self.high * (1 + LEAST) < 1
+
     def as_dict(self) -> dict[str, float | None]:
-        """For JSON: an interval without an end has none."""
-        high = None if math.isinf(self.high) else round(self.high, 3)
+        """For JSON: too few rounds have no upper bound."""
+        high = round(self.high, 3) if math.isfinite(self.high) else None
         return {"ratio": round(self.ratio, 3), "low": round(self.low, 3), "high": high}
 
 

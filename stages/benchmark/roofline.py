@@ -11,9 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from safetensors import safe_open
 
-from play import Arrays
+from play import read_manifest
 from stages.common import runtimes
 
 MATRIX = 1024  # rows and columns: large enough for a library's fastest code
@@ -77,17 +78,15 @@ def measure_peak(threads: int) -> Peak:
     )
 
 
-def count_work(policy: str, inputs: Arrays, threads: int) -> Work:
-    """What a decision of the trained policy needs.
-
-    Args:
-        policy: its name.
-        inputs: of one row.
-        threads: of PyTorch.
-    """
+def count_work(policy: str) -> Work:
+    """What a decision of the trained policy needs."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    eager = runtimes.load_by_name(policy, "eager", threads)
+    inputs = {
+        spec["name"]: np.zeros([1, *spec["shape"][1:]], spec["dtype"])
+        for spec in read_manifest(Path("models", policy))["inputs"]
+    }
+    eager = runtimes.load_by_name(policy, "eager", 1)
     with FlopCounterMode(display=False) as counter:
         outputs = eager(inputs)
     with safe_open(Path("models", policy, "policy.safetensors"), "np") as file:

@@ -1,9 +1,9 @@
 """One program, measured in a process that does nothing else: ``python -m stages.benchmark.session``.
 
-The process is started by :mod:`stages.benchmark.measured`, which writes a workload for it. It tells the time of its
-first action as a line of its standard output, before which it imports nothing that the program does not need. From then
-on every line of its standard input is the number of a round: it measures, writes ``<program>.safetensors`` with the
-times of the queries, and answers with a line of JSON.
+The process is started by :mod:`stages.benchmark.measured`, with a workload written for it. It tells the time of its
+first action, and the seconds that loading took, as a line of its standard output, before which it imports nothing that
+the program does not need. From then on every line of its standard input is the number of a round: it measures, writes
+``<program>.safetensors`` with the times of the queries, and answers with a line of JSON.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Workload:
     Args:
         program: one of :func:`stages.benchmark.programs.names`.
         run: the program, loaded.
-        folder: where :func:`stages.bench.prepare` has written.
+        folder: where :func:`stages.benchmark.workload.prepare` has written.
     """
 
     def __init__(self, program: str, run: Callable[[Arrays], Arrays], folder: Path) -> None:
@@ -125,9 +125,11 @@ class Workload:
 def main(policy: str, program: str, folder: Path) -> None:
     with safe_open(folder / INPUTS, "np") as file:
         first = {name: file.get_slice(name)[:1] for name in file.keys()}
-    run = programs.load(policy, program, json.loads((folder / SETTINGS).read_text())["threads"])
+    settings, start = json.loads((folder / SETTINGS).read_text()), time.monotonic()
+    run = programs.load(policy, program, settings["threads"], settings["candidates"])
+    loading = time.monotonic() - start
     run(first)
-    print(time.monotonic(), flush=True)
+    print(time.monotonic(), loading, flush=True)
     workload = None
     for line in sys.stdin:
         from safetensors.numpy import save_file

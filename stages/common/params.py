@@ -34,6 +34,18 @@ class ExportOnnx(Section):
     opset: Annotated[int, Field(ge=18, le=24)]
 
 
+class OnnxSession(Section):
+    threads: Count
+    spinning: bool
+    memory_pattern: bool
+    arena: bool
+    optimization: Literal["none", "basic", "extended", "layout", "all"]
+
+
+class Manifest(Section):
+    onnx_session: OnnxSession
+
+
 class ParityCheck(Section):
     processes: Count
     tolerance: Positive
@@ -59,14 +71,27 @@ class Bench(Section):
     noise: Positive
 
 
+class Quantise(Section):
+    calibration_episodes: Count
+    calibration_samples: Count
+    checked_samples: Count
+    seed: Seed
+    episodes: Annotated[int, Field(ge=2)]
+    margin: Positive
+    significance: Annotated[float, Field(gt=0, lt=0.5)]
+    processes: Count
+
+
 class Params(Section):
     matrix: Annotated[list[str], Field(min_length=1)]
     policies: dict[str, Profile]
     record: Record
     compile_aoti: CompileAoti
     export_onnx: ExportOnnx
+    manifest: Manifest
     parity_check: ParityCheck
     bench: Bench
+    quantise: Quantise
 
     @model_validator(mode="after")
     def _matrix_names_policies(self) -> Self:

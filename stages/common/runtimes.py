@@ -82,6 +82,18 @@ def call_package(package: Any) -> Callable[..., dict[str, torch.Tensor]]:
     return call
 
 
+def session_settings(policy: str) -> dict[str, Any]:
+    """What the policy's manifest says about how ONNX Runtime is to run it.
+
+    Raises:
+        UserError: there is no manifest, or it is damaged.
+    """
+    try:
+        return read_manifest(Path("models", policy)).get("onnx_session", {})
+    except PlayError as error:
+        raise UserError(str(error)) from None
+
+
 def refusing(program: Run) -> Run:
     """A program whose refusals are the stages' own kind of error."""
 
@@ -94,8 +106,10 @@ def refusing(program: Run) -> Run:
     return run
 
 
-def load(path: Path, threads: int) -> Run:
+def load(path: Path, threads: int, onnx_session: dict[str, Any] | None = None) -> Run:
     """Load a program of any kind, told by its file's name, to run on ``threads`` cores.
+
+    One in ONNX runs with the other settings that a manifest has as ``onnx_session``, or with the player's own.
 
     With a program that explores, PyTorch's random numbers get a new seed: every process starts with the same one, and
     such a program must not do the same after every start.
@@ -105,7 +119,7 @@ def load(path: Path, threads: int) -> Run:
     """
     if path.suffix == ".onnx":
         try:
-            return refusing(load_onnx(path, threads))
+            return refusing(load_onnx(path, (onnx_session or {}) | {"threads": threads}))
         except PlayError as error:
             raise UserError(str(error)) from None
 
@@ -139,7 +153,8 @@ def load_by_name(policy: str, name: str, threads: int) -> Run:
         UserError: a file is missing or damaged.
     """
     if name not in ("eager", "eager_random"):
-        return load(Path("models", policy, (PROGRAMS | RANDOM_PROGRAMS)[name]), threads)
+        path = Path("models", policy, (PROGRAMS | RANDOM_PROGRAMS)[name])
+        return load(path, threads, session_settings(policy) if path.suffix == ".onnx" else None)
     import torch
     from torchrl.envs.utils import ExplorationType
 

@@ -1,0 +1,139 @@
+"""Processes that hold a program each, started with the queries that they are measured by."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.numpy import save_file
+
+from play import read_manifest
+from stages.benchmark import programs, rollouts, session
+from stages.benchmark.measured import Measured, Session
+from stages.benchmark.programs import Candidate
+from stages.common import params, runtimes
+from stages.common.processes import processes
+
+
+def prepare(
+    policy: str,
+    folder: Path,
+    settings: params.Bench,
+    tolerance: float,
+    emulator: int,
+    *,
+    candidates: dict[str, Candidate] | None = None,
+) -> None:
+    """Write the workload that every session reads: decisions of a recorded episode, and what eager makes of them.
+
+    Args:
+        policy: its name.
+        folder: to write to.
+        settings: of the measurement.
+        tolerance: largest absolute difference of an output.
+        emulator: id of the process that plays beside.
+        candidates: to be measured instead of the policy's programs, by name.
+    """
+    from stages.parity.situations import pick_by_name
+
+    manifest = read_manifest(Path("models", policy))
+    inputs = pick_by_name(policy, settings.samples).inputs
+    save_file(inputs, folder / session.INPUTS)
+    save_file(runtimes.load_by_name(policy, "eager", settings.threads)(inputs), folder / session.EXPECTED)
+    if not candidates and programs.TUTORIAL[0] in programs.names(manifest):
+        tutorial = programs.load(policy, programs.TUTORIAL[0], settings.threads)
+        save_file(tutorial(inputs), folder / session.TUTORIAL_EXPECTED)
+    content = settings.model_dump(exclude={"noise"})
+    content |= {"tolerance": tolerance, "emulator": emulator, "states": [s["output"] for s in manifest["states"]]}
+    (folder / session.SETTINGS).write_text(json.dumps(content | {"candidates": candidates or {}}))
+
+
+@contextmanager
+def emulator_beside(policy: str) -> Iterator[int]:
+    """A process that plays the environment without a policy, and pauses until it is told to go on; its id."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", rollouts.__name__, policy],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        process.send_signal(signal.SIGSTOP)
+        yield process.pid
+    finally:
+        process.kill()
+        process.wait()
+
+
+@dataclass
+class Sessions:
+    """Processes by the names of their programs, and what was found of them."""
+
+    running: dict[str, Session]
+    measured: dict[str, Measured]
+
+    def measure(self, number: int) -> None:
+        """A round: one program after the other."""
+        for name, running in self.running.items():
+            self.measured[name].add(*running.measure(number))
+
+
+@contextmanager
+def sessions(
+    policy: str,
+    names: Sequence[str],
+    settings: params.Bench,
+    tolerance: float,
+    candidates: dict[str, Candidate] | None = None,
+) -> Iterator[Sessions]:
+    """Start every program as often as its cold start is measured, and go once through all of them to warm them up.
+
+    Args:
+        policy: its name.
+        names: of :func:`stages.benchmark.programs.names`, or of the candidates.
+        settings: of the measurement.
+        tolerance: largest absolute difference of an output.
+        candidates: by name, where they are what is measured.
+
+    Raises:
+        UserError: a program does not run.
+    """
+    threads = {name: candidate.threads for name, candidate in (candidates or {}).items()}
+    measured = {name: Measured() for name in names}
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        emulator = stack.enter_context(emulator_beside(policy))
+        with processes(1) as executor:
+            executor.submit(prepare, policy, folder, settings, tolerance, emulator, candidates=candidates).result()
+
+        def start(name: str) -> Session:
+            started = Session(policy, name, folder, threads.get(name, settings.threads))
+            measured[name].cold_starts.append(started.cold_start)
+            measured[name].loading.append(started.loading)
+            return started
+
+        for _ in range(settings.cold_starts - 1):
+            for name in names:
+                with start(name):
+                    pass
+        running = {name: stack.enter_context(start(name)) for name in names}
+        for name, session_ in running.items():
+            facts, _ = session_.measure(0)
+            measured[name].peak_memory = facts["peak_memory_kib"]
+        yield Sessions(running, measured)
+
+
+def measure_candidates(
+    policy: str, candidates: dict[str, Candidate], settings: params.Bench, tolerance: float
+) -> dict[str, Measured]:
+    """All candidates in turns, a process each."""
+    with sessions(policy, list(candidates), settings, tolerance, candidates) as started:
+        for round_ in range(1, settings.rounds + 1):
+            started.measure(round_)
+        return started.measured

@@ -1,0 +1,245 @@
+"""Programs of fewer bits: what is made, and what it takes to be shipped."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from pipeline_helpers import ROOT, python, write_params
+from ruamel.yaml import YAML
+
+from play import load_onnx
+from stages import export_onnx, export_pt2, machine, manifest, quantise, record
+from stages.benchmark.programs import Candidate
+from stages.benchmark.ratios import Ratio
+from stages.common import params
+from stages.common.policy import make_agent, save_weights
+from stages.common.profile import load_profile
+from stages.lowering.narrow import OPERATORS, PRODUCTS, halved, layers, quantised
+
+RANDOM = np.random.default_rng(0)
+BALANCE = '''
+import torch
+from tensordict.nn import TensorDictModule, TensorDictSequential
+from torchrl.data import Composite
+from torchrl.modules import QValueModule
+
+
+def make_policy(observation_spec, action_spec):
+    """Pushes to the side that the pole is about to fall to."""
+    first, last = torch.nn.Linear(4, 2), torch.nn.Linear(2, 2)
+    gains = torch.tensor([0.1, 0.5, 5.0, 1.0])
+    first.weight.data, last.weight.data = torch.stack([-gains, gains]), torch.eye(2)
+    first.bias.data, last.bias.data = torch.zeros(2), torch.zeros(2)
+    network = torch.nn.Sequential(first, torch.nn.ReLU(), last)
+    values = TensorDictModule(network, in_keys=["observation"], out_keys=["action_value"])
+    return TensorDictSequential(values, QValueModule(spec=Composite(action=action_spec)))
+'''
+PROFILE = {
+    "env": {"id": "CartPole-v1", "max_episode_steps": 300},
+    "preprocess": None,
+    "policy": {"factory": "balance:make_policy"},
+    "train": {"algorithm": "none", "seed": 0, "eval_episodes": 1},
+}
+SMALL = {
+    "bench.cold_starts": 1,
+    "bench.rounds": 8,
+    "bench.queries": 100,
+    "bench.samples": 16,
+    "quantise.calibration_samples": 64,
+    "quantise.checked_samples": 100,
+    "quantise.episodes": 6,
+    "record.greedy_episodes": 2,
+    "record.epsilon_episodes": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def cartpole(tmp_path_factory):
+    """The working folder, with a policy that balances the pole, exported, recorded and with a manifest."""
+    folder = tmp_path_factory.mktemp("cartpole")
+    write_params(folder, SMALL)
+    yaml = YAML()
+    content = yaml.load((folder / "params.yaml").read_text())
+    content["policies"]["balance"], content["matrix"] = PROFILE, ["balance"]
+    yaml.dump(content, folder / "params.yaml")
+    (folder / "balance.py").write_text(BALANCE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.syspath_prepend(str(folder))
+        patch.setenv("PYTHONPATH", f"{folder}:{ROOT}")
+        patch.setattr(manifest, "FILES", {name: text for name, text in manifest.FILES.items() if "aoti" not in name})
+        machine.machine()
+        agent = make_agent("balance", load_profile("balance"))
+        save_weights(Path("models/balance/policy.safetensors"), "balance", agent.actor)
+        for stage in (export_pt2.export_pt2, export_onnx.export_onnx, manifest.manifest, record.record):
+            stage("balance")
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def pong(workspace) -> onnx.ModelProto:
+    return onnx.load(workspace / "models/dqn/policy.onnx")
+
+
+@pytest.fixture(scope="module")
+def screens():
+    return {
+        "observation": RANDOM.integers(256, size=(32, 210, 160, 3)).astype(np.uint8),
+        "frames": RANDOM.normal(size=(32, 1, 40, 40)).astype(np.float32),
+        "is_init": np.zeros((32, 1), bool),
+    }
+
+
+def run(model: onnx.ModelProto, inputs, folder: Path):
+    onnx.save(model, folder / "policy.onnx")
+    return load_onnx(folder / "policy.onnx")(inputs)
+
+
+def test_layers_are_the_network_s_but_for_the_last(pong):
+    assert [node.op_type for node in layers(pong, OPERATORS)] == ["Conv", "Conv", "Gemm"]
+    assert [node.op_type for node in layers(pong, PRODUCTS)] == ["Gemm"]
+
+
+@pytest.mark.parametrize("operators", [OPERATORS, PRODUCTS])
+def test_quantised_program_has_small_weights_and_the_same_memory(pong, screens, tmp_path, operators):
+    model = quantised(pong, screens, operators)
+    onnx.checker.check_model(model, full_check=True)
+    small = [tensor for tensor in model.graph.initializer if numpy_helper.to_array(tensor).dtype == np.int8]
+    sizes = sorted(math.prod(tensor.dims) for tensor in small if len(tensor.dims) > 1)
+    preprocessing = {math.prod(tensor.dims) for tensor in pong.graph.initializer if tensor.name.endswith("_weights")}
+    expected = [
+        math.prod([*next(w.dims for w in pong.graph.initializer if w.name == node.input[1])])
+        for node in layers(pong, operators)
+    ]
+    assert sorted([*expected, *preprocessing]) == sizes
+    found, given = run(model, screens, tmp_path), run(pong, screens, tmp_path)
+    np.testing.assert_array_equal(found["next_frames"], given["next_frames"])
+    difference = np.abs(found["action_value"] - given["action_value"]).max()
+    assert 0 < difference < 0.2 * np.abs(given["action_value"]).max()
+
+
+def test_half_precision_rounds_a_little(pong, screens, tmp_path):
+    found, given = run(halved(pong, "fp16"), screens, tmp_path), run(pong, screens, tmp_path)
+    np.testing.assert_array_equal(found["next_frames"], given["next_frames"])
+    assert 0 < np.abs(found["action_value"] - given["action_value"]).max() < 0.01
+
+
+def test_what_the_processor_or_the_runtime_lacks(pong, tmp_path):
+    made = quantise.make("fp16", lambda: halved(pong, "fp16"), tmp_path / "fp16/policy.onnx", ["avx2"])
+    assert made == {"verdict": "not measured", "reason": "this processor has none of avx512_fp16, fphp"}
+    made = quantise.make("bf16", lambda: halved(pong, "bf16"), tmp_path / "bf16/policy.onnx", ["avx512_bf16"])
+    assert made["verdict"] == "rejected"
+    assert "NOT_IMPLEMENTED" in made["reason"]
+    made = quantise.make("int8", lambda: None, tmp_path / "int8/policy.onnx", [])
+    assert made["reason"].startswith("the program has no layer")
+
+
+@pytest.mark.parametrize(
+    ("ratio", "p99", "reference", "reason"),
+    [
+        (Ratio(1.2, 1.1, 1.3), 90.0, 100.0, None),
+        (Ratio(1.2, 1.1, 1.3), 100.0, 100.0, "its p99 is not lower: 100.0 us"),
+        (Ratio(1.2, 1.02, 1.3), 90.0, 100.0, "its p50 is not lower outside the noise: it is between 1.02 and 1.30"),
+        (Ratio(0.8, 0.7, 0.9), 90.0, 100.0, "its p50 is not lower"),
+        (Ratio(1.2, 1.1, 1.3), None, 100.0, "too few queries"),
+    ],
+)
+def test_latency_is_judged(ratio, p99, reference, reason):
+    found = quantise.judge_latency(ratio, p99, reference)
+    assert found is None if reason is None else found.startswith(reason)
+
+
+def test_scores_of_one_distribution_are_the_same():
+    one, other = RANDOM.normal(18, 1.4, (2, 100))
+    scores = quantise.compare_scores(one, other, 1.0, 0.05)
+    assert scores.same
+    assert -1 < scores.low < scores.mean - scores.reference_mean < scores.high < 1
+    assert quantise.judge_scores(scores, 1.0) is None
+
+
+@pytest.mark.parametrize(("episodes", "shift"), [(100, 1.0), (100, -1.0), (100, 3.0), (4, 0.0)])
+def test_other_scores_and_too_few_are_not_shown_to_be_the_same(episodes, shift):
+    one, other = RANDOM.normal(18, 1.4, (2, episodes))
+    scores = quantise.compare_scores(one - one.mean() + shift, other - other.mean(), 1.0, 0.05)
+    assert not scores.same
+    assert quantise.judge_scores(scores, 1.0).startswith("its score is not shown to be the same within 1: ")
+
+
+def test_scores_a_margin_apart_are_rarely_called_the_same():
+    """As rarely as the significance says."""
+    pairs = [(RANDOM.normal(19, 1.4, 100), RANDOM.normal(18, 2.0, 100)) for _ in range(1000)]
+    assert np.mean([quantise.compare_scores(*pair, 1.0, 0.05).same for pair in pairs]) < 0.08
+
+
+def test_scores_that_never_vary():
+    assert quantise.compare_scores([500.0] * 10, [500.0] * 10, 1.0, 0.05).same
+    assert not quantise.compare_scores([500.0] * 10, [499.0] * 10, 1.0, 0.05).same
+
+
+@pytest.mark.slow
+def test_damaged_quantisation_is_rejected_by_its_score(cartpole):
+    """As long as the pole is balanced by what was quantised, and not by its weights of other signs."""
+    settings = params.load().quantise
+    path = cartpole / "models/balance/policy.onnx"
+    written = json.loads((path.parent / "manifest.json").read_text())
+    calibration, checked = quantise.pick_recorded("balance", written, settings)
+    sound = quantised(onnx.load(path), calibration, OPERATORS)
+    damaged = onnx.ModelProto()
+    damaged.CopyFrom(sound)
+    for tensor in damaged.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        if array.dtype == np.int8 and array.size > 1:
+            tensor.CopyFrom(numpy_helper.from_array((-array).astype(np.int8), tensor.name))
+    candidates = {"onnx": Candidate(str(path), 1)}
+    for name, model in {"sound": sound, "damaged": damaged}.items():
+        onnx.save(model, cartpole / f"{name}.onnx")
+        candidates[name] = Candidate(str(cartpole / f"{name}.onnx"), 1)
+    decided = quantise.compare_decisions(candidates, checked)
+    assert decided["onnx"]["other_actions"] == 0
+    assert decided["damaged"]["other_actions"] > 0.5 > decided["sound"]["other_actions"]
+    assert set(decided["sound"]["largest_difference"]) == {"action_value"}
+    scores = quantise.play_all("balance", candidates, settings)
+    assert scores["onnx"] == scores["sound"] == [300.0] * 6
+    compared = {name: quantise.compare_scores(scores[name], scores["onnx"], 1.0, 0.05) for name in scores}
+    assert quantise.judge_scores(compared["sound"], 1.0) is None
+    assert "a difference of -" in quantise.judge_scores(compared["damaged"], 1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cartpole")
+def test_stage_reports_a_verdict_of_every_program():
+    quantise.quantise("balance")
+    report = json.loads(Path("results/balance/quantised.json").read_text())
+    assert set(report["programs"]) == {"int8", "fp16", "bf16"}  # without convolutions, products are all that there is
+    entry = report["programs"]["int8"]
+    assert entry["verdict"] in {"shipped", "rejected"}
+    assert entry["reason"]
+    assert entry["p99_us"] >= entry["p50_us"] > 0
+    assert entry["other_actions"] < 0.5
+    assert entry["file_bytes"] > 0
+    assert {path.name for path in Path("models/balance/quantised").iterdir()} == set(report["shipped"])
+    for name, one in report["programs"].items():
+        assert ("score" in one) or one["verdict"] != "shipped", name
+
+
+@pytest.mark.slow
+def test_shipped_program_is_played(cartpole):
+    path = cartpole / "models/balance/policy.onnx"
+    quantise.ship("balance", "int8", path, json.loads((path.parent / "manifest.json").read_text()))
+    output = python(str(ROOT / "play.py"), "models/balance/quantised/int8", cwd=cartpole).stdout
+    assert "mean score 300.00" in output
+    (path.parent / "quantised/int8/policy.onnx").write_bytes(b"damaged")
+    done = python(str(ROOT / "play.py"), "models/balance/quantised/int8", cwd=cartpole, status=1)
+    assert "damaged or from another policy" in done.stderr
+
+
+def test_report_holds_plain_numbers():
+    scores = quantise.compare_scores([1.0, 2.0], [1.0, 3.0], 1.0, 0.05)
+    assert json.loads(json.dumps(dataclasses.asdict(scores))) == dataclasses.asdict(scores)
