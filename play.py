@@ -1,20 +1,25 @@
 """Play with an exported policy, without PyTorch: an Atari game, or another environment of gymnasium's.
 
 Needs ``policy.onnx`` and ``manifest.json`` of one model folder, and numpy, onnxruntime and ale-py; gymnasium too for
-what is no Atari game, and Pillow when a GIF is asked for. Nothing else of this repository is needed: copy the folder
-and this file to a device.
+what is no Atari game, and Pillow when a GIF is asked for. With ``--native``, the folder's ``native`` takes the place of
+``policy.onnx`` and onnxruntime. Nothing else of this repository is needed: copy the folder and this file to a device.
 
     python play.py models/dqn --episodes 3 --gif pong.gif
+    python play.py models/dqn --native --selftest
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import hashlib
 import importlib.util
 import json
 import secrets
+import struct
 import sys
+import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +28,6 @@ import ale_py
 import ale_py.roms
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
 Arrays = dict[str, npt.NDArray[Any]]
 Action = int | npt.NDArray[np.float32]
@@ -32,6 +36,11 @@ SCHEMA_VERSION = 1
 MANIFEST_KEYS = ("policy", "inputs", "outputs", "states", "environment", "actions", "files")
 DTYPES = {"float": "float32", "double": "float64"}  # ONNX Runtime's names that are not NumPy's
 MAX_SEED = 2**31 - 1  # of the emulator
+NATIVE = "native/libpolicy.so"
+GOLDEN_FILE = "native/golden.bin"
+# What stands before the decisions: the policy's name, their number, bytes of an observation, an action and its values,
+# and the largest difference of a value. Each decision then has one byte more, which is 1 where an episode starts.
+GOLDEN_MAGIC, GOLDEN = b"GOLDEN1\n", "<64s4Qd"
 
 
 class PlayError(Exception):
@@ -291,6 +300,10 @@ def load_onnx(path: Path, threads: int = 1) -> Callable[[Arrays], Arrays]:
     Raises:
         PlayError: it cannot be loaded.
     """
+    try:
+        import onnxruntime
+    except ImportError:
+        raise PlayError(f"{path} needs onnxruntime: pip install onnxruntime") from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -307,6 +320,148 @@ def load_onnx(path: Path, threads: int = 1) -> Callable[[Arrays], Arrays]:
         for kind in (spec.type.removeprefix("tensor(").removesuffix(")"),)
     ]
     return CheckedProgram(str(path), lambda arrays: dict(zip(names, session.run(names, arrays), strict=True)), inputs)
+
+
+class NativeArray(ctypes.Structure):
+    """``policy_array`` of ``policy.h``."""
+
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("dtype", ctypes.c_char_p),
+        ("bytes", ctypes.c_size_t),
+        ("dimensions", ctypes.c_size_t),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("next", ctypes.c_int),
+    )
+
+
+class NativeProgram:
+    """A native library as a function of named arrays; rows are computed one after the other.
+
+    Args:
+        path: of the library.
+
+    Raises:
+        PlayError: it is no such library, or this processor lacks instructions that it was built for.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.lock = path, threading.Lock()
+        try:
+            self.library = ctypes.CDLL(str(path.resolve()))
+            self.library.policy_message.restype = ctypes.c_char_p
+            self.library.policy_close.argtypes = [ctypes.c_void_p]
+            self.library.policy_close.restype = None
+            self.inputs, self.outputs = self._arrays("policy_inputs"), self._arrays("policy_outputs")
+            handle = ctypes.c_void_p()
+            self.check(self.library.policy_open(ctypes.byref(handle)))
+        except (OSError, AttributeError) as error:
+            raise PlayError(f"{path}: not a policy's native library: {error}") from None
+        self.handle = handle
+        weakref.finalize(self, self.library.policy_close, handle)
+        self.input_places = (ctypes.c_void_p * len(self.inputs))()
+        self.output_places = (ctypes.c_void_p * len(self.outputs))()
+
+    def _arrays(self, query: str) -> list[dict[str, Any]]:
+        arrays, function = ctypes.POINTER(NativeArray)(), getattr(self.library, query)
+        function.restype = ctypes.c_size_t
+        return [
+            {
+                "name": array.name.decode(),
+                "dtype": np.dtype(array.dtype.decode()),
+                "shape": array.shape[: array.dimensions],
+                "bytes": array.bytes,
+            }
+            for array in arrays[: function(ctypes.byref(arrays))]
+        ]
+
+    def check(self, status: int) -> None:
+        if status:
+            raise PlayError(f"{self.path}: {self.library.policy_message(status).decode()}")
+
+    def __call__(self, arrays: Arrays) -> Arrays:
+        given = [np.ascontiguousarray(arrays[spec["name"]]) for spec in self.inputs]
+        rows = len(given[0])
+        made = [np.empty((rows, *spec["shape"][1:]), spec["dtype"]) for spec in self.outputs]
+        starts = [array.__array_interface__["data"][0] for array in (*given, *made)]
+        sizes = [spec["bytes"] for spec in (*self.inputs, *self.outputs)]
+        inputs, outputs = self.input_places, self.output_places
+        with self.lock:
+            for row in range(rows):
+                places = starts if rows == 1 else [at + row * size for at, size in zip(starts, sizes, strict=True)]
+                inputs[:], outputs[:] = places[: len(given)], places[len(given) :]
+                self.check(self.library.policy_run(self.handle, inputs, outputs))
+        return {spec["name"]: array for spec, array in zip(self.outputs, made, strict=True)}
+
+
+def load_native(path: Path) -> Callable[[Arrays], Arrays]:
+    """A native library as a function of named arrays, on one core.
+
+    Raises:
+        PlayError: it cannot be loaded, or is not for this processor.
+    """
+    program = NativeProgram(path)
+    inputs = [{"name": spec["name"], "dtype": spec["dtype"], "shape": spec["shape"]} for spec in program.inputs]
+    return CheckedProgram(str(path), program, inputs)
+
+
+def value_names(manifest: dict[str, Any]) -> list[str]:
+    """The outputs that an action was chosen by."""
+    others = {"action", *(state["output"] for state in manifest["states"])}
+    return [spec["name"] for spec in manifest["outputs"] if spec["name"] not in others]
+
+
+def read_golden(path: Path, manifest: dict[str, Any]) -> tuple[npt.NDArray[Any], float]:
+    """Golden decisions, and the largest difference of a value.
+
+    Returns:
+        an array of records, with ``starts`` (uint8), ``observation``, ``action`` and each value's name.
+
+    Raises:
+        PlayError: the file is missing, damaged, or of another policy.
+    """
+    specs = {spec["name"]: spec for spec in (*manifest["inputs"], *manifest["outputs"])}
+    states = {state["input"] for state in manifest["states"]}
+    (observation,) = (spec["name"] for spec in manifest["inputs"] if spec["name"] not in {*states, "is_init"})
+    fields = [("observation", specs[observation])]
+    fields += [(name, specs[name]) for name in ("action", *value_names(manifest))]
+    record = np.dtype([("starts", "u1"), *((name, spec["dtype"], tuple(spec["shape"][1:])) for name, spec in fields)])
+    start = len(GOLDEN_MAGIC) + struct.calcsize(GOLDEN)
+    try:
+        content = path.read_bytes()
+        name, count, *sizes, tolerance = struct.unpack(GOLDEN, content[len(GOLDEN_MAGIC) : start])
+        if not content.startswith(GOLDEN_MAGIC) or sum(sizes) + 1 != record.itemsize:
+            raise ValueError("it has another form")
+        if name.rstrip(b"\0").decode() != manifest["policy"]:
+            raise ValueError(f"it is of the policy {name.rstrip(bytes(1)).decode()!r}")
+        if len(content) - start != count * record.itemsize:
+            raise ValueError(f"it has {len(content) - start} bytes of decisions, expected {count * record.itemsize}")
+    except OSError as error:
+        raise PlayError(f"{path}: {error.strerror}") from None
+    except (ValueError, struct.error) as error:
+        raise PlayError(f"{path}: not golden decisions of {manifest['policy']!r}: {error}") from None
+    return np.frombuffer(content, record, offset=start), tolerance
+
+
+def selftest(player: Player, path: Path) -> int:
+    """Replay golden decisions, ``native/golden.bin`` of a model folder; returns how many there are.
+
+    Raises:
+        PlayError: one comes out otherwise, or the file cannot be read.
+    """
+    decisions, tolerance = read_golden(path, player.manifest)
+    for number, expected in enumerate(decisions):
+        if expected["starts"]:
+            player.reset()
+        found = player.step(expected["observation"][None])
+        for name in ("action", *value_names(player.manifest)):
+            allowed = tolerance if expected[name].dtype.kind == "f" else 0
+            if not np.all(np.abs(np.subtract(found[name][0], expected[name], dtype=np.float64)) <= allowed):
+                raise PlayError(
+                    f"{path}: decision {number} comes out otherwise: {name} {found[name][0].tolist()}, "
+                    f"expected {expected[name].tolist()}"
+                )
+    return len(decisions)
 
 
 def make_environment(manifest: dict[str, Any], seed: int) -> Environment:
@@ -363,6 +518,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--episodes", type=int, default=1, help="full episodes to play (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first episode; the next has the next seed")
     parser.add_argument("--gif", type=Path, help="write an Atari game's first episode to this file (needs Pillow)")
+    parser.add_argument("--native", action="store_true", help="play with native/libpolicy.so instead of policy.onnx")
+    parser.add_argument("--selftest", action="store_true", help="replay native/golden.bin instead of playing")
     options = parser.parse_args(arguments)
     if options.episodes < 1:
         parser.error(f"--episodes is {options.episodes}, must be at least 1")
@@ -374,7 +531,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         manifest = read_manifest(options.folder)
         if options.gif is not None and "rom" not in manifest["environment"]:
             raise PlayError(f"--gif: draws Atari games only, {options.folder} plays {manifest['environment']['id']!r}")
-        player = Player(load_onnx(check_file(options.folder, "policy.onnx", manifest)), manifest)
+        load, name = (load_native, NATIVE) if options.native else (load_onnx, "policy.onnx")
+        player = Player(load(check_file(options.folder, name, manifest)), manifest)
+        if options.selftest:
+            decisions = selftest(player, check_file(options.folder, GOLDEN_FILE, manifest))
+            print(f"selftest {manifest['policy']}, {name}: {decisions} golden decisions, all as they were")
+            return 0
         scores = []
         for episode in range(options.episodes):
             record = options.gif is not None and episode == 0

@@ -1,7 +1,7 @@
 """Compile a policy into a library, a C header and a command that need no PyTorch at run time.
 
-AOTInductor writes the kernels, with the weights packed for them; the folder ``native`` holds the runtime that calls them,
-and CMake builds both.
+AOTInductor writes the kernels, with the weights packed for them. The folder ``native`` holds the runtime that calls
+them, and CMake builds both.
 """
 
 from __future__ import annotations
@@ -18,20 +18,25 @@ from typing import Any
 
 import torch
 
-from play import sha256
-from stages.common import params
+from play import GOLDEN_FILE, sha256
+from stages.common import episodes, params, runtimes
 from stages.common.archive import load_program
 from stages.common.errors import UserError, run
-from stages.common.targets import Target, find_target
+from stages.common.files import replacing
+from stages.common.golden import write_golden
+from stages.common.instructions import Target, find_target
+from stages.common.processes import processes
 from stages.lowering.single import lower_single
 
 SOURCES = Path("native")
 UNDEFINED = re.compile(r"undefined (?:reference to|symbol:) [`']?(\w+)")
+# How PyTorch compiles generated code that is not linked to its library.
+DEFINITIONS = ("-DTORCH_INDUCTOR_CPP_WRAPPER", "-DSTANDALONE_TORCH_HEADER", "-DC10_USING_CUSTOM_GENERATED_MACROS")
 SHIM = re.compile(r"aoti_torch_(?:(?:cpu|cuda)_)?_?(\w+?)(?:_out)?$")
 ERROR = re.compile(r"(?:fatal )?error: .*|CMake Error.*")
 
 
-def inductor_options(target: Target) -> dict[str, Any]:
+def inductor_options() -> dict[str, Any]:
     """What AOTInductor is told about the code that it makes."""
     return {
         "cpp.threads": 1,
@@ -50,7 +55,7 @@ def generate(program: torch.export.ExportedProgram, target: Target, folder: Path
     package = folder / "policy.pt2"
     with torch.no_grad(), target.chosen():
         torch._inductor.aoti_compile_and_package(
-            program, package_path=str(package), inductor_configs=inductor_options(target)
+            program, package_path=str(package), inductor_configs=inductor_options()
         )
     with zipfile.ZipFile(package) as archive:
         for ending, name in ((".wrapper.cpp", "model.cpp"), ("_weights.blob", "weights.bin")):
@@ -80,13 +85,15 @@ def write_facts(path: Path, facts: dict[str, Any], weights: Path) -> None:
                 f"{next_of.get(spec['name'], -1)}}},"
             )
         listed = ", ".join(str(dtypes[spec["dtype"]]) for spec in specs)
-        return "\n".join([
-            *shapes,
-            f"inline constexpr policy_array {kind}_arrays[] = {{",
-            *rows,
-            "};",
-            f"inline constexpr std::int32_t {kind}_dtypes[] = {{{listed}}};",
-        ])
+        return "\n".join(
+            [
+                *shapes,
+                f"inline constexpr policy_array {kind}_arrays[] = {{",
+                *rows,
+                "};",
+                f"inline constexpr std::int32_t {kind}_dtypes[] = {{{listed}}};",
+            ]
+        )
 
     names = [action["name"] for action in facts["actions"]] if facts["actions"] else []
     listed = ", ".join(map(text, names)) or "nullptr"
@@ -120,7 +127,9 @@ def call(*command: str | Path) -> None:
         UserError: it is not there, or fails; an operator that needs PyTorch's library is named.
     """
     if shutil.which(command[0]) is None:
-        raise UserError(f"{command[0]} is missing: compile_native builds with CMake; install it (Debian: apt install cmake)")
+        raise UserError(
+            f"{command[0]} is missing: compile_native builds with CMake; install it (Debian: apt install cmake)"
+        )
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return
@@ -143,9 +152,60 @@ def build(generated: Path, target: Target, folder: Path, *options: str) -> None:
         "POLICY_INCLUDE": f"{include};{include / 'torch/csrc/api/include'}",
         "POLICY_INSTRUCTIONS": target.name,
         "POLICY_LEVEL": target.level,
-        "POLICY_MODEL_OPTIONS": ";".join(target.options),
-        **target.cmake,
+        "POLICY_MODEL_OPTIONS": ";".join(DEFINITIONS + target.options),
+        **(target.tools if target.foreign else {}),
     }
     definitions = [f"-D{name}={value}" for name, value in settings.items()]
     call("cmake", "-S", SOURCES, "-B", folder, *definitions, *options)
     call("cmake", "--build", folder, "--parallel", str(len(os.sched_getaffinity(0))))
+
+
+def install(source: Path, path: Path, mode: int = 0o644) -> None:
+    with replacing(path) as temporary:
+        shutil.copyfile(source, temporary)
+    path.chmod(mode)
+
+
+def compile_target(policy: str, name: str, folder: Path) -> str:
+    """Compile a policy for one instruction set into a folder; returns what to tell the user."""
+    target = find_target(name)
+    program, facts = load_program(Path("models", policy, "policy.pt2"), policy)
+    with tempfile.TemporaryDirectory() as temporary:
+        generated, built = Path(temporary, "generated"), Path(temporary, "build")
+        generated.mkdir()
+        generate(lower_single(program, facts["inputs"]), target, generated)
+        write_facts(generated / "facts.h", facts, generated / "weights.bin")
+        build(generated, target, built)
+        install(built / "libpolicy.so", folder / "libpolicy.so")
+        install(built / "policy", folder / "policy", 0o755)
+        weights = (generated / "weights.bin").stat().st_size
+    size = (folder / "libpolicy.so").stat().st_size
+    return f"{target.name}, {size:,} bytes, {weights:,} of them weights"
+
+
+def compile_native(policy: str) -> None:
+    settings = params.load().compile_native
+    recorded = episodes.load(Path("data", policy, "episodes.safetensors"), policy)[0]
+    folder = Path("models", policy, "native")
+    shutil.rmtree(folder, ignore_errors=True)
+    folders = {name: folder / name if number else folder for number, name in enumerate(settings.targets)}
+    with processes(len(folders)) as executor:
+        compiling = [executor.submit(compile_target, policy, name, at) for name, at in folders.items()]
+        for at, done in zip(folders.values(), compiling, strict=True):
+            print(f"compile_native {policy}  {at.relative_to(folder.parent)}  {done.result()}", flush=True)
+    install(SOURCES / "include/policy.h", folder / "policy.h")
+    source = folder.parent / "policy.pt2"
+    _, facts = load_program(source, policy)
+    decisions = write_golden(
+        folder.parent / GOLDEN_FILE,
+        runtimes.load(source, threads=1),
+        recorded,
+        facts,
+        count=settings.golden_decisions,
+        tolerance=settings.tolerance,
+    )
+    print(f"compile_native {policy}  {GOLDEN_FILE}  {decisions} decisions", flush=True)
+
+
+if __name__ == "__main__":
+    run(compile_native, __doc__)

@@ -1,4 +1,6 @@
 // The policy as a command: what it is, whether it still decides as it did, and its decisions for recorded screens.
+#include <unistd.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
@@ -61,6 +63,14 @@ int tell() {
     const size_t actions = policy_actions(&names);
     for (size_t i = 0; i < actions; ++i) std::printf("action %zu %s\n", i, names[i]);
     return 0;
+}
+
+// golden.bin beside the command itself.
+std::string own_golden() {
+    char path[4096];
+    const ssize_t length = readlink("/proc/self/exe", path, sizeof path);
+    const std::string whole(path, length < 0 ? 0 : static_cast<size_t>(length));
+    return whole.substr(0, whole.rfind('/') + 1) + "golden.bin";
 }
 
 int selftest(const std::string &path) {
@@ -170,7 +180,7 @@ int bench(uint64_t steps) {
 int usage() {
     std::fprintf(stderr,
                  "usage: policy info                what the policy takes and gives\n"
-                 "       policy selftest [FILE]     replay golden decisions (golden.bin)\n"
+                 "       policy selftest [FILE]     replay golden decisions (golden.bin beside the command)\n"
                  "       policy play FILE|-         decide on recorded observations, a line each\n"
                  "       policy bench [DECISIONS]   time decisions (10000)\n");
     return 2;
@@ -182,7 +192,7 @@ int main(int count, char **words) {
     const std::string command = count > 1 ? words[1] : "";
     try {
         if (command == "info" && count == 2) return tell();
-        if (command == "selftest" && count <= 3) return selftest(count == 3 ? words[2] : "golden.bin");
+        if (command == "selftest" && count <= 3) return selftest(count == 3 ? words[2] : own_golden());
         if (command == "play" && count == 3) return play(words[2]);
         if (command == "bench" && count <= 3) {
             const long steps = count == 3 ? std::strtol(words[2], nullptr, 10) : 10000;

@@ -27,7 +27,9 @@ def as_flat_concatenation(tensors: Sequence[torch.Tensor], dim: int = 0) -> torc
     return torch.cat(flat, 1).reshape(*before, -1, *after)
 
 
-def lower_single(program: torch.export.ExportedProgram, inputs: Sequence[dict[str, Any]]) -> torch.export.ExportedProgram:
+def lower_single(
+    program: torch.export.ExportedProgram, inputs: Sequence[dict[str, Any]]
+) -> torch.export.ExportedProgram:
     """The program for a batch of one.
 
     Args:
