@@ -494,6 +494,19 @@ def play(player: Player, seed: int) -> Iterator[tuple[float, npt.NDArray[Any]]]:
         yield environment.step(player.act(environment.observation)), environment.observation
 
 
+def play_full(player: Player, seed: int, gif: Path | None) -> tuple[float, int]:
+    """The score of one episode and its number of decisions; its screens are written to ``gif``."""
+    screens, score, steps = [], 0.0, 0
+    for reward, screen in play(player, seed):
+        if gif is not None:
+            screens.append(screen.copy())
+        score += reward
+        steps += 1
+    if gif is not None:
+        write_gif(gif, screens, milliseconds=player.manifest["environment"]["frame_skip"] * 1000 // 60)
+    return score, steps
+
+
 def write_gif(path: Path, screens: list[npt.NDArray[np.uint8]], milliseconds: int) -> None:
     from PIL import Image
 
@@ -539,15 +552,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         scores = []
         for episode in range(options.episodes):
-            record = options.gif is not None and episode == 0
-            screens, score, steps = [], 0.0, 0
-            for reward, screen in play(player, options.seed + episode):
-                if record:
-                    screens.append(screen.copy())
-                score += reward
-                steps += 1
-            if record:
-                write_gif(options.gif, screens, milliseconds=manifest["environment"]["frame_skip"] * 1000 // 60)
+            score, steps = play_full(player, options.seed + episode, options.gif if episode == 0 else None)
             scores.append(score)
             print(f"episode {episode + 1}/{options.episodes}  score {score:+g}  decisions {steps}", flush=True)
         print(f"mean score {np.mean(scores):.2f}  std {np.std(scores):.2f}  min {min(scores):g}  max {max(scores):g}")

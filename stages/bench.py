@@ -44,6 +44,8 @@ PAIRS = (
     ("aoti", "eager"),
     ("onnx", "pt2"),
     ("onnx", "aoti"),
+    ("native", "onnx"),
+    ("native", "aoti"),
     ("onnx", programs.NAIVE),
     ("onnx", "tutorial_onnx"),
     ("aoti", "tutorial_aoti"),

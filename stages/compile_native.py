@@ -28,7 +28,7 @@ from stages.common.instructions import Target, find_target
 from stages.common.processes import processes
 from stages.lowering.single import lower_single
 
-SOURCES = Path("native")
+SOURCES = Path(__file__).parents[1] / "native"
 UNDEFINED = re.compile(r"undefined (?:reference to|symbol:) [`']?(\w+)")
 # How PyTorch compiles generated code that is not linked to its library.
 DEFINITIONS = ("-DTORCH_INDUCTOR_CPP_WRAPPER", "-DSTANDALONE_TORCH_HEADER", "-DC10_USING_CUSTOM_GENERATED_MACROS")
@@ -95,7 +95,7 @@ def write_facts(path: Path, facts: dict[str, Any], weights: Path) -> None:
             ]
         )
 
-    names = [action["name"] for action in facts["actions"]] if facts["actions"] else []
+    names = [action["name"] for action in facts["actions"]] if isinstance(facts["actions"], list) else []
     listed = ", ".join(map(text, names)) or "nullptr"
     digest = ", ".join(f"0x{byte:02x}" for byte in bytes.fromhex(sha256(weights)))
     path.write_text(f"""// What stages/compile_native.py knows about the policy.

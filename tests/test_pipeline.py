@@ -28,11 +28,12 @@ PARAMS = YAML_READER.load((ROOT / "params.yaml").read_text())
 
 # Every parameter, and the stages that run again when it changes. `*` is any policy: only its own stages run.
 AFTER_TRAIN = {"record", "export_pt2", "compile_aoti", "export_onnx", "manifest", "parity_check", "bench"}
-AFTER_TRAIN |= {"export_naive"}
+AFTER_TRAIN |= {"export_naive", "compile_native"}
 RERUNS = {
     "policies.*": {"train"} | AFTER_TRAIN,
-    "record": {"record", "parity_check", "bench"},
+    "record": {"record", "compile_native", "manifest", "parity_check", "bench"},
     "compile_aoti": {"compile_aoti", "manifest", "parity_check", "bench"},
+    "compile_native": {"compile_native", "manifest", "parity_check", "bench"},
     "export_onnx": {"export_onnx", "export_naive", "manifest", "parity_check", "bench"},
     "parity_check": {"parity_check", "bench"},
     "bench": {"bench"},
@@ -166,7 +167,7 @@ def test_another_machine_recompiles_and_never_retrains(pipeline, downstream):
         found = reruns(pipeline, downstream)
     finally:
         path.write_text(text)
-    stages = {"compile_aoti", "manifest", "parity_check", "bench"}
+    stages = {"compile_aoti", "compile_native", "manifest", "parity_check", "bench"}
     rebuilt = {f"{stage}@{policy}" for stage in stages for policy in (*PARAMS["matrix"], "other")}
     assert found == rebuilt | {"export_tutorial"}
 

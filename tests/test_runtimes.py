@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from play import Arrays, PlayError, load_onnx, read_manifest
 from stages.common import params, runtimes
 from stages.common.errors import UserError
 from stages.compile_aoti import compile_program
+from stages.compile_native import compile_target
 
 FRAMES = "float32[batch, 1, 40, 40]"
 SCREEN = "uint8[batch, 210, 160, 3]"
@@ -49,10 +51,12 @@ def programs(workspace) -> dict[str, runtimes.Run]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(workspace)
         compile_program("dqn", "policy", params.load(Path(__file__).parents[1] / "params.yaml").compile_aoti)
+        compile_target("dqn", "native", Path("models/dqn/native"))
         try:
             return {name: runtimes.load_by_name.__wrapped__("dqn", name, 1) for name in ("eager", *runtimes.PROGRAMS)}
         finally:
             Path("models/dqn/policy.aoti.pt2").unlink()
+            shutil.rmtree("models/dqn/native")
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +69,7 @@ def inputs(workspace) -> Arrays:
 @pytest.mark.parametrize("name", ["eager", *runtimes.PROGRAMS])
 @pytest.mark.parametrize(("change", "message"), WRONG)
 def test_wrong_inputs_are_refused(programs, inputs, name, change, message):
-    with pytest.raises(UserError, match=rf"^(eager|models/dqn/policy\S+): .*{re.escape(message)}"):
+    with pytest.raises(UserError, match=rf"^(eager|models/dqn/\S+): .*{re.escape(message)}"):
         programs[name](change(inputs))
     assert set(programs[name](inputs)) == {"action", "action_value", "next_frames"}  # it still runs
 
