@@ -128,7 +128,7 @@ def call(*command: str | Path) -> None:
     """
     if shutil.which(command[0]) is None:
         raise UserError(
-            f"{command[0]} is missing: compile_native builds with CMake; install it (Debian: apt install cmake)"
+            f"{command[0]} is missing: compile_native builds with CMake; install it (pip install cmake)"
         )
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     if done.returncode == 0:
