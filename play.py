@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import functools
 import hashlib
 import importlib.util
 import json
@@ -36,6 +37,7 @@ SCHEMA_VERSION = 1
 MANIFEST_KEYS = ("policy", "inputs", "outputs", "states", "environment", "actions", "files")
 DTYPES = {"float": "float32", "double": "float64"}  # ONNX Runtime's names that are not NumPy's
 MAX_SEED = 2**31 - 1  # of the emulator
+COPIED = 65536  # bytes of an array that are rather copied than found
 NATIVE = "native/libpolicy.so"
 GOLDEN_FILE = "native/golden.bin"
 # What stands before the decisions: the policy's name, their number, bytes of an observation, an action and its values,
@@ -335,6 +337,11 @@ class NativeArray(ctypes.Structure):
     )
 
 
+def address(array: npt.NDArray[Any]) -> int:
+    start: int = array.__array_interface__["data"][0]
+    return start
+
+
 class NativeProgram:
     """A native library as a function of named arrays; rows are computed one after the other.
 
@@ -357,10 +364,16 @@ class NativeProgram:
             self.check(self.library.policy_open(ctypes.byref(handle)))
         except (OSError, AttributeError) as error:
             raise PlayError(f"{path}: not a policy's native library: {error}") from None
-        self.handle = handle
         weakref.finalize(self, self.library.policy_close, handle)
-        self.input_places = (ctypes.c_void_p * len(self.inputs))()
-        self.output_places = (ctypes.c_void_p * len(self.outputs))()
+        given = {spec["name"]: np.empty(spec["shape"], spec["dtype"]) for spec in self.inputs}
+        made = {spec["name"]: np.empty(spec["shape"], spec["dtype"]) for spec in self.outputs}
+        places = (ctypes.c_void_p * len(given))(*map(address, given.values()))
+        results = (ctypes.c_void_p * len(made))(*map(address, made.values()))
+        # To copy a small array costs less than to find where it lies.
+        self.small = [(name, array) for name, array in given.items() if array.nbytes <= COPIED]
+        self.large = [(name, place) for place, (name, array) in enumerate(given.items()) if array.nbytes > COPIED]
+        self.made, self.places = list(made.items()), places
+        self.run = functools.partial(self.library.policy_run, handle, places, results)
 
     def _arrays(self, query: str) -> list[dict[str, Any]]:
         arrays, function = ctypes.POINTER(NativeArray)(), getattr(self.library, query)
@@ -380,18 +393,24 @@ class NativeProgram:
             raise PlayError(f"{self.path}: {self.library.policy_message(status).decode()}")
 
     def __call__(self, arrays: Arrays) -> Arrays:
-        given = [np.ascontiguousarray(arrays[spec["name"]]) for spec in self.inputs]
-        rows = len(given[0])
-        made = [np.empty((rows, *spec["shape"][1:]), spec["dtype"]) for spec in self.outputs]
-        starts = [array.__array_interface__["data"][0] for array in (*given, *made)]
-        sizes = [spec["bytes"] for spec in (*self.inputs, *self.outputs)]
-        inputs, outputs = self.input_places, self.output_places
+        rows = len(next(iter(arrays.values())))
+        if rows == 1:
+            return self.decide(arrays)
+        decided = [self.decide({name: array[row : row + 1] for name, array in arrays.items()}) for row in range(rows)]
+        return {name: np.concatenate([outputs[name] for outputs in decided]) for name in decided[0]}
+
+    def decide(self, arrays: Arrays) -> Arrays:
+        """All outputs for one row."""
         with self.lock:
-            for row in range(rows):
-                places = starts if rows == 1 else [at + row * size for at, size in zip(starts, sizes, strict=True)]
-                inputs[:], outputs[:] = places[: len(given)], places[len(given) :]
-                self.check(self.library.policy_run(self.handle, inputs, outputs))
-        return {spec["name"]: array for spec, array in zip(self.outputs, made, strict=True)}
+            for name, copy in self.small:
+                copy[...] = arrays[name]
+            held = [arrays[name] for name, _ in self.large]
+            for index, (_, place) in enumerate(self.large):
+                if not held[index].flags.c_contiguous:
+                    held[index] = np.ascontiguousarray(held[index])
+                self.places[place] = address(held[index])
+            self.check(self.run())
+            return {name: array.copy() for name, array in self.made}
 
 
 def load_native(path: Path) -> Callable[[Arrays], Arrays]:

@@ -127,9 +127,7 @@ def call(*command: str | Path) -> None:
         UserError: it is not there, or fails; an operator that needs PyTorch's library is named.
     """
     if shutil.which(command[0]) is None:
-        raise UserError(
-            f"{command[0]} is missing: compile_native builds with CMake; install it (pip install cmake)"
-        )
+        raise UserError(f"{command[0]} is missing: compile_native builds with CMake; install it (pip install cmake)")
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return
