@@ -43,12 +43,13 @@ def flags() -> frozenset[str]:
     return frozenset(processor().get("flags", processor().get("Features", "")).split())
 
 
-def complain(machine: str, instructions: str) -> str | None:
-    """Why code does not run here, if it does not.
+def complain(machine: str, instructions: str, have: frozenset[str] | None = None) -> str | None:
+    """Why code does not run on a processor of this machine's architecture, if it does not.
 
     Args:
         machine: the architecture that it was compiled for, such as ``x86_64``.
         instructions: AOTInductor's names for the instruction sets, such as ``AVX512 AVX512_VNNI``.
+        have: the processor's flags; this one's where there are none.
     """
     if machine != platform.machine():
         return f"it was compiled for {machine}, this machine is {platform.machine()}"
@@ -59,8 +60,8 @@ def complain(machine: str, instructions: str) -> str | None:
         if name not in NEEDED:
             return f"it needs the instruction set {name}, which is not known here"
         needed |= NEEDED[name]
-    if lacking := sorted(needed - flags()):
-        return f"it was compiled for {instructions}, and this processor lacks {', '.join(lacking)}"
+    if lacking := sorted(needed - (flags() if have is None else have)):
+        return f"it was compiled for {instructions}, and the processor lacks {', '.join(lacking)}"
     return None
 
 
