@@ -1,20 +1,26 @@
 """Play with an exported policy, without PyTorch: an Atari game, or another environment of gymnasium's.
 
 Needs ``policy.onnx`` and ``manifest.json`` of one model folder, and numpy, onnxruntime and ale-py; gymnasium too for
-what is no Atari game, and Pillow when a GIF is asked for. Nothing else of this repository is needed: copy the folder
-and this file to a device.
+what is no Atari game, and Pillow when a GIF is asked for. With ``--native``, the folder's ``native`` takes the place of
+``policy.onnx`` and onnxruntime. Nothing else of this repository is needed: copy the folder and this file to a device.
 
     python play.py models/dqn --episodes 3 --gif pong.gif
+    python play.py models/dqn --native --selftest
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import functools
 import hashlib
 import importlib.util
 import json
 import secrets
+import struct
 import sys
+import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +29,6 @@ import ale_py
 import ale_py.roms
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
 Arrays = dict[str, npt.NDArray[Any]]
 Action = int | npt.NDArray[np.float32]
@@ -47,6 +52,12 @@ OPTIMIZATIONS = {
     "layout": "ENABLE_LAYOUT",
     "all": "ENABLE_ALL",
 }
+COPIED = 65536  # bytes of an array that are rather copied than found
+NATIVE = "native/libpolicy.so"
+GOLDEN_FILE = "native/golden.bin"
+# What stands before the decisions: the policy's name, their number, bytes of an observation, an action and its values,
+# and the largest difference of a value. Each decision then has one byte more, which is 1 where an episode starts.
+GOLDEN_MAGIC, GOLDEN = b"GOLDEN1\n", "<64s4Qd"
 
 
 class PlayError(Exception):
@@ -298,7 +309,7 @@ class CheckedProgram:
         return f"inputs must have the same number of rows, at least 1, found {rows}"
 
 
-def session_options(settings: dict[str, Any]) -> onnxruntime.SessionOptions:
+def session_options(settings: dict[str, Any]) -> Any:
     """ONNX Runtime's options for some of the keys of ``SESSION``, which has the others.
 
     Raises:
@@ -312,6 +323,8 @@ def session_options(settings: dict[str, Any]) -> onnxruntime.SessionOptions:
     chosen = SESSION | settings
     if chosen["optimization"] not in OPTIMIZATIONS:
         raise PlayError(f"onnx_session: optimization is {chosen['optimization']!r}, expected one of {OPTIMIZATIONS}")
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = chosen["threads"]
     options.inter_op_num_threads = 1
@@ -336,6 +349,10 @@ def load_onnx(path: Path, settings: dict[str, Any] | None = None) -> Callable[[A
     Raises:
         PlayError: it cannot be loaded.
     """
+    try:
+        import onnxruntime
+    except ImportError:
+        raise PlayError(f"{path} needs onnxruntime: pip install onnxruntime") from None
     options = session_options(settings or {})
     onnxruntime.set_seed(secrets.randbits(31))
     try:
@@ -349,6 +366,165 @@ def load_onnx(path: Path, settings: dict[str, Any] | None = None) -> Callable[[A
         for kind in (spec.type.removeprefix("tensor(").removesuffix(")"),)
     ]
     return CheckedProgram(str(path), lambda arrays: dict(zip(names, session.run(names, arrays), strict=True)), inputs)
+
+
+class NativeArray(ctypes.Structure):
+    """``policy_array`` of ``policy.h``."""
+
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("dtype", ctypes.c_char_p),
+        ("bytes", ctypes.c_size_t),
+        ("dimensions", ctypes.c_size_t),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("next", ctypes.c_int),
+    )
+
+
+def address(array: npt.NDArray[Any]) -> int:
+    start: int = array.__array_interface__["data"][0]
+    return start
+
+
+class NativeProgram:
+    """A native library as a function of named arrays; rows are computed one after the other.
+
+    Args:
+        path: of the library.
+
+    Raises:
+        PlayError: it is no such library, or this processor lacks instructions that it was built for.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.lock = path, threading.Lock()
+        try:
+            self.library = ctypes.CDLL(str(path.resolve()))
+            self.library.policy_message.restype = ctypes.c_char_p
+            self.library.policy_close.argtypes = [ctypes.c_void_p]
+            self.library.policy_close.restype = None
+            self.inputs, self.outputs = self._arrays("policy_inputs"), self._arrays("policy_outputs")
+            handle = ctypes.c_void_p()
+            self.check(self.library.policy_open(ctypes.byref(handle)))
+        except (OSError, AttributeError) as error:
+            raise PlayError(f"{path}: not a policy's native library: {error}") from None
+        weakref.finalize(self, self.library.policy_close, handle)
+        given = {spec["name"]: np.empty(spec["shape"], spec["dtype"]) for spec in self.inputs}
+        made = {spec["name"]: np.empty(spec["shape"], spec["dtype"]) for spec in self.outputs}
+        places = (ctypes.c_void_p * len(given))(*map(address, given.values()))
+        results = (ctypes.c_void_p * len(made))(*map(address, made.values()))
+        # To copy a small array costs less than to find where it lies.
+        self.small = [(name, array) for name, array in given.items() if array.nbytes <= COPIED]
+        self.large = [(name, place) for place, (name, array) in enumerate(given.items()) if array.nbytes > COPIED]
+        self.made, self.places = list(made.items()), places
+        self.run = functools.partial(self.library.policy_run, handle, places, results)
+
+    def _arrays(self, query: str) -> list[dict[str, Any]]:
+        arrays, function = ctypes.POINTER(NativeArray)(), getattr(self.library, query)
+        function.restype = ctypes.c_size_t
+        return [
+            {
+                "name": array.name.decode(),
+                "dtype": np.dtype(array.dtype.decode()),
+                "shape": array.shape[: array.dimensions],
+                "bytes": array.bytes,
+            }
+            for array in arrays[: function(ctypes.byref(arrays))]
+        ]
+
+    def check(self, status: int) -> None:
+        if status:
+            raise PlayError(f"{self.path}: {self.library.policy_message(status).decode()}")
+
+    def __call__(self, arrays: Arrays) -> Arrays:
+        rows = len(next(iter(arrays.values())))
+        if rows == 1:
+            return self.decide(arrays)
+        decided = [self.decide({name: array[row : row + 1] for name, array in arrays.items()}) for row in range(rows)]
+        return {name: np.concatenate([outputs[name] for outputs in decided]) for name in decided[0]}
+
+    def decide(self, arrays: Arrays) -> Arrays:
+        """All outputs for one row."""
+        with self.lock:
+            for name, copy in self.small:
+                copy[...] = arrays[name]
+            held = [arrays[name] for name, _ in self.large]
+            for index, (_, place) in enumerate(self.large):
+                if not held[index].flags.c_contiguous:
+                    held[index] = np.ascontiguousarray(held[index])
+                self.places[place] = address(held[index])
+            self.check(self.run())
+            return {name: array.copy() for name, array in self.made}
+
+
+def load_native(path: Path) -> Callable[[Arrays], Arrays]:
+    """A native library as a function of named arrays, on one core.
+
+    Raises:
+        PlayError: it cannot be loaded, or is not for this processor.
+    """
+    program = NativeProgram(path)
+    inputs = [{"name": spec["name"], "dtype": spec["dtype"], "shape": spec["shape"]} for spec in program.inputs]
+    return CheckedProgram(str(path), program, inputs)
+
+
+def value_names(manifest: dict[str, Any]) -> list[str]:
+    """The outputs that an action was chosen by."""
+    others = {"action", *(state["output"] for state in manifest["states"])}
+    return [spec["name"] for spec in manifest["outputs"] if spec["name"] not in others]
+
+
+def read_golden(path: Path, manifest: dict[str, Any]) -> tuple[npt.NDArray[Any], float]:
+    """Golden decisions, and the largest difference of a value.
+
+    Returns:
+        an array of records, with ``starts`` (uint8), ``observation``, ``action`` and each value's name.
+
+    Raises:
+        PlayError: the file is missing, damaged, or of another policy.
+    """
+    specs = {spec["name"]: spec for spec in (*manifest["inputs"], *manifest["outputs"])}
+    states = {state["input"] for state in manifest["states"]}
+    (observation,) = (spec["name"] for spec in manifest["inputs"] if spec["name"] not in {*states, "is_init"})
+    fields = [("observation", specs[observation])]
+    fields += [(name, specs[name]) for name in ("action", *value_names(manifest))]
+    record = np.dtype([("starts", "u1"), *((name, spec["dtype"], tuple(spec["shape"][1:])) for name, spec in fields)])
+    start = len(GOLDEN_MAGIC) + struct.calcsize(GOLDEN)
+    try:
+        content = path.read_bytes()
+        name, count, *sizes, tolerance = struct.unpack(GOLDEN, content[len(GOLDEN_MAGIC) : start])
+        if not content.startswith(GOLDEN_MAGIC) or sum(sizes) + 1 != record.itemsize:
+            raise ValueError("it has another form")
+        if name.rstrip(b"\0").decode() != manifest["policy"]:
+            raise ValueError(f"it is of the policy {name.rstrip(bytes(1)).decode()!r}")
+        if len(content) - start != count * record.itemsize:
+            raise ValueError(f"it has {len(content) - start} bytes of decisions, expected {count * record.itemsize}")
+    except OSError as error:
+        raise PlayError(f"{path}: {error.strerror}") from None
+    except (ValueError, struct.error) as error:
+        raise PlayError(f"{path}: not golden decisions of {manifest['policy']!r}: {error}") from None
+    return np.frombuffer(content, record, offset=start), tolerance
+
+
+def selftest(player: Player, path: Path) -> int:
+    """Replay golden decisions, ``native/golden.bin`` of a model folder; returns how many there are.
+
+    Raises:
+        PlayError: one comes out otherwise, or the file cannot be read.
+    """
+    decisions, tolerance = read_golden(path, player.manifest)
+    for number, expected in enumerate(decisions):
+        if expected["starts"]:
+            player.reset()
+        found = player.step(expected["observation"][None])
+        for name in ("action", *value_names(player.manifest)):
+            allowed = tolerance if expected[name].dtype.kind == "f" else 0
+            if not np.all(np.abs(np.subtract(found[name][0], expected[name], dtype=np.float64)) <= allowed):
+                raise PlayError(
+                    f"{path}: decision {number} comes out otherwise: {name} {found[name][0].tolist()}, "
+                    f"expected {expected[name].tolist()}"
+                )
+    return len(decisions)
 
 
 def make_environment(manifest: dict[str, Any], seed: int) -> Environment:
@@ -381,6 +557,19 @@ def play(player: Player, seed: int) -> Iterator[tuple[float, npt.NDArray[Any]]]:
         yield environment.step(player.act(environment.observation)), environment.observation
 
 
+def play_full(player: Player, seed: int, gif: Path | None) -> tuple[float, int]:
+    """The score of one episode and its number of decisions; its screens are written to ``gif``."""
+    screens, score, steps = [], 0.0, 0
+    for reward, screen in play(player, seed):
+        if gif is not None:
+            screens.append(screen.copy())
+        score += reward
+        steps += 1
+    if gif is not None:
+        write_gif(gif, screens, milliseconds=player.manifest["environment"]["frame_skip"] * 1000 // 60)
+    return score, steps
+
+
 def write_gif(path: Path, screens: list[npt.NDArray[np.uint8]], milliseconds: int) -> None:
     from PIL import Image
 
@@ -405,6 +594,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--episodes", type=int, default=1, help="full episodes to play (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first episode; the next has the next seed")
     parser.add_argument("--gif", type=Path, help="write an Atari game's first episode to this file (needs Pillow)")
+    parser.add_argument("--native", action="store_true", help="play with native/libpolicy.so instead of policy.onnx")
+    parser.add_argument("--selftest", action="store_true", help="replay native/golden.bin instead of playing")
     options = parser.parse_args(arguments)
     if options.episodes < 1:
         parser.error(f"--episodes is {options.episodes}, must be at least 1")
@@ -416,19 +607,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         manifest = read_manifest(options.folder)
         if options.gif is not None and "rom" not in manifest["environment"]:
             raise PlayError(f"--gif: draws Atari games only, {options.folder} plays {manifest['environment']['id']!r}")
-        path = check_file(options.folder, "policy.onnx", manifest)
-        player = Player(load_onnx(path, manifest.get("onnx_session")), manifest)
+        name = NATIVE if options.native else "policy.onnx"
+        path = check_file(options.folder, name, manifest)
+        run = load_native(path) if options.native else load_onnx(path, manifest.get("onnx_session"))
+        player = Player(run, manifest)
+        if options.selftest:
+            decisions = selftest(player, check_file(options.folder, GOLDEN_FILE, manifest))
+            print(f"selftest {manifest['policy']}, {name}: {decisions} golden decisions, all as they were")
+            return 0
         scores = []
         for episode in range(options.episodes):
-            record = options.gif is not None and episode == 0
-            screens, score, steps = [], 0.0, 0
-            for reward, screen in play(player, options.seed + episode):
-                if record:
-                    screens.append(screen.copy())
-                score += reward
-                steps += 1
-            if record:
-                write_gif(options.gif, screens, milliseconds=manifest["environment"]["frame_skip"] * 1000 // 60)
+            score, steps = play_full(player, options.seed + episode, options.gif if episode == 0 else None)
             scores.append(score)
             print(f"episode {episode + 1}/{options.episodes}  score {score:+g}  decisions {steps}", flush=True)
         print(f"mean score {np.mean(scores):.2f}  std {np.std(scores):.2f}  min {min(scores):g}  max {max(scores):g}")

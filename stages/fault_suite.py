@@ -53,7 +53,7 @@ def judge_faultless(policy: str, program: str, seed: int) -> str | None:
 
 def fault_suite() -> int:
     """Judge everything, in processes side by side; fails where a fault is missed or an alarm is false."""
-    programs = list(runtimes.PROGRAMS)
+    programs = [name for name in runtimes.PROGRAMS if f"{name}_random" in runtimes.RANDOM_PROGRAMS]
     with processes(2) as executor:
         caught = {
             f"{policy}, {name}": executor.submit(judge, policy, name, random=random)

@@ -15,7 +15,7 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-from stages.common import params
+from stages.common import instructions, params
 from stages.common.errors import run
 from stages.common.files import write_json
 from stages.common.profile import Profile, named_files
@@ -41,14 +41,9 @@ def first_line(*command: str) -> str | None:
 
 def cpu() -> tuple[str, list[str]]:
     """Model and instruction sets, as the kernel tells them."""
-    fields: dict[str, str] = {}
-    cpuinfo = Path("/proc/cpuinfo")
-    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else []:
-        key, _, value = line.partition(":")
-        fields.setdefault(key.strip(), value.strip())
-    flags = set(fields.get("flags", fields.get("Features", "")).split())
-    sets = [name for name in (*INSTRUCTION_SETS, *INSTRUCTION_SETS_ARM) if name in flags]
-    return fields.get("model name") or platform.processor() or platform.machine(), sets
+    found = instructions.flags()
+    sets = [name for name in (*INSTRUCTION_SETS, *INSTRUCTION_SETS_ARM) if name in found]
+    return instructions.processor().get("model name") or platform.processor() or platform.machine(), sets
 
 
 def hash_file(path: Path) -> str:

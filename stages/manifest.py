@@ -21,6 +21,12 @@ FILES = {
     "policy.onnx": "ONNX program, DETERMINISTIC",
     "policy_random.onnx": "ONNX program, RANDOM",
 }
+NATIVE = {
+    "libpolicy.so": "native library, DETERMINISTIC, for the machine that compiled it or what its folder names",
+    "policy": "the same as a command",
+    "policy.h": "the library's interface",
+    "golden.bin": "recorded decisions that selftest replays",
+}
 
 
 def manifest(policy: str) -> None:
@@ -34,6 +40,13 @@ def manifest(policy: str) -> None:
         name: {"content": content, "bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
         for name, content in FILES.items()
     }
+    for path in sorted((folder / "native").rglob("*")):
+        if path.is_file():
+            files[str(path.relative_to(folder))] = {
+                "content": NATIVE[path.name],
+                "bytes": path.stat().st_size,
+                "sha256": sha256(path),
+            }
     versions = {library: metadata.version(library) for library in LIBRARIES}
     write_json(
         folder / "manifest.json",

@@ -79,8 +79,9 @@ def result(built: Path, policy: str, name: str):
 def test_programs_are_verified_and_measured(built, policy):
     parity = result(built, policy, "parity")
     assert parity["passed"]
-    assert set(parity["programs"]) == {f"{name}{kind}" for name in ("pt2", "aoti", "onnx") for kind in ("", "_random")}
-    assert {"eager", "pt2", "aoti", "onnx", *NAIVE} <= set(result(built, policy, "bench")["programs"])
+    both = {f"{name}{kind}" for name in ("pt2", "aoti", "onnx") for kind in ("", "_random")}
+    assert set(parity["programs"]) == both | {"native"}
+    assert {"eager", "pt2", "aoti", "onnx", "native", *NAIVE} <= set(result(built, policy, "bench")["programs"])
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -75,6 +75,8 @@ def bundle(tmp_path_factory) -> Bundle:
         record("dqn")
         for name in ("policy", "policy_random"):
             (FOLDER / f"{name}.aoti.pt2").write_text("not compiled here")
+        (FOLDER / "native").mkdir()
+        (FOLDER / "native/libpolicy.so").write_text("not compiled here")
         write_manifest("dqn")
         step = load_step("dqn", profile)
         files = runtimes.PROGRAMS | runtimes.RANDOM_PROGRAMS
@@ -82,7 +84,7 @@ def bundle(tmp_path_factory) -> Bundle:
             folder,
             profile,
             wrap(step),
-            {name: runtimes.load(FOLDER / file, 1) for name, file in files.items() if "aoti" not in name},
+            {name: runtimes.load(FOLDER / file, 1) for name, file in files.items() if name.startswith(("pt2", "onnx"))},
             episodes.load(Path("data/dqn/episodes.safetensors"), "dqn"),
             environment_facts(profile.env) | step.signature.as_dict(),
         )

@@ -28,11 +28,12 @@ PARAMS = YAML_READER.load((ROOT / "params.yaml").read_text())
 
 # Every parameter, and the stages that run again when it changes. `*` is any policy: only its own stages run.
 AFTER_TRAIN = {"record", "export_pt2", "compile_aoti", "export_onnx", "manifest", "parity_check", "bench"}
-AFTER_TRAIN |= {"export_naive", "quantise"}
+AFTER_TRAIN |= {"export_naive", "compile_native", "quantise"}
 RERUNS = {
     "policies.*": {"train"} | AFTER_TRAIN,
-    "record": {"record", "parity_check", "bench", "quantise"},
+    "record": {"record", "compile_native", "manifest", "parity_check", "bench", "quantise"},
     "compile_aoti": {"compile_aoti", "manifest", "parity_check", "bench", "quantise"},
+    "compile_native": {"compile_native", "manifest", "parity_check", "bench", "quantise"},
     "export_onnx": {"export_onnx", "export_naive", "manifest", "parity_check", "bench", "quantise"},
     "manifest": {"manifest", "parity_check", "bench", "quantise"},
     "parity_check": {"parity_check", "bench", "quantise"},
@@ -168,7 +169,7 @@ def test_another_machine_recompiles_and_never_retrains(pipeline, downstream):
         found = reruns(pipeline, downstream)
     finally:
         path.write_text(text)
-    stages = {"compile_aoti", "manifest", "parity_check", "bench", "quantise"}
+    stages = {"compile_aoti", "compile_native", "manifest", "parity_check", "bench", "quantise"}
     rebuilt = {f"{stage}@{policy}" for stage in stages for policy in (*PARAMS["matrix"], "other")}
     assert found == rebuilt | {"export_tutorial"}
 

@@ -35,6 +35,7 @@ SMALL = TINY | {
     "record.greedy_episodes": 2,
     "record.epsilon_episodes": 1,
     "compile_aoti.max_autotune": False,
+    "compile_native.targets": ["native"],
     "bench.rounds": 1,
     "bench.cold_starts": 1,
     "bench.warmup_queries": 10,
@@ -51,7 +52,7 @@ SMALL = TINY | {
 STAGES = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())["stages"]
 NAMES = {f"{stage}@dqn" if "matrix" in content else stage for stage, content in STAGES.items()}
 MODEL = Path("models/dqn")
-PROGRAMS = ("eager", "pt2", "aoti", "onnx")
+PROGRAMS = ("eager", "pt2", "aoti", "onnx", "native")
 
 # Appended to the copy's stages/common/profile.py: notes which stage reads which parameter, once they are checked.
 RECORDER = """
@@ -134,7 +135,8 @@ def test_nothing_but_outputs_is_left(built):
 
 def test_manifest_lists_every_file_as_it_is(built, manifest):
     programs = {f"{name}.{kind}" for name in ("policy", "policy_random") for kind in ("pt2", "aoti.pt2", "onnx")}
-    assert set(manifest["files"]) == programs | {"policy.safetensors"}
+    native = {f"native/{name}" for name in ("libpolicy.so", "policy", "policy.h", "golden.bin")}
+    assert set(manifest["files"]) == programs | native | {"policy.safetensors"}
     for name, facts in manifest["files"].items():
         content = (built / MODEL / name).read_bytes()
         assert (facts["bytes"], facts["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
@@ -165,7 +167,7 @@ def test_onnx_tells_what_it_is(built, manifest):
 def test_every_program_decides_alike(built):
     report = json.loads((built / "results/dqn/parity.json").read_text())
     assert report["passed"]
-    assert set(report["programs"]) == {*PROGRAMS[1:], *(f"{name}_random" for name in PROGRAMS[1:])}
+    assert set(report["programs"]) == {*PROGRAMS[1:], *(f"{name}_random" for name in PROGRAMS[1:-1])}
     for name, entry in report["programs"].items():
         exploring = name.endswith("_random")
         assert entry["observations"] >= MIN_OBSERVATIONS // (EXPLORING_STRIDE if exploring else 1)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from play import Arrays, PlayError, load_onnx, read_manifest
 from stages.common import params, runtimes
 from stages.common.errors import UserError
 from stages.compile_aoti import compile_program
+from stages.compile_native import compile_target
 
 FRAMES = "float32[batch, 1, 40, 40]"
 SCREEN = "uint8[batch, 210, 160, 3]"
@@ -45,14 +49,21 @@ WRONG = [
 
 
 @pytest.fixture(scope="module")
-def programs(workspace) -> dict[str, runtimes.Run]:
+def compiled(workspace, tmp_path_factory) -> Path:
+    """A model folder with all programs."""
+    place = shutil.copytree(workspace, tmp_path_factory.mktemp("compiled"), dirs_exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(workspace)
+        patch.chdir(place)
         compile_program("dqn", "policy", params.load(Path(__file__).parents[1] / "params.yaml").compile_aoti)
-        try:
-            return {name: runtimes.load_by_name.__wrapped__("dqn", name, 1) for name in ("eager", *runtimes.PROGRAMS)}
-        finally:
-            Path("models/dqn/policy.aoti.pt2").unlink()
+        compile_target("dqn", "native", Path("models/dqn/native"))
+    return place
+
+
+@pytest.fixture(scope="module")
+def programs(compiled) -> dict[str, runtimes.Run]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(compiled)
+        return {name: runtimes.load_by_name.__wrapped__("dqn", name, 1) for name in ("eager", *runtimes.PROGRAMS)}
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +76,7 @@ def inputs(workspace) -> Arrays:
 @pytest.mark.parametrize("name", ["eager", *runtimes.PROGRAMS])
 @pytest.mark.parametrize(("change", "message"), WRONG)
 def test_wrong_inputs_are_refused(programs, inputs, name, change, message):
-    with pytest.raises(UserError, match=rf"^(eager|models/dqn/policy\S+): .*{re.escape(message)}"):
+    with pytest.raises(UserError, match=rf"^(eager|models/dqn/\S+): .*{re.escape(message)}"):
         programs[name](change(inputs))
     assert set(programs[name](inputs)) == {"action", "action_value", "next_frames"}  # it still runs
 
@@ -90,3 +101,26 @@ def test_player_s_program_refuses_the_same(workspace, inputs, change, message):
     """Without anything of the pipeline."""
     with pytest.raises(PlayError, match=re.escape(message)):
         load_onnx(workspace / "models/dqn/policy.onnx")(change(inputs))
+
+
+LOAD = """
+import sys
+from pathlib import Path
+from stages.common import runtimes
+
+runtimes.load(Path(sys.argv[1]), 1)
+"""
+
+
+@pytest.mark.slow
+def test_package_is_loaded_without_a_compiler(compiled, tmp_path):
+    """PyTorch's own loader compiles a program to find out what the processor is, where it has not done so before."""
+    root = Path(__file__).parents[1]
+    environment = {"PATH": "/nowhere", "PYTHONPATH": str(root), "HOME": str(tmp_path)}
+    environment["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path / "cache")
+    path = compiled / "models/dqn/policy.aoti.pt2"
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, path], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert not [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]

@@ -13,7 +13,7 @@ from play import Arrays, load_onnx
 from stages.benchmark import tutorial
 
 # The policy itself and its programs, all of which decide alike.
-OWN = ("eager", "pt2", "aoti", "onnx")
+OWN = ("eager", "pt2", "aoti", "onnx", "native")
 # The same policy in ONNX, exported naively, weighing the colours where they are or moving them first as TorchRL's
 # ToTensorImage does; and the policy of TorchRL's tutorial, as it stands there.
 NAIVE = {"onnx_naive": "policy.onnx", "onnx_naive_channels_first": "policy_channels_first.onnx"}

@@ -20,11 +20,14 @@ PAIRS = (
     ("aoti", "eager"),
     ("onnx", "pt2"),
     ("onnx", "aoti"),
+    ("native", "onnx"),
+    ("native", "aoti"),
     *(("onnx", name) for name in programs.NAIVE),
     ("onnx", "tutorial_onnx"),
     ("aoti", "tutorial_aoti"),
     ("onnx", "tutorial_eager"),
     ("aoti", "tutorial_eager"),
+    ("native", "tutorial_eager"),
 )
 COLUMNS = ("program", "valid", "cold_start_ms", "p50_us", "p90_us", "p99_us", "p99_9_us", "peak_memory_mb")
 

@@ -30,6 +30,18 @@ class CompileAoti(Section):
     convolutions_as_products: bool
 
 
+class CompileNative(Section):
+    targets: Annotated[list[Literal["native", "x86-64-v4", "x86-64-v3", "aarch64"]], Field(min_length=1)]
+    golden_decisions: Count
+    tolerance: Positive
+
+    @model_validator(mode="after")
+    def _targets_are_different(self) -> Self:
+        if len(set(self.targets)) < len(self.targets):
+            raise ValueError(f"targets is {self.targets}, which names one twice")
+        return self
+
+
 class ExportOnnx(Section):
     opset: Annotated[int, Field(ge=18, le=24)]
 
@@ -87,6 +99,7 @@ class Params(Section):
     policies: dict[str, Profile]
     record: Record
     compile_aoti: CompileAoti
+    compile_native: CompileNative
     export_onnx: ExportOnnx
     manifest: Manifest
     parity_check: ParityCheck

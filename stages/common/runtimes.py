@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import functools
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from play import Arrays, CheckedProgram, PlayError, check_file, load_onnx, read_manifest
+from play import NATIVE, Arrays, CheckedProgram, PlayError, check_file, load_native, load_onnx, read_manifest
+from stages.common import instructions
 from stages.common.archive import read_facts
 from stages.common.errors import UserError, first_line
 
@@ -21,9 +23,11 @@ if TYPE_CHECKING:
 Run = Callable[[Arrays], Arrays]
 
 # The deterministic programs, by name; all of them must decide alike.
-PROGRAMS = {"pt2": "policy.pt2", "aoti": "policy.aoti.pt2", "onnx": "policy.onnx"}
+PROGRAMS = {"pt2": "policy.pt2", "aoti": "policy.aoti.pt2", "onnx": "policy.onnx", "native": NATIVE}
 # Those that explore; each draws random numbers of its own.
-RANDOM_PROGRAMS = {f"{name}_random": file.replace("policy", "policy_random") for name, file in PROGRAMS.items()}
+RANDOM_PROGRAMS = {
+    f"{name}_random": file.replace("policy", "policy_random") for name, file in PROGRAMS.items() if file != NATIVE
+}
 
 
 def read_bundle(policy: str) -> tuple[dict[str, Any], dict[str, Path]]:
@@ -94,6 +98,25 @@ def session_settings(policy: str) -> dict[str, Any]:
         raise UserError(str(error)) from None
 
 
+def open_package(path: Path) -> Any:
+    """Load an AOTInductor package, once it is known to run on this processor.
+
+    PyTorch would only warn, after it has compiled a program to find out what this processor is.
+
+    Raises:
+        UserError: the package was compiled for instructions that this processor lacks.
+    """
+    import torch
+    from torch.export.pt2_archive._package import AOTICompiledModel
+
+    with zipfile.ZipFile(path) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".wrapper_metadata.json"))
+        metadata = json.loads(archive.read(name))
+    if complaint := instructions.complain(metadata["AOTI_MACHINE"], metadata["AOTI_CPU_ISA"]):
+        raise UserError(f"{path}: does not run on this machine: {complaint}; compile it here: `dvc repro`")
+    return AOTICompiledModel(torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1))  # noqa: FBT003
+
+
 def refusing(program: Run) -> Run:
     """A program whose refusals are the stages' own kind of error."""
 
@@ -117,8 +140,10 @@ def load(path: Path, threads: int, onnx_session: dict[str, Any] | None = None) -
     Raises:
         UserError: the file is missing or damaged.
     """
-    if path.suffix == ".onnx":
+    if path.suffix in (".onnx", ".so"):
         try:
+            if path.suffix == ".so":
+                return refusing(load_native(path))
             return refusing(load_onnx(path, (onnx_session or {}) | {"threads": threads}))
         except PlayError as error:
             raise UserError(str(error)) from None
@@ -132,7 +157,7 @@ def load(path: Path, threads: int, onnx_session: dict[str, Any] | None = None) -
         raise UserError(f"{path}: no such file; run `dvc repro`")
     try:
         if path.name.endswith(".aoti.pt2"):
-            package = torch._inductor.aoti_load_package(str(path))
+            package = open_package(path)
             run, facts = wrap(call_package(package)), json.loads(package.get_metadata()["facts"])
         else:
             run, facts = wrap(torch.export.load(path).module()), read_facts(path)

@@ -66,7 +66,7 @@ def localise(policy: str, program: str, inputs: Arrays, tolerance: float) -> Loc
     """The first tensor of a deterministic program that differs from the trained policy's.
 
     Args:
-        program: ``pt2``, ``aoti`` or ``onnx``.
+        program: ``pt2``, ``aoti``, ``onnx`` or ``native``.
         inputs: one or a few rows for which the outputs differ, by the program's input names, ``(batch, ...)`` each.
         tolerance: largest difference of a number, or, in a tensor with numbers above 1, its share of the largest.
 
@@ -78,7 +78,9 @@ def localise(policy: str, program: str, inputs: Arrays, tolerance: float) -> Loc
     """
     step = load_step(policy, load_profile(policy))
     expected = wrap(step)(inputs)
-    locate = {"pt2": _locate_in_graph, "onnx": _locate_in_onnx, "aoti": _locate_in_aoti}[program]
+    locate = {"pt2": _locate_in_graph, "onnx": _locate_in_onnx, "aoti": _locate_in_aoti, "native": _locate_in_native}[
+        program
+    ]
     try:
         exported = export_reference(step)
         case = Case(policy, step, inputs, expected, exported, trace_program(exported, inputs), tolerance)
@@ -169,6 +171,16 @@ def _locate_in_aoti(case: Case) -> Location:
         note = f"{location.note} (difference of the outputs)"
         location = dataclasses.replace(location, difference=largest, note=note)
     return location
+
+
+def _locate_in_native(case: Case) -> Location:
+    """Through ``policy.pt2`` where that has the same fault: nothing inside a native library can be seen."""
+    outputs = runtimes.load(case.path("native"), 1)(case.inputs)
+    if not case.wrong(outputs):
+        return _tell("nothing differs: every output agrees for these inputs")
+    return _locate_in_origin(case, outputs) or _tell(
+        "policy.pt2 is right: the fault is in what compile_native makes of it"
+    )
 
 
 def _locate_in_origin(case: Case, outputs: Arrays) -> Location | None:

@@ -1,0 +1,205 @@
+// The policy as a command: what it is, whether it still decides as it did, and its decisions for recorded screens.
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <cinttypes>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "golden.h"
+#include "policy.h"
+
+namespace {
+
+struct Close {
+    void operator()(policy *handle) const { policy_close(handle); }
+    void operator()(std::FILE *file) const {
+        if (file != stdin) std::fclose(file);
+    }
+};
+
+using Handle = std::unique_ptr<policy, Close>;
+using File = std::unique_ptr<std::FILE, Close>;
+
+int fail(const std::string &message) {
+    std::fprintf(stderr, "error: %s\n", message.c_str());
+    return 1;
+}
+
+int fail(const std::string &what, policy_status status) { return fail(what + ": " + policy_message(status)); }
+
+policy_status open(Handle &handle) {
+    policy *opened = nullptr;
+    const policy_status status = policy_open(&opened);
+    handle.reset(opened);
+    return status;
+}
+
+void print_arrays(const char *kind, size_t count, const policy_array *arrays) {
+    for (size_t i = 0; i < count; ++i) {
+        std::printf("%s %s %s[", kind, arrays[i].name, arrays[i].dtype);
+        for (size_t d = 0; d < arrays[i].dimensions; ++d) {
+            std::printf("%s%" PRId64, d == 0 ? "" : ", ", arrays[i].shape[d]);
+        }
+        std::printf("]\n");
+    }
+}
+
+int tell() {
+    const policy_array *arrays = nullptr;
+    const char *const *names = nullptr;
+    std::printf("policy %s\ninstructions %s\n", policy_name(), policy_instructions());
+    const size_t inputs = policy_inputs(&arrays);
+    print_arrays("input", inputs, arrays);
+    const size_t outputs = policy_outputs(&arrays);
+    print_arrays("output", outputs, arrays);
+    const size_t actions = policy_actions(&names);
+    for (size_t i = 0; i < actions; ++i) std::printf("action %zu %s\n", i, names[i]);
+    return 0;
+}
+
+// golden.bin beside the command itself.
+std::string own_golden() {
+    char path[4096];
+    const ssize_t length = readlink("/proc/self/exe", path, sizeof path);
+    const std::string whole(path, length < 0 ? 0 : static_cast<size_t>(length));
+    return whole.substr(0, whole.rfind('/') + 1) + "golden.bin";
+}
+
+int selftest(const std::string &path) {
+    Handle handle;
+    policy_status status = open(handle);
+    if (status != POLICY_OK) return fail(policy_name(), status);
+    size_t decisions = 0;
+    status = policy_selftest(handle.get(), path.c_str(), &decisions);
+    if (status != POLICY_OK) return fail(path + ", after " + std::to_string(decisions) + " decisions", status);
+    std::printf("selftest %s: %zu golden decisions, all as they were\n", policy_name(), decisions);
+    return 0;
+}
+
+size_t values_bytes() {
+    const policy_array *inputs = nullptr, *outputs = nullptr;
+    const size_t states = policy_inputs(&inputs);
+    size_t count = policy_outputs(&outputs), bytes = 0;
+    for (size_t i = 0; i < states; ++i) count -= inputs[i].next >= 0 ? 1 : 0;
+    for (size_t i = 1; i < count; ++i) bytes += outputs[i].bytes;
+    return bytes;
+}
+
+// One decision's numbers as a line: the action, by name where it has one, and what it was chosen by.
+void print_decision(uint64_t number, const std::vector<char> &action, const std::vector<float> &values) {
+    const char *const *names = nullptr;
+    const size_t actions = policy_actions(&names);
+    std::printf("%" PRIu64, number);
+    if (actions > 0) {
+        int64_t index = 0;
+        std::memcpy(&index, action.data(), sizeof index);
+        const bool known = index >= 0 && static_cast<uint64_t>(index) < actions;
+        std::printf(" %" PRId64 " %s", index, known ? names[index] : "?");
+    } else {
+        for (size_t at = 0; at < action.size(); at += sizeof(float)) {
+            float element = 0;
+            std::memcpy(&element, action.data() + at, sizeof element);
+            std::printf(" %.9g", static_cast<double>(element));
+        }
+    }
+    for (const float value : values) std::printf(" %.9g", static_cast<double>(value));
+    std::printf("\n");
+}
+
+// What is played: golden decisions, or raw observations one after the other, all of one episode.
+int play(const std::string &path) {
+    const File file(path == "-" ? stdin : std::fopen(path.c_str(), "rb"));
+    if (file == nullptr) return fail(path + ": " + std::strerror(errno));
+    Handle handle;
+    policy_status status = open(handle);
+    if (status != POLICY_OK) return fail(policy_name(), status);
+    const policy_array *inputs = nullptr, *outputs = nullptr;
+    policy_inputs(&inputs);
+    policy_outputs(&outputs);
+    std::vector<char> observation(inputs[0].bytes), action(outputs[0].bytes), answers;
+    std::vector<float> values(values_bytes() / sizeof(float));
+    const size_t peeked = std::fread(observation.data(), 1, std::strlen(GOLDEN_MAGIC), file.get());
+    const bool is_golden = peeked == std::strlen(GOLDEN_MAGIC) && observation.size() >= peeked &&
+                           std::memcmp(observation.data(), GOLDEN_MAGIC, peeked) == 0;
+    size_t have = is_golden ? 0 : peeked;
+    if (is_golden) {
+        golden facts;
+        if (!policy_golden_read(file.get(), &facts)) return fail(path, POLICY_FILE);
+        answers.resize(facts.action_bytes + facts.values_bytes);
+    }
+    for (uint64_t number = 0;; ++number) {
+        if (is_golden) {
+            const int starts = std::fgetc(file.get());
+            if (starts == EOF) break;
+            if (starts == 1) policy_reset(handle.get());
+        }
+        have += std::fread(observation.data() + have, 1, observation.size() - have, file.get());
+        if (have == 0 && !is_golden) break;
+        if (have < observation.size() ||
+            std::fread(answers.data(), 1, answers.size(), file.get()) != answers.size()) {
+            return fail(path + ": observation " + std::to_string(number) + " is cut off: " + std::to_string(have) +
+                        " bytes of " + std::to_string(observation.size()));
+        }
+        have = 0;
+        status = policy_step(handle.get(), observation.data(), action.data(), values.data());
+        if (status != POLICY_OK) return fail(policy_name(), status);
+        print_decision(number, action, values);
+    }
+    return 0;
+}
+
+int bench(uint64_t steps) {
+    Handle handle;
+    policy_status status = open(handle);
+    if (status != POLICY_OK) return fail(policy_name(), status);
+    const policy_array *inputs = nullptr, *outputs = nullptr;
+    policy_inputs(&inputs);
+    policy_outputs(&outputs);
+    std::vector<char> observation(inputs[0].bytes), action(outputs[0].bytes);
+    std::vector<double> times;
+    for (uint64_t i = 0; i < steps; ++i) {
+        const auto start = std::chrono::steady_clock::now();
+        status = policy_step(handle.get(), observation.data(), action.data(), nullptr);
+        times.push_back(std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count());
+        if (status != POLICY_OK) return fail(policy_name(), status);
+    }
+    std::sort(times.begin(), times.end());
+    std::printf("%" PRIu64 " decisions  p50 %.1f us  p90 %.1f us  p99 %.1f us\n", steps, times[steps / 2],
+                times[steps * 9 / 10], times[steps * 99 / 100]);
+    return 0;
+}
+
+int usage() {
+    std::fprintf(stderr,
+                 "usage: policy info                what the policy takes and gives\n"
+                 "       policy selftest [FILE]     replay golden decisions (golden.bin beside the command)\n"
+                 "       policy play FILE|-         decide on recorded observations, a line each\n"
+                 "       policy bench [DECISIONS]   time decisions (10000)\n");
+    return 2;
+}
+
+}  // namespace
+
+int main(int count, char **words) {
+    const std::string command = count > 1 ? words[1] : "";
+    try {
+        if (command == "info" && count == 2) return tell();
+        if (command == "selftest" && count <= 3) return selftest(count == 3 ? words[2] : own_golden());
+        if (command == "play" && count == 3) return play(words[2]);
+        if (command == "bench" && count <= 3) {
+            const long steps = count == 3 ? std::strtol(words[2], nullptr, 10) : 10000;
+            return steps < 1 || steps > 100000000 ? usage() : bench(static_cast<uint64_t>(steps));
+        }
+    } catch (const std::exception &error) {
+        return fail(error.what());
+    }
+    return usage();
+}

@@ -1,0 +1,290 @@
+#include "policy.h"
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#include "arena.h"
+#include "facts.h"
+#include "golden.h"
+#include "model.h"
+#include "processor.h"
+#include "sha256.h"
+
+extern "C" const unsigned char policy_weights[], policy_weights_end[];
+
+// What would run when the library is loaded, of the code for more than the plainest processor (CMakeLists.txt).
+extern "C" {
+using Initialiser = void (*)(int, char **, char **);
+extern const Initialiser __start_model_initialisers[] __attribute__((weak));
+extern const Initialiser __stop_model_initialisers[] __attribute__((weak));
+}
+
+struct policy {
+    Model *model;
+    Arena arena;
+    char *states[2][facts::inputs];  // by input: what the next step reads, and where it writes to
+    int current;
+    bool starts;  // the next step is an episode's first
+};
+
+namespace {
+
+void initialise() {
+    static const bool done = [] {
+        for (const Initialiser *one = __start_model_initialisers; one != __stop_model_initialisers; ++one) {
+            (*one)(0, nullptr, nullptr);
+        }
+        return true;
+    }();
+    static_cast<void>(done);
+}
+
+// Run the program; an output whose place is nullptr is dropped.
+policy_status run(policy &handle, const void *const *inputs, void *const *outputs) noexcept {
+    handle.arena.clear();
+    const ArenaScope scope(handle.arena);
+    try {
+        AtenTensorHandle given[facts::inputs], made[facts::outputs] = {};
+        for (std::size_t i = 0; i < facts::inputs; ++i) {
+            const policy_array &array = facts::input_arrays[i];
+            given[i] = make_tensor(inputs[i], static_cast<std::int64_t>(array.dimensions), array.shape,
+                                   facts::input_dtypes[i]);
+        }
+        run_model(*handle.model, given, made);
+        for (std::size_t i = 0; i < facts::outputs; ++i) {
+            if (outputs[i] != nullptr) copy_dense(made[i], outputs[i]);
+        }
+        return POLICY_OK;
+    } catch (...) {
+        return POLICY_FAILED;
+    }
+}
+
+policy_status step(policy &handle, const void *observation, void *action, void *values) noexcept {
+    const bool starts = handle.starts;
+    const void *given[facts::inputs];
+    void *made[facts::outputs] = {};
+    for (std::size_t i = 0; i < facts::inputs; ++i) {
+        const int next = facts::input_arrays[i].next;
+        given[i] = next < 0 ? static_cast<const void *>(&starts) : handle.states[handle.current][i];
+        if (next >= 0) made[next] = handle.states[1 - handle.current][i];
+    }
+    given[0] = observation;
+    made[0] = action;
+    auto *place = static_cast<char *>(values);
+    for (std::size_t i = 1; i <= facts::values && place != nullptr; ++i) {
+        made[i] = place;
+        place += facts::output_arrays[i].bytes;
+    }
+    const policy_status status = run(handle, given, made);
+    if (status == POLICY_OK) {
+        handle.current = 1 - handle.current;
+        handle.starts = false;
+    }
+    return status;
+}
+
+// How much memory a step takes, the first one tells.
+policy_status set_memory_aside(policy &handle) noexcept {
+    void *blank = std::calloc(1, facts::input_arrays[0].bytes);
+    if (blank == nullptr) return POLICY_MEMORY;
+    policy_status status = step(handle, blank, nullptr, nullptr);
+    if (status == POLICY_OK) status = step(handle, blank, nullptr, nullptr);  // now that all that is made once is made
+    if (status == POLICY_OK && !handle.arena.settle()) status = POLICY_MEMORY;
+    std::free(blank);
+    return status;
+}
+
+std::size_t values_bytes() noexcept {
+    std::size_t bytes = 0;
+    for (std::size_t i = 1; i <= facts::values; ++i) bytes += facts::output_arrays[i].bytes;
+    return bytes;
+}
+
+bool close_enough(const char *dtype, const char *found, const char *expected, std::size_t bytes, double tolerance) {
+    if (std::strcmp(dtype, "float32") != 0) return std::memcmp(found, expected, bytes) == 0;
+    for (std::size_t at = 0; at < bytes; at += sizeof(float)) {
+        float one, other;
+        std::memcpy(&one, found + at, sizeof one);
+        std::memcpy(&other, expected + at, sizeof other);
+        if (!(std::fabs(static_cast<double>(one) - static_cast<double>(other)) <= tolerance)) return false;
+    }
+    return true;
+}
+
+policy_status replay(policy &handle, std::FILE *file, const golden &golden, char *memory, std::size_t &decisions) {
+    char *observation = memory, *expected = memory + golden.observation_bytes;
+    char *found = expected + golden.action_bytes + golden.values_bytes;
+    const std::size_t size = golden.action_bytes + golden.values_bytes;
+    for (std::uint64_t i = 0; i < golden.decisions; ++i) {
+        const int starts = std::fgetc(file);
+        if ((starts != 0 && starts != 1) ||
+            std::fread(observation, 1, golden.observation_bytes, file) != golden.observation_bytes ||
+            std::fread(expected, 1, size, file) != size) {
+            return POLICY_FILE;
+        }
+        if (starts == 1) policy_reset(&handle);
+        const policy_status status = step(handle, observation, found, found + golden.action_bytes);
+        if (status != POLICY_OK) return status;
+        const char *action_dtype = facts::output_arrays[0].dtype;
+        if (!close_enough(action_dtype, found, expected, golden.action_bytes, golden.tolerance) ||
+            !close_enough("float32", found + golden.action_bytes, expected + golden.action_bytes, golden.values_bytes,
+                          golden.tolerance)) {
+            return POLICY_WRONG;
+        }
+        ++decisions;
+    }
+    return std::fgetc(file) == EOF ? POLICY_OK : POLICY_FILE;
+}
+
+}  // namespace
+
+int policy_golden_read(FILE *file, struct golden *golden) {
+    return std::fread(golden->name, sizeof golden->name, 1, file) == 1 &&
+           std::fread(&golden->decisions, sizeof golden->decisions, 4, file) == 4 &&
+           std::fread(&golden->tolerance, sizeof golden->tolerance, 1, file) == 1 &&
+           std::strncmp(golden->name, facts::name, sizeof golden->name) == 0 &&
+           golden->observation_bytes == facts::input_arrays[0].bytes &&
+           golden->action_bytes == facts::output_arrays[0].bytes &&
+           golden->values_bytes == values_bytes();
+}
+
+extern "C" {
+
+const char *policy_name(void) { return facts::name; }
+
+const char *policy_instructions(void) { return processor_needed(); }
+
+size_t policy_inputs(const policy_array **arrays) {
+    if (arrays != nullptr) *arrays = facts::input_arrays;
+    return facts::inputs;
+}
+
+size_t policy_outputs(const policy_array **arrays) {
+    if (arrays != nullptr) *arrays = facts::output_arrays;
+    return facts::outputs;
+}
+
+size_t policy_actions(const char *const **names) {
+    if (names != nullptr) *names = facts::action_names;
+    return facts::actions;
+}
+
+const char *policy_message(policy_status status) {
+    switch (status) {
+        case POLICY_OK:
+            return "no error";
+        case POLICY_ARGUMENT:
+            return "a pointer is NULL that must not be";
+        case POLICY_PROCESSOR:
+            return "this processor lacks instructions that the library was built for: " POLICY_INSTRUCTIONS;
+        case POLICY_MEMORY:
+            return "there is not enough memory";
+        case POLICY_FILE:
+            return "not a file of golden decisions of this policy, or a damaged one";
+        case POLICY_DAMAGED:
+            return "the weights are not those that the library was built with";
+        case POLICY_WRONG:
+            return "a golden decision comes out otherwise";
+        case POLICY_FAILED:
+            return "the compiled program has failed";
+    }
+    return "unknown status";
+}
+
+policy_status policy_open(policy **handle) {
+    if (handle == nullptr) return POLICY_ARGUMENT;
+    *handle = nullptr;
+    if (!processor_suffices()) return POLICY_PROCESSOR;
+    auto *memory = static_cast<policy *>(std::malloc(sizeof(policy)));
+    if (memory == nullptr) return POLICY_MEMORY;
+    auto *opened = new (memory) policy{};
+    policy_status status = POLICY_OK;
+    for (auto &set : opened->states) {
+        for (std::size_t i = 0; i < facts::inputs; ++i) {
+            if (facts::input_arrays[i].next < 0) continue;
+            set[i] = static_cast<char *>(std::calloc(1, facts::input_arrays[i].bytes));
+            if (set[i] == nullptr) status = POLICY_MEMORY;
+        }
+    }
+    if (status == POLICY_OK) {
+        try {
+            initialise();
+            opened->model = open_model();
+            status = set_memory_aside(*opened);
+        } catch (const std::bad_alloc &) {
+            status = POLICY_MEMORY;
+        } catch (...) {
+            status = POLICY_FAILED;
+        }
+    }
+    if (status != POLICY_OK) {
+        policy_close(opened);
+        return status;
+    }
+    policy_reset(opened);
+    *handle = opened;
+    return POLICY_OK;
+}
+
+void policy_close(policy *handle) {
+    if (handle == nullptr) return;
+    if (handle->model != nullptr) close_model(handle->model);
+    for (auto &set : handle->states) {
+        for (char *state : set) std::free(state);
+    }
+    handle->~policy();
+    std::free(handle);
+}
+
+policy_status policy_reset(policy *handle) {
+    if (handle == nullptr) return POLICY_ARGUMENT;
+    handle->starts = true;
+    return POLICY_OK;
+}
+
+policy_status policy_step(policy *handle, const void *observation, void *action, void *values) {
+    if (handle == nullptr || observation == nullptr || action == nullptr) return POLICY_ARGUMENT;
+    return step(*handle, observation, action, values);
+}
+
+policy_status policy_run(policy *handle, const void *const *inputs, void *const *outputs) {
+    if (handle == nullptr || inputs == nullptr || outputs == nullptr) return POLICY_ARGUMENT;
+    for (std::size_t i = 0; i < facts::inputs; ++i) {
+        if (inputs[i] == nullptr) return POLICY_ARGUMENT;
+    }
+    for (std::size_t i = 0; i < facts::outputs; ++i) {
+        if (outputs[i] == nullptr) return POLICY_ARGUMENT;
+    }
+    return run(*handle, inputs, outputs);
+}
+
+policy_status policy_selftest(policy *handle, const char *path, size_t *decisions) {
+    std::size_t right = 0;
+    if (decisions != nullptr) *decisions = 0;
+    if (handle == nullptr || path == nullptr) return POLICY_ARGUMENT;
+    unsigned char digest[sizeof facts::weights_sha256];
+    sha256(policy_weights, static_cast<std::size_t>(policy_weights_end - policy_weights), digest);
+    if (std::memcmp(digest, facts::weights_sha256, sizeof digest) != 0) return POLICY_DAMAGED;
+    std::FILE *file = std::fopen(path, "rb");
+    if (file == nullptr) return POLICY_FILE;
+    policy_status status = POLICY_FILE;
+    golden found;
+    char magic[sizeof GOLDEN_MAGIC - 1];
+    if (std::fread(magic, sizeof magic, 1, file) == 1 && std::memcmp(magic, GOLDEN_MAGIC, sizeof magic) == 0 &&
+        policy_golden_read(file, &found)) {
+        const std::size_t bytes = found.observation_bytes + 2 * (found.action_bytes + found.values_bytes);
+        auto *memory = static_cast<char *>(std::malloc(bytes));
+        status = memory == nullptr ? POLICY_MEMORY : replay(*handle, file, found, memory, right);
+        std::free(memory);
+    }
+    std::fclose(file);
+    policy_reset(handle);
+    if (decisions != nullptr) *decisions = right;
+    return status;
+}
+
+}  // extern "C"

@@ -1,0 +1,209 @@
+"""Compile a policy into a library, a C header and a command that need no PyTorch at run time.
+
+AOTInductor writes the kernels, with the weights packed for them. The folder ``native`` holds the runtime that calls
+them, and CMake builds both.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from play import GOLDEN_FILE, sha256
+from stages.common import episodes, params, runtimes
+from stages.common.archive import load_program
+from stages.common.errors import UserError, run
+from stages.common.files import replacing
+from stages.common.golden import write_golden
+from stages.common.instructions import Target, find_target
+from stages.common.processes import processes
+from stages.lowering.single import lower_single
+
+SOURCES = Path(__file__).parents[1] / "native"
+UNDEFINED = re.compile(r"undefined (?:reference to|symbol:) [`']?(\w+)")
+# How PyTorch compiles generated code that is not linked to its library.
+DEFINITIONS = ("-DTORCH_INDUCTOR_CPP_WRAPPER", "-DSTANDALONE_TORCH_HEADER", "-DC10_USING_CUSTOM_GENERATED_MACROS")
+SHIM = re.compile(r"aoti_torch_(?:(?:cpu|cuda)_)?_?(\w+?)(?:_out)?$")
+ERROR = re.compile(r"(?:fatal )?error: .*|CMake Error.*")
+
+
+def inductor_options() -> dict[str, Any]:
+    """What AOTInductor is told about the code that it makes."""
+    return {
+        "cpp.threads": 1,
+        "freezing": True,
+        "max_autotune": True,
+        "max_autotune_gemm_backends": "CPP",
+        "aot_inductor.link_libtorch": False,
+        "aot_inductor.package_cpp_only": True,
+        "aot_inductor.package_constants_in_so": False,
+        "aot_inductor.package_constants_on_disk_format": "binary_blob",
+    }
+
+
+def generate(program: torch.export.ExportedProgram, target: Target, folder: Path) -> None:
+    """Write the model's code and its weights into a folder: ``model.cpp`` and ``weights.bin``."""
+    package = folder / "policy.pt2"
+    with torch.no_grad(), target.chosen():
+        torch._inductor.aoti_compile_and_package(
+            program, package_path=str(package), inductor_configs=inductor_options()
+        )
+    with zipfile.ZipFile(package) as archive:
+        for ending, name in ((".wrapper.cpp", "model.cpp"), ("_weights.blob", "weights.bin")):
+            found = [entry for entry in archive.namelist() if entry.endswith(ending)]
+            (folder / name).write_bytes(archive.read(found[0]) if found else b"")
+    package.unlink()
+
+
+def write_facts(path: Path, facts: dict[str, Any], weights: Path) -> None:
+    """Write what the runtime must know about the policy, as C++."""
+    dtypes = {"uint8": 0, "int8": 1, "int16": 2, "int32": 3, "int64": 4, "float32": 6, "float64": 7, "bool": 11}
+    outputs = [spec["name"] for spec in facts["outputs"]]
+    next_of = {state["input"]: outputs.index(state["output"]) for state in facts["states"]}
+    values = len(outputs) - len(next_of) - 1
+
+    def text(value: str) -> str:
+        return json.dumps(value, ensure_ascii=True)
+
+    def arrays(kind: str, specs: list[dict[str, Any]]) -> str:
+        shapes, rows = [], []
+        for number, spec in enumerate(specs):
+            shape = [1, *spec["shape"][1:]]
+            size = torch.Size(shape).numel() * getattr(torch, spec["dtype"]).itemsize
+            shapes.append(f"inline constexpr std::int64_t {kind}_shape_{number}[] = {{{', '.join(map(str, shape))}}};")
+            rows.append(
+                f"    {{{text(spec['name'])}, {text(spec['dtype'])}, {size}, {len(shape)}, {kind}_shape_{number}, "
+                f"{next_of.get(spec['name'], -1)}}},"
+            )
+        listed = ", ".join(str(dtypes[spec["dtype"]]) for spec in specs)
+        return "\n".join(
+            [
+                *shapes,
+                f"inline constexpr policy_array {kind}_arrays[] = {{",
+                *rows,
+                "};",
+                f"inline constexpr std::int32_t {kind}_dtypes[] = {{{listed}}};",
+            ]
+        )
+
+    names = [action["name"] for action in facts["actions"]] if isinstance(facts["actions"], list) else []
+    listed = ", ".join(map(text, names)) or "nullptr"
+    digest = ", ".join(f"0x{byte:02x}" for byte in bytes.fromhex(sha256(weights)))
+    path.write_text(f"""// What stages/compile_native.py knows about the policy.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "policy.h"
+
+namespace facts {{
+
+inline constexpr char name[] = {text(facts["policy"])};
+{arrays("input", facts["inputs"])}
+{arrays("output", facts["outputs"])}
+inline constexpr std::size_t inputs = {len(facts["inputs"])}, outputs = {len(outputs)}, values = {values};
+inline constexpr const char *action_names[] = {{{listed}}};
+inline constexpr std::size_t actions = {len(names)};
+inline constexpr unsigned char weights_sha256[] = {{{digest}}};
+
+}}  // namespace facts
+""")
+
+
+def call(*command: str | Path) -> None:
+    """Run a tool of the build.
+
+    Raises:
+        UserError: it is not there, or fails; an operator that needs PyTorch's library is named.
+    """
+    if shutil.which(command[0]) is None:
+        raise UserError(f"{command[0]} is missing: compile_native builds with CMake; install it (pip install cmake)")
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return
+    output = done.stdout + done.stderr
+    if missing := list(dict.fromkeys(UNDEFINED.findall(output))):
+        operators = [match[1] if (match := SHIM.match(name)) else name for name in missing]
+        raise UserError(
+            f"compile_native: the program uses what only PyTorch's library computes: {', '.join(operators)} "
+            f"(undefined: {', '.join(missing)}); write the policy with other operators"
+        )
+    reason = ERROR.search(output)
+    raise UserError(f"compile_native: {command[0]} fails: {reason[0] if reason else output.strip()[-300:]}")
+
+
+def build(generated: Path, target: Target, folder: Path, *options: str) -> None:
+    """Build library and command from what was generated."""
+    include = Path(torch.__file__).parent / "include"
+    settings = {
+        "POLICY_GENERATED": generated,
+        "POLICY_INCLUDE": f"{include};{include / 'torch/csrc/api/include'}",
+        "POLICY_INSTRUCTIONS": target.name,
+        "POLICY_LEVEL": target.level,
+        "POLICY_MODEL_OPTIONS": ";".join(DEFINITIONS + target.options),
+        **(target.tools if target.foreign else {}),
+    }
+    definitions = [f"-D{name}={value}" for name, value in settings.items()]
+    call("cmake", "-S", SOURCES, "-B", folder, *definitions, *options)
+    call("cmake", "--build", folder, "--parallel", str(len(os.sched_getaffinity(0))))
+
+
+def install(source: Path, path: Path, mode: int = 0o644) -> None:
+    with replacing(path) as temporary:
+        shutil.copyfile(source, temporary)
+    path.chmod(mode)
+
+
+def compile_target(policy: str, name: str, folder: Path) -> str:
+    """Compile a policy for one instruction set into a folder; returns what to tell the user."""
+    target = find_target(name)
+    program, facts = load_program(Path("models", policy, "policy.pt2"), policy)
+    with tempfile.TemporaryDirectory() as temporary:
+        generated, built = Path(temporary, "generated"), Path(temporary, "build")
+        generated.mkdir()
+        generate(lower_single(program, facts["inputs"]), target, generated)
+        write_facts(generated / "facts.h", facts, generated / "weights.bin")
+        build(generated, target, built)
+        install(built / "libpolicy.so", folder / "libpolicy.so")
+        install(built / "policy", folder / "policy", 0o755)
+        weights = (generated / "weights.bin").stat().st_size
+    size = (folder / "libpolicy.so").stat().st_size
+    return f"{target.name}, {size:,} bytes, {weights:,} of them weights"
+
+
+def compile_native(policy: str) -> None:
+    settings = params.load().compile_native
+    recorded = episodes.load(Path("data", policy, "episodes.safetensors"), policy)[0]
+    folder = Path("models", policy, "native")
+    shutil.rmtree(folder, ignore_errors=True)
+    folders = {name: folder / name if number else folder for number, name in enumerate(settings.targets)}
+    with processes(len(folders)) as executor:
+        compiling = [executor.submit(compile_target, policy, name, at) for name, at in folders.items()]
+        for at, done in zip(folders.values(), compiling, strict=True):
+            print(f"compile_native {policy}  {at.relative_to(folder.parent)}  {done.result()}", flush=True)
+    install(SOURCES / "include/policy.h", folder / "policy.h")
+    source = folder.parent / "policy.pt2"
+    _, facts = load_program(source, policy)
+    decisions = write_golden(
+        folder.parent / GOLDEN_FILE,
+        runtimes.load(source, threads=1),
+        recorded,
+        facts,
+        count=settings.golden_decisions,
+        tolerance=settings.tolerance,
+    )
+    print(f"compile_native {policy}  {GOLDEN_FILE}  {decisions} decisions", flush=True)
+
+
+if __name__ == "__main__":
+    run(compile_native, __doc__)

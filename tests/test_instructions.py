@@ -1,0 +1,63 @@
+"""Instruction sets: what runs on which processor."""
+
+from __future__ import annotations
+
+import json
+import platform
+import zipfile
+
+import pytest
+
+from stages.common import instructions, runtimes
+from stages.common.errors import UserError
+from stages.common.instructions import TARGETS, V3, V4, complain, find_target
+
+HERE = platform.machine()
+
+
+@pytest.mark.parametrize(
+    ("names", "have", "complaint"),
+    [
+        ("AVX2", V3, None),
+        ("AVX512", V4 | {"sse2"}, None),
+        ("INVALID_VEC_ISA", frozenset[str](), None),
+        ("AVX2", V3 - {"fma"}, "it was compiled for AVX2, and the processor lacks fma"),
+        ("AVX512 AVX512_VNNI", V4, "it was compiled for AVX512 AVX512_VNNI, and the processor lacks avx512_vnni"),
+        ("AVX512", V3, "lacks avx512bw, avx512cd, avx512dq, avx512f, avx512vl"),
+        ("AVX9000", V4, "it needs the instruction set AVX9000, which is not known here"),
+    ],
+)
+def test_what_a_processor_lacks_is_told(names, have, complaint):
+    found = complain(HERE, names, have)
+    assert found == complaint if complaint is None else complaint in str(found)
+
+
+def test_another_architecture_is_told():
+    assert complain("riscv64", "") == f"it was compiled for riscv64, this machine is {HERE}"
+
+
+def test_native_is_what_this_machine_runs():
+    target = find_target("native")
+    assert target is TARGETS[target.name]
+    assert not target.foreign
+    assert complain(HERE, {"VecAVX512": "AVX512", "VecAVX2": "AVX2", "VecNEON": "ASIMD"}[target.vectors]) is None
+
+
+def test_flags_are_the_kernel_s():
+    assert instructions.flags() & {"fpu", "asimd"}
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"AOTI_MACHINE": "riscv64", "AOTI_CPU_ISA": ""}, "it was compiled for riscv64, this machine is"),
+        ({"AOTI_MACHINE": HERE, "AOTI_CPU_ISA": "AVX9000"}, "it needs the instruction set AVX9000"),
+    ],
+)
+def test_package_for_another_processor_is_refused(tmp_path, facts, message):
+    """Before any of its code is loaded: there is none in this one."""
+    path = tmp_path / "policy.aoti.pt2"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("policy/data/aotinductor/model/code.wrapper_metadata.json", json.dumps(facts))
+    with pytest.raises(UserError, match=rf"^{path}: does not run on this machine: {message}"):
+        runtimes.load(path, 1)

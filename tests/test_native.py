@@ -1,0 +1,520 @@
+"""The native library: it needs no PyTorch, refuses misuse, allocates nothing while it plays, and proves itself."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pipeline_helpers import ROOT
+
+import play
+from play import Player, PlayError, load_native, load_onnx, read_golden, read_manifest, selftest
+from stages import compile_native, manifest
+from stages.common import params, runtimes
+from stages.common.errors import UserError
+from stages.common.golden import pick_steps
+from stages.common.instructions import TARGETS, find_target
+from stages.common.processes import processes
+from stages.record import record
+
+pytestmark = pytest.mark.slow
+
+ALLOWED = {"libc.so.6", "libm.so.6", "libstdc++.so.6", "libgcc_s.so.1", "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"}
+WARNINGS = "-Wall;-Wextra;-Wpedantic;-Wconversion;-Wshadow;-Werror"
+OK, ARGUMENT, FILE, DAMAGED, WRONG = 0, 1, 4, 5, 6
+
+
+def command(*words: str | Path, status: int = 0, stdin: bytes | None = None) -> str:
+    done = subprocess.run(list(map(str, words)), input=stdin, capture_output=True, check=False)
+    assert done.returncode == status, done.stdout + done.stderr
+    return (done.stdout + done.stderr).decode()
+
+
+@pytest.fixture(scope="module")
+def folder(workspace, tmp_path_factory) -> Path:
+    """A model folder with native libraries and golden decisions, all made by the stages' own functions."""
+    place = tmp_path_factory.mktemp("native")
+    shutil.copytree(workspace, place, dirs_exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        record("dqn")
+        compile_native.compile_native("dqn")
+        patch.setattr(manifest, "FILES", {name: text for name, text in manifest.FILES.items() if "aoti" not in name})
+        manifest.manifest("dqn")
+    return place / "models/dqn"
+
+
+@pytest.fixture(scope="module")
+def generated(folder, tmp_path_factory) -> Path:
+    """What the library is built from."""
+    place = tmp_path_factory.mktemp("generated")
+    program, facts = compile_native.load_program(folder / "policy.pt2", "dqn")
+    compile_native.generate(compile_native.lower_single(program, facts["inputs"]), find_target("native"), place)
+    compile_native.write_facts(place / "facts.h", facts, place / "weights.bin")
+    return place
+
+
+@pytest.fixture(scope="module")
+def build(generated, tmp_path_factory) -> Callable[..., Path]:
+    def make(*options: str) -> Path:
+        built = tmp_path_factory.mktemp("build")
+        compile_native.build(generated, find_target("native"), built, f"-DPOLICY_WARNINGS={WARNINGS}", *options)
+        return built
+
+    return make
+
+
+@pytest.fixture
+def library(folder) -> ctypes.CDLL:
+    loaded = ctypes.CDLL(str(folder / "native/libpolicy.so"))
+    loaded.policy_message.restype = ctypes.c_char_p
+    loaded.policy_close.argtypes = [ctypes.c_void_p]
+    return loaded
+
+
+def open_handle(library: ctypes.CDLL) -> ctypes.c_void_p:
+    handle = ctypes.c_void_p()
+    assert library.policy_open(ctypes.byref(handle)) == OK
+    return handle
+
+
+def golden(folder: Path) -> tuple[np.ndarray, float]:
+    return read_golden(folder / "native/golden.bin", read_manifest(folder))
+
+
+def needed(path: Path) -> set[str]:
+    return set(re.findall(r"NEEDED.*\[(.*)\]", command("readelf", "--dynamic", "--wide", path)))
+
+
+def test_nothing_but_the_c_and_c_plus_plus_libraries_is_needed(folder):
+    libraries = [*folder.rglob("libpolicy.so"), *folder.rglob("native/**/policy")]
+    assert len(libraries) == 4
+    for path in libraries:
+        assert needed(path) <= ALLOWED
+        linked = {Path(line.split()[0]).name for line in command("ldd", path).splitlines()}
+        assert {name for name in linked if "vdso" not in name} <= ALLOWED
+
+
+def test_only_the_documented_functions_are_visible(folder):
+    header = (folder / "native/policy.h").read_text()
+    documented = set(re.findall(r"\b(policy_\w+)\(", header))
+    for path in folder.rglob("libpolicy.so"):
+        symbols = command("nm", "--dynamic", "--defined-only", path).splitlines()
+        assert {line.split()[-1] for line in symbols} == documented
+
+
+def test_library_is_little_more_than_its_weights(folder, generated):
+    weights = (generated / "weights.bin").stat().st_size
+    assert (folder / "native/libpolicy.so").stat().st_size <= weights + 1_000_000
+
+
+def test_library_starts_without_the_model_s_own_code(folder):
+    """What the loader runs comes before the check of the processor."""
+    for path in folder.rglob("libpolicy.so"):
+        sections = command("readelf", "--section-headers", "--wide", path)
+        assert re.search(r"\bmodel_initialisers\b", sections)
+
+
+@pytest.mark.parametrize("name", ["native/libpolicy.so", "native/x86-64-v3/libpolicy.so"])
+def test_library_decides_as_the_policy(folder, name):
+    facts = read_manifest(folder)
+    decisions, tolerance = golden(folder)
+    assert len(decisions) == params.load(ROOT / "params.yaml").compile_native.golden_decisions
+    native, onnx = Player(load_native(folder / name), facts), Player(load_onnx(folder / "policy.onnx"), facts)
+    for expected in decisions:
+        if expected["starts"]:
+            native.reset()
+            onnx.reset()
+        found, other = native.step(expected["observation"][None]), onnx.step(expected["observation"][None])
+        assert list(found) == list(other)
+        for output, array in other.items():
+            assert (found[output].dtype, found[output].shape) == (array.dtype, array.shape)
+            np.testing.assert_allclose(found[output], array, rtol=0, atol=tolerance)
+        assert found["action"][0] == expected["action"]
+
+
+def test_rows_are_calls(folder):
+    run, random = load_native(folder / "native/libpolicy.so"), np.random.default_rng(0)
+    inputs = {
+        "observation": random.integers(256, size=(5, 210, 160, 3), dtype=np.uint8),
+        "frames": random.normal(size=(5, 1, 40, 40)).astype(np.float32),
+        "is_init": random.integers(2, size=(5, 1)).astype(bool),
+    }
+    together = run(inputs)
+    for row in range(5):
+        for name, array in run({name: array[[row]] for name, array in inputs.items()}).items():
+            np.testing.assert_array_equal(array, together[name][[row]])
+
+
+def test_step_keeps_the_memory_and_reset_forgets_it(folder, library):
+    decisions, tolerance = golden(folder)
+    handle, action, values = open_handle(library), ctypes.c_int64(), np.empty(6, np.float32)
+    for expected in decisions:
+        if expected["starts"]:
+            assert library.policy_reset(handle) == OK
+        screen = np.ascontiguousarray(expected["observation"])
+        place = ctypes.c_void_p(values.ctypes.data)
+        assert library.policy_step(handle, ctypes.c_void_p(screen.ctypes.data), ctypes.byref(action), place) == OK
+        assert action.value == expected["action"]
+        np.testing.assert_allclose(values, expected["action_value"], rtol=0, atol=tolerance)
+        # Without values the decision is the same, and moves on all the same.
+    library.policy_close(handle)
+
+
+def test_misuse_is_an_error_code(library, folder):
+    handle, nothing = open_handle(library), ctypes.c_void_p()
+    screen, action = np.zeros((210, 160, 3), np.uint8), ctypes.c_int64()
+    place = ctypes.c_void_p(screen.ctypes.data)
+    several = (ctypes.c_void_p * 3)(screen.ctypes.data, None, None)
+    golden_file = str(folder / "native/golden.bin").encode()
+    assert library.policy_open(nothing) == ARGUMENT
+    assert library.policy_step(nothing, place, ctypes.byref(action), nothing) == ARGUMENT
+    assert library.policy_step(handle, nothing, ctypes.byref(action), nothing) == ARGUMENT
+    assert library.policy_step(handle, place, nothing, nothing) == ARGUMENT
+    assert library.policy_step(handle, place, ctypes.byref(action), nothing) == OK
+    assert library.policy_reset(nothing) == ARGUMENT
+    assert library.policy_run(handle, nothing, several) == ARGUMENT
+    assert library.policy_run(handle, several, several) == ARGUMENT
+    assert library.policy_selftest(nothing, golden_file, nothing) == ARGUMENT
+    assert library.policy_selftest(handle, nothing, nothing) == ARGUMENT
+    assert library.policy_selftest(handle, b"/no/such/file", nothing) == FILE
+    assert library.policy_selftest(handle, golden_file, nothing) == OK
+    library.policy_close(handle)
+    library.policy_close(nothing)
+    messages = {library.policy_message(status) for status in range(9)}
+    assert len(messages) == 9
+    assert b"unknown status" in messages
+
+
+def test_threads_with_handles_of_their_own(folder, library):
+    decisions, _ = golden(folder)
+    golden_file, found = str(folder / "native/golden.bin").encode(), []
+
+    def replay() -> None:
+        handle, count = open_handle(library), ctypes.c_size_t()
+        for _ in range(5):
+            status = library.policy_selftest(handle, golden_file, ctypes.byref(count))
+            found.append((status, count.value))
+        library.policy_close(handle)
+
+    threads = [threading.Thread(target=replay) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [(OK, len(decisions))] * 40
+
+
+COUNTER = """
+#include <dlfcn.h>
+#include <stddef.h>
+#include <stdio.h>
+static size_t calls;
+size_t allocations(void) { return calls; }
+extern void *__libc_malloc(size_t), *__libc_calloc(size_t, size_t), *__libc_memalign(size_t, size_t);
+extern void *__libc_realloc(void *, size_t);
+void *malloc(size_t n) { ++calls; return __libc_malloc(n); }
+void *calloc(size_t n, size_t m) { ++calls; return __libc_calloc(n, m); }
+void *realloc(void *p, size_t n) { ++calls; return __libc_realloc(p, n); }
+int posix_memalign(void **p, size_t a, size_t n) { ++calls; *p = __libc_memalign(a, n); return *p == NULL ? 12 : 0; }
+void *aligned_alloc(size_t a, size_t n) { ++calls; return __libc_memalign(a, n); }
+"""
+PLAYER = """
+#include <pthread.h>
+#include <stdio.h>
+#include "policy.h"
+extern size_t allocations(void);
+static unsigned char screen[210 * 160 * 3];
+static policy *handle;
+static size_t before, after;
+static void *play(void *unused) {
+    int64_t action; float values[6];
+    (void)unused;
+    before = allocations();
+    for (int i = 0; i < 100; ++i) {
+        if (i % 10 == 0) policy_reset(handle);
+        screen[i] = (unsigned char)i;
+        if (policy_step(handle, screen, &action, values) != POLICY_OK) return (void *)1;
+    }
+    after = allocations();
+    return NULL;
+}
+int main(void) {
+    pthread_t thread; void *failed;
+    if (policy_open(&handle) != POLICY_OK) return 1;
+    if (play(NULL) != NULL) return 2;
+    printf("%zu ", after - before);
+    pthread_create(&thread, NULL, play, NULL);
+    pthread_join(thread, &failed);
+    printf("%zu %d\\n", after - before, failed != NULL);
+    policy_close(handle);
+    return allocations() == 0;
+}
+"""
+
+
+def test_nothing_is_allocated_after_open(folder, tmp_path):
+    (tmp_path / "counter.c").write_text(COUNTER)
+    (tmp_path / "player.c").write_text(PLAYER)
+    native = folder / "native"
+    flags = ["-std=gnu11", "-Wall", "-Wextra", "-Werror", f"-I{native}", "-O1"]
+    sources = [tmp_path / "player.c", tmp_path / "counter.c"]
+    binary = tmp_path / "player"
+    command("gcc", *flags, *sources, f"-L{native}", "-lpolicy", f"-Wl,-rpath,{native}", "-pthread", "-o", binary)
+    assert command(binary).splitlines()[-1] == "0 0 0"
+
+
+def test_command(folder, tmp_path):
+    native, decisions = folder / "native", golden(folder)[0]
+    assert f"{len(decisions)} golden decisions, all as they were" in command(native / "policy", "selftest")
+    told = command(native / "policy", "info").splitlines()
+    assert told[0] == "policy dqn"
+    assert "input observation uint8[1, 210, 160, 3]" in told
+    assert "action 2 RIGHT" in told
+    played = command(native / "policy", "play", native / "golden.bin").splitlines()
+    assert [int(line.split()[1]) for line in played] == decisions["action"].tolist()
+    first = decisions[: np.flatnonzero(decisions["starts"])[1]]
+    screens = first["observation"].tobytes()
+    (tmp_path / "screens").write_bytes(screens)
+    assert command(native / "policy", "play", tmp_path / "screens").splitlines() == played[: len(first)]
+    assert command(native / "policy", "play", "-", stdin=screens).splitlines() == played[: len(first)]
+    assert re.search(r"^10 decisions  p50 \d", command(native / "policy", "bench", "10"))
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        ([], 2, "usage: policy info"),
+        (["dance"], 2, "usage: policy info"),
+        (["bench", "none"], 2, "usage: policy info"),
+        (["play", "/no/such/file"], 1, "error: /no/such/file: No such file or directory"),
+        (["selftest", "/no/such/file"], 1, "error: /no/such/file, after 0 decisions: not a file of golden"),
+    ],
+)
+def test_command_tells_mistakes(folder, words, status, message):
+    assert command(folder / "native/policy", *words, status=status).startswith(message)
+
+
+def test_observation_that_is_cut_off(folder):
+    message = command(folder / "native/policy", "play", "-", status=1, stdin=bytes(100800 + 7))
+    assert message.splitlines()[-1] == "error: -: observation 1 is cut off: 7 bytes of 100800"
+
+
+def test_cold_start_and_memory(folder):
+    """From exec to the first action, and the most memory of it."""
+    screens = golden(folder)[0]["observation"][:1].tobytes()
+    times, memory = [], []
+    for _ in range(5):
+        done = subprocess.run(
+            [sys.executable, "-c", MEASURE, str(folder / "native/policy")],
+            input=screens,
+            capture_output=True,
+            check=True,
+        )
+        milliseconds, kibibytes = done.stdout.split()[-2:]
+        times.append(float(milliseconds))
+        memory.append(int(kibibytes))
+    assert min(times) <= 20
+    assert max(memory) <= 32 * 1024
+
+
+MEASURE = """
+import resource, subprocess, sys, time
+screens, start = sys.stdin.buffer.read(), time.perf_counter()
+done = subprocess.run([sys.argv[1], "play", "-"], input=screens, capture_output=True, check=True)
+passed = time.perf_counter() - start
+print(passed * 1e3, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+
+
+def damaged(path: Path, target: Path, weights: bytes) -> Path:
+    """A copy with one byte of the weights changed, in the middle of them."""
+    content = bytearray(path.read_bytes())
+    at = content.find(weights) + len(weights) // 2
+    assert at >= len(weights) // 2
+    content[at] ^= 1
+    target.write_bytes(content)
+    target.chmod(0o755)
+    return target
+
+
+def test_one_changed_byte_of_the_weights_is_noticed(folder, generated, tmp_path):
+    weights = (generated / "weights.bin").read_bytes()
+    golden_file = folder / "native/golden.bin"
+    binary = damaged(folder / "native/policy", tmp_path / "policy", weights)
+    message = command(binary, "selftest", golden_file, status=1)
+    assert (
+        message
+        == f"error: {golden_file}, after 0 decisions: the weights are not those that the library was built with\n"
+    )
+    loaded = ctypes.CDLL(str(damaged(folder / "native/libpolicy.so", tmp_path / "libpolicy.so", weights)))
+    assert loaded.policy_selftest(open_handle(loaded), str(golden_file).encode(), None) == DAMAGED
+
+
+@pytest.mark.parametrize("name", ["native/libpolicy.so", "policy.onnx"])
+def test_player_notices_a_changed_byte(folder, tmp_path, name, capsys):
+    copy = shutil.copytree(folder, tmp_path / "dqn")
+    options = [str(copy), "--selftest", *(["--native"] if "native" in name else [])]
+    assert play.main(options) == 0
+    assert "golden decisions, all as they were" in capsys.readouterr().out
+    content = bytearray((copy / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / name).write_bytes(content)
+    assert play.main(options) == 1
+    assert "its SHA-256 is" in capsys.readouterr().err
+
+
+def test_player_notices_another_decision(folder, tmp_path):
+    facts, decisions = read_manifest(folder), golden(folder)[0]
+    path = tmp_path / "golden.bin"
+    content = bytearray((folder / "native/golden.bin").read_bytes())
+    content[-len(decisions[-1].tobytes()) + 1 + 100800] ^= 1  # the last action
+    path.write_bytes(content)
+    with pytest.raises(PlayError, match=rf"decision {len(decisions) - 1} comes out otherwise: action \d, expected"):
+        selftest(Player(load_native(folder / "native/libpolicy.so"), facts), path)
+    assert "a golden decision comes out otherwise" in command(folder / "native/policy", "selftest", path, status=1)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 100, 5000, -1])
+def test_golden_file_that_is_cut_off(folder, tmp_path, keep):
+    path = tmp_path / "golden.bin"
+    path.write_bytes((folder / "native/golden.bin").read_bytes()[:keep])
+    assert "not a file of golden decisions" in command(folder / "native/policy", "selftest", path, status=1)
+    with pytest.raises(PlayError, match="not golden decisions of 'dqn'"):
+        read_golden(path, read_manifest(folder))
+
+
+def test_golden_steps_are_spread_over_the_episode():
+    assert pick_steps(1000, 64) == [range(16), range(328, 344), range(656, 672), range(984, 1000)]
+    assert sum(map(len, pick_steps(3, 64))) == 3
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path.write_bytes(b"no library" * 100), "not a policy's native library: .*invalid ELF header"),
+        (lambda _path: None, "not a policy's native library: .*No such file"),
+        (
+            lambda path: command("gcc", "-shared", "-x", "c", "/dev/null", "-o", path),
+            "not a policy's native library: .*undefined symbol: policy_message",
+        ),
+    ],
+)
+def test_what_is_no_library_is_refused(tmp_path, make, message):
+    path = tmp_path / "libpolicy.so"
+    make(path)
+    with pytest.raises(PlayError, match=message):
+        load_native(path)
+    with pytest.raises(UserError, match=message):
+        runtimes.load(path, 1)
+
+
+class Sorts(torch.nn.Module):
+    def forward(self, observation: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"action": observation.sort(-1).indices[:, 0]}
+
+
+def test_operator_that_needs_pytorch_is_named(tmp_path):
+    inputs = [{"name": "observation", "dtype": "float32", "shape": ["batch", 4]}]
+    batch = {"observation": {0: torch.export.Dim("batch", min=1)}}
+    program = torch.export.export(Sorts(), (), {"observation": torch.zeros(2, 4)}, dynamic_shapes=batch)
+    facts = {"policy": "sorts", "actions": [], "states": [], "inputs": inputs}
+    facts["outputs"] = [{"name": "action", "dtype": "int64", "shape": ["batch"]}]
+    target = find_target("native")
+    compile_native.generate(compile_native.lower_single(program, inputs), target, tmp_path)
+    compile_native.write_facts(tmp_path / "facts.h", facts, tmp_path / "weights.bin")
+    with pytest.raises(UserError, match="only PyTorch's library computes: sort"):
+        compile_native.build(tmp_path, target, tmp_path / "build")
+
+
+@pytest.mark.skipif(shutil.which("clang++") is None, reason="clang is not installed")
+def test_clang_builds_it_without_warnings(build, folder):
+    built = build("-DCMAKE_C_COMPILER=clang", "-DCMAKE_CXX_COMPILER=clang++")
+    assert needed(built / "libpolicy.so") <= ALLOWED
+    command(built / "policy", "selftest", folder / "native/golden.bin")
+
+
+def test_gcc_builds_it_without_warnings(build, folder):
+    command(build() / "policy", "selftest", folder / "native/golden.bin")
+
+
+def driver(source: Path, built: Path, binary: Path, sanitizer: str) -> Path:
+    """A program of the tests that calls the library."""
+    include = ROOT / "native/include"
+    flags = [f"-fsanitize={sanitizer}", "-g", "-O1", "-std=c++20", "-Wall", "-Wextra", "-Werror", f"-I{include}"]
+    command("g++", *flags, source, f"-L{built}", "-lpolicy", f"-Wl,-rpath,{built}", "-pthread", "-o", binary)
+    return binary
+
+
+@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
+def test_sanitizers_find_nothing(build, folder, tmp_path, sanitizer):
+    """In handles of many threads, and in the calls and files that a fuzzer makes."""
+    built = build(f"-DPOLICY_SANITIZE={sanitizer}")
+    golden_file = folder / "native/golden.bin"
+    # ThreadSanitizer wants its memory where some kernels put libraries.
+    steady = ["setarch", "--addr-no-randomize"] if sanitizer == "thread" else []
+    stress = driver(ROOT / "tests/native/stress.cpp", built, tmp_path / "stress", sanitizer)
+    command(*steady, stress, golden_file)
+    command(*steady, built / "policy", "selftest", golden_file)
+    command(*steady, built / "policy", "play", golden_file)
+    if not steady:
+        fuzz = driver(ROOT / "tests/native/fuzz.cpp", built, tmp_path / "fuzz", sanitizer)
+        command(fuzz, golden_file, "1", "3000")
+        fuzz_files(built / "policy", golden_file, tmp_path / "file")
+
+
+def fuzz_files(binary: Path, golden_file: Path, path: Path) -> None:
+    """Golden files that are cut off, changed or made up; the command must end with a line that tells what is wrong."""
+    few = golden_file.read_bytes()[: 112 + 3 * (1 + 100800 + 32) + 5]
+    random = np.random.default_rng(0)
+    for number in range(100):
+        content = bytearray(few[: random.integers(len(few) + 1)] if number % 3 else random.bytes(300))
+        for at in random.integers(max(1, min(len(content), 120)), size=random.integers(4)):
+            content[at : at + random.integers(2)] = random.bytes(random.integers(9))
+        path.write_bytes(content)
+        for word in ("selftest", "play"):
+            done = subprocess.run([binary, word, path], capture_output=True, text=True, check=False)
+            lines = done.stderr.splitlines()
+            assert (done.returncode, len(lines)) in ((0, 0), (1, 1)), done.stderr[-2000:]
+            assert not lines or lines[0].startswith("error: ")
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="is about the levels of x86-64")
+def test_processor_without_the_instructions_is_refused(folder):
+    """Under an emulator of a processor that has less; the library is loaded, and says why it does not run."""
+    emulator = shutil.which("qemu-x86_64") or shutil.which("qemu-x86_64-static")
+    if emulator is None:
+        pytest.skip("qemu-user is not installed")
+    message = command(emulator, "-cpu", "Nehalem", folder / "native/policy", "selftest", status=1)
+    assert "this processor lacks instructions that the library was built for: x86-64-v" in message
+    assert command(emulator, "-cpu", "Nehalem", folder / "native/policy", "info").startswith("policy dqn\n")
+
+
+@pytest.mark.skipif(
+    shutil.which("aarch64-linux-gnu-g++") is None or shutil.which("qemu-aarch64") is None,
+    reason="g++-aarch64-linux-gnu and qemu-user are not installed",
+)
+def test_aarch64_decides_the_same(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder.parents[1])
+    with processes(1) as executor:
+        executor.submit(compile_native.compile_target, "dqn", "aarch64", tmp_path).result()
+    assert needed(tmp_path / "libpolicy.so") <= ALLOWED
+    emulator = ["qemu-aarch64", "-L", "/usr/aarch64-linux-gnu"]
+    golden_file = folder / "native/golden.bin"
+    assert "all as they were" in command(*emulator, tmp_path / "policy", "selftest", golden_file)
+    assert "instructions aarch64" in command(*emulator, tmp_path / "policy", "info")
+
+
+def test_targets_are_known_to_params():
+    allowed = params.CompileNative.model_fields["targets"].annotation
+    assert all(f"'{name}'" in str(allowed) for name in ("native", *TARGETS))
