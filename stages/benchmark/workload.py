@@ -21,6 +21,8 @@ from stages.benchmark.programs import Candidate
 from stages.common import params, runtimes
 from stages.common.processes import processes
 
+SHORT = 1000  # milliseconds: what starts faster is started again and again, as its start varies more
+
 
 def prepare(
     policy: str,
@@ -92,7 +94,7 @@ def sessions(
     tolerance: float,
     candidates: dict[str, Candidate] | None = None,
 ) -> Iterator[Sessions]:
-    """Start every program as often as its cold start is measured, and go once through all of them to warm them up.
+    """Start every program, those that start in less than a second again, and go once through all of them to warm up.
 
     Args:
         policy: its name.
@@ -118,11 +120,11 @@ def sessions(
             measured[name].loading.append(started.loading)
             return started
 
-        for _ in range(settings.cold_starts - 1):
-            for name in names:
+        running = {name: stack.enter_context(start(name)) for name in names}
+        for name in (name for name in names if measured[name].cold_starts[0] < SHORT):
+            for _ in range(settings.cold_starts - 1):
                 with start(name):
                     pass
-        running = {name: stack.enter_context(start(name)) for name in names}
         for name, session_ in running.items():
             facts, _ = session_.measure(0)
             measured[name].peak_memory = facts["peak_memory_kib"]
