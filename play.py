@@ -233,10 +233,13 @@ class Player:
         }
         if self.states:
             self.feed["is_init"][...] = True
+            self.going_on = np.zeros_like(self.feed["is_init"])
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with some of the episodes, in the order given."""
         self.feed = {name: array[list(rows)] for name, array in self.feed.items()}
+        if self.states:
+            self.going_on = np.zeros_like(self.feed["is_init"])
 
     def step(self, observations: npt.NDArray[Any]) -> Arrays:
         """All outputs for raw observations, such as ``(batch, 210, 160, 3)`` uint8 screens; the states move on."""
@@ -244,7 +247,7 @@ class Player:
         outputs = self.run(self.feed)
         if self.states:
             self.feed |= {name: outputs[output] for output, name in self.states.items()}
-            self.feed["is_init"] = np.zeros_like(self.feed["is_init"])
+            self.feed["is_init"] = self.going_on
         return outputs
 
     def act(self, observation: npt.NDArray[Any]) -> Action:

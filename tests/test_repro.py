@@ -187,7 +187,7 @@ def test_every_program_is_measured(built):
         assert 0 < program["p50_us"] <= program["p90_us"]
         assert (program["p99_us"], program["valid"]) == (None, False)
     assert set(bench["offline_rows_per_s"]["onnx"]) == {"1", "8"}
-    assert set(bench["rollout_decisions_per_s"]) == {"emulator", "player", "torchrl"}
+    assert set(bench["rollout_decisions_per_s"]) == {"emulator", "player", "player_native", "torchrl"}
     with (built / "results/dqn/latency.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["program"] for row in rows] == list(bench["programs"])

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from stages.benchmark import programs
 from stages.benchmark.measured import Measured
 from stages.benchmark.ratios import compare, fastest
+from stages.benchmark.rollouts import PLAYERS
 from stages.benchmark.roofline import Peak, Work
 from stages.common.files import write_table
 
@@ -49,7 +50,7 @@ def describe(policy: str, found: Findings, noise: float) -> dict[str, Any]:
         for one, other in PAIRS
         if other in measured
     }
-    ratios["player_to_emulator"] = compare(speeds["emulator"], speeds["player"])
+    ratios |= {f"{player}_to_emulator": compare(speeds["emulator"], speeds[player]) for player in PLAYERS}
     described = {name: one.describe(noise) for name, one in measured.items()}
     for name, entry in described.items():
         if (size := programs.file_bytes(policy, name)) is not None:
@@ -111,6 +112,6 @@ def print_tables(policy: str, content: dict[str, Any]) -> None:
     for name, ratio in content["times_as_fast"].items():
         interval = f"{ratio['low']:.2f} to {ratio['high'] or math.inf:.2f}"
         print(f"{name.replace('_to_', ' to '):<40}{ratio['ratio']:>7.2f}   {interval}")
-    print(f"\n{'rollout':<12}{'decisions/s':>12}   over the rounds")
+    print(f"\n{'rollout':<16}{'decisions/s':>12}   over the rounds")
     for what, speed in content["rollout_decisions_per_s"].items():
-        print(f"{what:<12}{speed['median']:>12,.0f}   {speed['min']:,.0f} to {speed['max']:,.0f}")
+        print(f"{what:<16}{speed['median']:>12,.0f}   {speed['min']:,.0f} to {speed['max']:,.0f}")

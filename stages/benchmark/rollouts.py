@@ -1,5 +1,7 @@
 """Decisions a second of whole rollouts: the bare ``emulator``, the ``player`` without PyTorch, and ``torchrl``.
 
+The player plays with ONNX Runtime, and with the native library.
+
 What is measured is loaded once a process, and goes on from call to call.
 """
 
@@ -22,7 +24,8 @@ from stages.common import episodes, params, runtimes
 
 RANDOM_ACTIONS = 10_000  # drawn before the measurement
 PLAYING = "playing"  # what the process that plays beside says once it does
-ROLLOUTS = ("emulator", "player", "torchrl")
+PLAYERS = {"player": "onnx", "player_native": "native"}  # and the program that each plays with
+ROLLOUTS = ("emulator", *PLAYERS, "torchrl")
 
 
 def measure_rollout(policy: str, what: str, settings: params.Bench) -> float:
@@ -43,7 +46,7 @@ def load_rollout(policy: str, what: str, threads: int) -> Callable[[int], object
     if what == "emulator":
         decisions = emulate(manifest)
     else:
-        decisions = play_on(Player(runtimes.load_by_name(policy, "onnx", threads), manifest))
+        decisions = play_on(Player(runtimes.load_by_name(policy, PLAYERS[what], threads), manifest))
     return lambda steps: collections.deque(itertools.islice(decisions, steps), maxlen=0)
 
 
