@@ -13,6 +13,7 @@ from stages.common.preprocess import Screen
 from stages.common.profile import Preprocess
 from stages.lowering.byte_products import MAX_WEIGHT, use_byte_products
 from stages.lowering.convolutions import as_product, use_products
+from stages.lowering.single import as_flat_concatenation, lower_single
 
 CROP = {"top": 34, "left": 0, "height": 160, "width": 160}
 ODD_CROP = {"top": 17, "left": 8, "height": 168, "width": 144}
@@ -191,3 +192,33 @@ def test_convolution_as_product(options):
 def test_convolution_of_one_image_has_no_batch():
     images, weight = torch.randn(2, 9, 9), torch.randn(3, 2, 3, 3)
     torch.testing.assert_close(as_product(images, weight), nn.functional.conv2d(images, weight), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dim", [-3, 1, 3])
+def test_concatenation_of_images_is_one_of_matrices(dim):
+    images = [torch.randn(2, 3, 5, 4), torch.randn(2, 3, 5, 4)]
+    torch.testing.assert_close(as_flat_concatenation(images, dim), torch.cat(images, dim), rtol=0, atol=0)
+
+
+class Stack(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(2, 3, 3)
+
+    def forward(self, observation: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
+        return self.convolution(torch.cat([frames, observation], -3))
+
+
+def test_program_for_one_row():
+    inputs = [{"name": name, "dtype": "float32", "shape": ["batch", 1, 8, 8]} for name in ("observation", "frames")]
+    batch = {name: {0: torch.export.Dim("batch", min=1)} for name in ("observation", "frames")}
+    rows = {name: torch.randn(2, 1, 8, 8) for name in batch}
+    module = Stack()
+    single = lower_single(torch.export.export(module, (), rows, dynamic_shapes=batch), inputs)
+    operators = {str(node.target) for node in single.graph.nodes if node.op == "call_function"}
+    assert not any("conv" in operator for operator in operators)
+    one = {name: tensor[:1] for name, tensor in rows.items()}
+    with torch.no_grad():
+        torch.testing.assert_close(single.module()(**one), module(**one), rtol=0, atol=1e-5)
+    dimensions = [node.meta["val"].ndim for node in single.graph.nodes if node.target is torch.ops.aten.cat.default]
+    assert dimensions == [2]

@@ -35,7 +35,7 @@ OK, ARGUMENT, FILE, DAMAGED, WRONG = 0, 1, 4, 5, 6
 
 
 def command(*words: str | Path, status: int = 0, stdin: bytes | None = None) -> str:
-    done = subprocess.run(list(map(str, words)), input=stdin, capture_output=True, check=False)
+    done = subprocess.run(list(map(str, words)), input=stdin, cwd=ROOT, capture_output=True, check=False)
     assert done.returncode == status, done.stdout + done.stderr
     return (done.stdout + done.stderr).decode()
 
@@ -383,6 +383,21 @@ def test_player_notices_another_decision(folder, tmp_path):
     with pytest.raises(PlayError, match=rf"decision {len(decisions) - 1} comes out otherwise: action \d, expected"):
         selftest(Player(load_native(folder / "native/libpolicy.so"), facts), path)
     assert "a golden decision comes out otherwise" in command(folder / "native/policy", "selftest", path, status=1)
+
+
+PLAY = """
+import sys
+import play
+
+assert play.main([sys.argv[1], "--native"]) == 0
+print(*{"onnxruntime", "torch"} & set(sys.modules))
+"""
+
+
+def test_player_plays_natively_without_onnxruntime(folder):
+    done = command(sys.executable, "-c", PLAY, folder).splitlines()
+    assert re.match(r"episode 1/1  score [-+]\d+  decisions 300$", done[0])
+    assert done[-1] == ""
 
 
 @pytest.mark.parametrize("keep", [0, 5, 100, 5000, -1])

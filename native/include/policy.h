@@ -10,7 +10,8 @@
  *     policy_close(p);
  *
  * Any number of handles may be open. Threads may each use their own; two threads must not use one at the same time.
- * Nothing is allocated between policy_open and policy_close, nothing is printed, no exception leaves the library.
+ * Between policy_open and policy_close nothing but policy_selftest allocates memory. Nothing is printed, no exception
+ * leaves the library.
  * The queries need no handle, run on any processor, and give memory that is the library's own and stays as it is.
  */
 #ifndef POLICY_H

@@ -4,7 +4,7 @@
 #include <cstdlib>
 #include <new>
 
-thread_local Arena *current_arena = nullptr;
+constinit thread_local Arena *current_arena = nullptr;
 
 struct Arena::Piece {
     Piece *next;

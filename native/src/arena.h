@@ -31,7 +31,7 @@ class Arena {
 };
 
 // What `new` and tensors are taken from in this thread, if anything but the heap.
-extern thread_local Arena *current_arena;
+extern constinit thread_local Arena *current_arena;
 
 class ArenaScope {
    public:
