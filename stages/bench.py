@@ -7,11 +7,13 @@ faster than another inside the noise. A result is VALID, or INVALID with the rea
 
 from __future__ import annotations
 
+import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
 from play import read_manifest
 from stages.benchmark import programs, report
+from stages.benchmark.command import Command
 from stages.benchmark.rollouts import ROLLOUTS, measure_rollout
 from stages.benchmark.roofline import count_work, measure_peak
 from stages.benchmark.workload import sessions
@@ -26,6 +28,7 @@ def measure(policy: str, settings: params.Bench, tolerance: float) -> report.Fin
     names = programs.names(read_manifest(Path("models", policy)))
     speeds: dict[str, list[float]] = {what: [] for what in ROLLOUTS}
     with sessions(policy, names, settings, tolerance) as started, ExitStack() as stack:
+        command, starts = Command(policy, Path(stack.enter_context(tempfile.TemporaryDirectory()))), []
         rolling = {what: stack.enter_context(processes(1)) for what in ROLLOUTS}
         for what in ROLLOUTS:
             rolling[what].submit(measure_rollout, policy, what, settings).result()
@@ -33,10 +36,11 @@ def measure(policy: str, settings: params.Bench, tolerance: float) -> report.Fin
         peak = rolling["torchrl"].submit(measure_peak, settings.threads).result()
         for round_ in range(1, settings.rounds + 1):
             started.measure(round_)
+            starts.append(command.start())
             for what, speed in speeds.items():
                 speed.append(rolling[what].submit(measure_rollout, policy, what, settings).result())
             print(f"bench {policy}  round {round_}/{settings.rounds}", flush=True)
-    return report.Findings(started.measured, speeds, work, peak)
+    return report.Findings(started.measured, starts, speeds, work, peak)
 
 
 def bench(policy: str) -> None:

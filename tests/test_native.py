@@ -20,6 +20,7 @@ from pipeline_helpers import ROOT
 import play
 from play import Player, PlayError, load_native, load_onnx, read_golden, read_manifest, selftest
 from stages import compile_native, manifest
+from stages.benchmark.command import Command
 from stages.common import params, runtimes
 from stages.common.errors import UserError
 from stages.common.golden import pick_steps
@@ -310,31 +311,11 @@ def test_observation_that_is_cut_off(folder):
     assert message.splitlines()[-1] == "error: -: observation 1 is cut off: 7 bytes of 100800"
 
 
-def test_cold_start_and_memory(folder):
-    """From exec to the first action, and the most memory of it."""
-    screens = golden(folder)[0]["observation"][:1].tobytes()
-    times, memory = [], []
-    for _ in range(5):
-        done = subprocess.run(
-            [sys.executable, "-c", MEASURE, str(folder / "native/policy")],
-            input=screens,
-            capture_output=True,
-            check=True,
-        )
-        milliseconds, kibibytes = done.stdout.split()[-2:]
-        times.append(float(milliseconds))
-        memory.append(int(kibibytes))
-    assert min(times) <= 20
-    assert max(memory) <= 32 * 1024
-
-
-MEASURE = """
-import resource, subprocess, sys, time
-screens, start = sys.stdin.buffer.read(), time.perf_counter()
-done = subprocess.run([sys.argv[1], "play", "-"], input=screens, capture_output=True, check=True)
-passed = time.perf_counter() - start
-print(passed * 1e3, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
-"""
+def test_decisions_come_at_once_and_memory_is_small(folder, tmp_path, monkeypatch):
+    """Whoever pipes screens in one after the other has each decision before the next screen."""
+    monkeypatch.chdir(folder.parents[1])
+    started = Command("dqn", tmp_path).start()  # which reads the decision while the pipe is open
+    assert started.peak_memory <= 32 * 1024
 
 
 def damaged(path: Path, target: Path, weights: bytes) -> Path:

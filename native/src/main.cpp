@@ -114,10 +114,39 @@ void print_decision(uint64_t number, const std::vector<char> &action, const std:
     std::printf("\n");
 }
 
+// A file whose first bytes have been looked at.
+class Stream {
+   public:
+    explicit Stream(const std::string &path) : file_(path == "-" ? stdin : std::fopen(path.c_str(), "rb")) {
+        if (file_ != nullptr) have_ = std::fread(first_, 1, sizeof first_, file_.get());
+    }
+    bool opened() const { return file_ != nullptr; }
+    bool is_golden() const { return have_ == sizeof first_ && std::memcmp(first_, GOLDEN_MAGIC, have_) == 0; }
+    // The rest of golden decisions.
+    std::FILE *file() { return file_.get(); }
+    // What comes next, the first bytes among it; fewer than asked for at the end.
+    size_t read(std::vector<char> &target) {
+        const size_t held = std::min(have_ - taken_, target.size());
+        std::copy_n(first_ + taken_, held, target.data());
+        taken_ += held;
+        return held + std::fread(target.data() + held, 1, target.size() - held, file_.get());
+    }
+
+   private:
+    File file_;
+    char first_[sizeof GOLDEN_MAGIC - 1];
+    size_t have_ = 0, taken_ = 0;
+};
+
+int cut_off(const std::string &path, uint64_t number, size_t have, size_t size) {
+    return fail(path + ": observation " + std::to_string(number) + " is cut off: " + std::to_string(have) +
+                " bytes of " + std::to_string(size));
+}
+
 // What is played: golden decisions, or raw observations one after the other, all of one episode.
 int play(const std::string &path) {
-    const File file(path == "-" ? stdin : std::fopen(path.c_str(), "rb"));
-    if (file == nullptr) return fail(path + ": " + std::strerror(errno));
+    Stream stream(path);
+    if (!stream.opened()) return fail(path + ": " + std::strerror(errno));
     Handle handle;
     policy_status status = open(handle);
     if (status != POLICY_OK) return fail(policy_name(), status);
@@ -126,34 +155,33 @@ int play(const std::string &path) {
     policy_outputs(&outputs);
     std::vector<char> observation(inputs[0].bytes), action(outputs[0].bytes), answers;
     std::vector<float> values(values_bytes() / sizeof(float));
-    const size_t peeked = std::fread(observation.data(), 1, std::strlen(GOLDEN_MAGIC), file.get());
-    const bool is_golden = peeked == std::strlen(GOLDEN_MAGIC) && observation.size() >= peeked &&
-                           std::memcmp(observation.data(), GOLDEN_MAGIC, peeked) == 0;
-    size_t have = is_golden ? 0 : peeked;
+    std::setvbuf(stdout, nullptr, _IOLBF, BUFSIZ);  // whoever pipes screens in wants each decision at once
+    const bool is_golden = stream.is_golden();
     if (is_golden) {
         golden facts;
-        if (!policy_golden_read(file.get(), &facts)) return fail(path, POLICY_FILE);
+        if (!policy_golden_read(stream.file(), &facts)) return fail(path, POLICY_FILE);
         answers.resize(facts.action_bytes + facts.values_bytes);
     }
     for (uint64_t number = 0;; ++number) {
+        size_t have = 0;
         if (is_golden) {
-            const int starts = std::fgetc(file.get());
+            const int starts = std::fgetc(stream.file());
             if (starts == EOF) break;
             if (starts == 1) policy_reset(handle.get());
+            have = std::fread(observation.data(), 1, observation.size(), stream.file());
+        } else {
+            have = stream.read(observation);
+            if (have == 0) break;
         }
-        have += std::fread(observation.data() + have, 1, observation.size() - have, file.get());
-        if (have == 0 && !is_golden) break;
-        if (have < observation.size() ||
-            std::fread(answers.data(), 1, answers.size(), file.get()) != answers.size()) {
-            return fail(path + ": observation " + std::to_string(number) + " is cut off: " + std::to_string(have) +
-                        " bytes of " + std::to_string(observation.size()));
+        if (have < observation.size()) return cut_off(path, number, have, observation.size());
+        if (is_golden && std::fread(answers.data(), 1, answers.size(), stream.file()) < answers.size()) {
+            return fail(path, POLICY_FILE);
         }
-        have = 0;
         status = policy_step(handle.get(), observation.data(), action.data(), values.data());
         if (status != POLICY_OK) return fail(policy_name(), status);
         print_decision(number, action, values);
     }
-    return 0;
+    return std::ferror(stream.file()) != 0 ? fail(path + ": " + std::strerror(errno)) : 0;
 }
 
 int bench(uint64_t steps) {

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import IO, Any, Self
+from typing import IO, Any, AnyStr, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,12 @@ from stages.common.errors import UserError
 
 DEADLINES = {"15hz": 1 / 15, "60hz": 1 / 60}  # seconds
 REPEATED = 0.9  # of a fresh input's time: what answers a repeated one faster has kept its answer
+
+
+def stream(pipe: IO[AnyStr] | None) -> IO[AnyStr]:
+    """A pipe that Popen was asked for."""
+    assert pipe is not None
+    return pipe
 
 
 class Session:
@@ -61,7 +67,7 @@ class Session:
         self.log.close()
 
     def answer(self) -> str:
-        line = self.stream(self.process.stdout).readline()
+        line = stream(self.process.stdout).readline()
         if not line:
             status = self.process.wait()
             self.log.seek(0)
@@ -69,14 +75,9 @@ class Session:
             raise UserError(f"{self.program} of {self.policy} cannot be measured: {reason}")
         return line
 
-    @staticmethod
-    def stream(pipe: IO[str] | None) -> IO[str]:
-        assert pipe is not None  # Popen was asked for it
-        return pipe
-
     def measure(self, number: int) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.int64]]]:
         """A round: facts, and nanoseconds of every query by scenario."""
-        requests = self.stream(self.process.stdin)
+        requests = stream(self.process.stdin)
         requests.write(f"{number}\n")
         requests.flush()
         return json.loads(self.answer()), load_file(self.folder / f"{self.program}.safetensors")

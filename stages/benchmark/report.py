@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from stages.benchmark import programs
+from stages.benchmark import command, programs
 from stages.benchmark.measured import Measured
 from stages.benchmark.ratios import compare, fastest
 from stages.benchmark.rollouts import PLAYERS
@@ -34,9 +34,12 @@ COLUMNS = ("program", "valid", "cold_start_ms", "p50_us", "p90_us", "p99_us", "p
 
 
 class Findings(NamedTuple):
-    """What was measured of all programs, of rollouts (decisions a second, one a round), and of the machine."""
+    """What was measured of all programs, of the native command's starts, of rollouts (decisions a second, one a round),
+    and of the machine.
+    """
 
     programs: dict[str, Measured]
+    starts: list[command.Start]
     rollouts: dict[str, list[float]]
     work: Work
     peak: Peak
@@ -44,7 +47,7 @@ class Findings(NamedTuple):
 
 def describe(policy: str, found: Findings, noise: float) -> dict[str, Any]:
     """All findings: verdicts, ratios with their intervals, rollouts, and batches beside the machine's peak."""
-    measured, speeds, work, peak = found
+    measured, starts, speeds, work, peak = found
     ratios = {
         f"{one}_to_{other}": compare(measured[one].medians(), measured[other].medians())
         for one, other in PAIRS
@@ -57,6 +60,7 @@ def describe(policy: str, found: Findings, noise: float) -> dict[str, Any]:
             entry["file_bytes"] = size
     return {
         "programs": described,
+        "native_command": command.describe(starts),
         "fastest": fastest({name: measured[name].medians() for name in programs.OWN}),
         "times_as_fast": {name: ratio.as_dict() for name, ratio in ratios.items()},
         "rollout_decisions_per_s": {what: summarise(speed) for what, speed in speeds.items()},
@@ -107,6 +111,8 @@ def print_tables(policy: str, content: dict[str, Any]) -> None:
     for name, entry in content["programs"].items():
         cells = "".join(f"{'-' if entry[column] is None else format(entry[column], '.0f'):>14}" for column in columns)
         print(f"{name:<26}{cells}  {'VALID' if entry['valid'] else 'INVALID: ' + entry['complaint']}")
+    start = content["native_command"]
+    print(f"native command  first decision after {start['cold_start_ms']} ms, memory {start['peak_memory_mb']} MB")
     print(f"fastest: {content['fastest'] or 'the noise does not tell'}")
     print(f"\n{'times as fast':<40}{'ratio':>7}   95 % interval")
     for name, ratio in content["times_as_fast"].items():
