@@ -90,7 +90,7 @@ class Measured:
     Attributes:
         cold_starts: milliseconds from the start of its process to its first action, one a start.
         times: nanoseconds of every query by scenario, an array a round.
-        offline: rows a second by batch size, one a round.
+        offline: rows a second by batch size, one of some rounds.
         peak_memory: KiB of its process, before it was given large batches.
         failures: outputs that are not eager's.
         loading: milliseconds of the cold starts that loading took.

@@ -105,14 +105,15 @@ class Workload:
             os.kill(settings["emulator"], signal.SIGSTOP)
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # before the large batches
         facts = {
-            "offline": {size: self.offline(size) for size in self.batches()},
+            "offline": {size: self.offline(size) for size in self.batches(number)},
             "peak_memory_kib": memory,
             "failures": [str(failure) for failure in self.comparison.failures],
         }
         return facts, times
 
-    def batches(self) -> list[int]:
-        return self.settings["batches"] if self.program in programs.OFFLINE else []
+    def batches(self, number: int) -> list[int]:
+        wanted = self.program in programs.OFFLINE and (number - 1) % self.settings["offline_stride"] == 0
+        return self.settings["batches"] if wanted else []
 
     def offline(self, size: int) -> float:
         """Rows a second."""

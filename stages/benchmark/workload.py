@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +96,7 @@ def sessions(
     tolerance: float,
     candidates: dict[str, Candidate] | None = None,
 ) -> Iterator[Sessions]:
-    """Start every program, those that start in less than a second again, and go once through all of them to warm up.
+    """Start every program, those that start in less than a second again, and warm all up by a round, side by side.
 
     Args:
         policy: its name.
@@ -125,9 +127,11 @@ def sessions(
             for _ in range(settings.cold_starts - 1):
                 with start(name):
                     pass
-        for name, session_ in running.items():
-            facts, _ = session_.measure(0)
-            measured[name].peak_memory = facts["peak_memory_kib"]
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            for found, (facts, _) in zip(
+                measured.values(), pool.map(lambda s: s.measure(0), running.values()), strict=True
+            ):
+                found.peak_memory = facts["peak_memory_kib"]
         yield Sessions(running, measured)
 
 
