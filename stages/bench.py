@@ -47,7 +47,7 @@ def bench(policy: str) -> None:
     everything = params.load()
     runtimes.read_bundle(policy)
     found = measure(policy, everything.bench, everything.parity_check.tolerance)
-    content = report.describe(policy, found, everything.bench.noise)
+    content = report.describe(policy, found, everything.bench)
     folder = Path("results", policy)
     write_json(folder / "bench.json", content)
     report.write_tables(folder, content, found)

@@ -47,13 +47,15 @@ Make = Callable[[], onnx.ModelProto | None]
 class Scores:
     """Scores of a program and of its reference, with the equivalence test between their means (Schuirmann, 1987).
 
+    Both play the same seeds: the test is that of the differences, a pair an episode.
+
     Attributes:
         mean: of the program.
         reference_mean: of the reference.
         low: of the interval that holds the difference of the means with a confidence of ``1 - 2 * significance``.
         high: of the same.
-        p_value: of the two one-sided tests, each Welch's: the chance to be this near to each other if the true means
-            were ``margin`` apart.
+        p_value: of the two one-sided t-tests: the chance to be this near to each other if the true means were
+            ``margin`` apart.
         same: whether that is less than the significance.
     """
 
@@ -66,15 +68,12 @@ class Scores:
 
 
 def compare_scores(one: Sequence[float], other: Sequence[float], margin: float, significance: float) -> Scores:
-    """Test that two means differ by less than ``margin``, from two scores or more of each."""
+    """Test that two means differ by less than ``margin``, from two scores or more of each, of the same seeds."""
     means = float(np.mean(one)), float(np.mean(other))
-    shares = [float(np.var(scores, ddof=1)) / len(scores) for scores in (one, other)]
-    difference, error = means[0] - means[1], math.sqrt(sum(shares))
+    differences, freedom = np.subtract(one, other), len(one) - 1
+    difference, error = float(differences.mean()), float(differences.std(ddof=1)) / math.sqrt(len(one))
     if error == 0:
         return Scores(*means, difference, difference, float(abs(difference) >= margin), abs(difference) < margin)
-    freedom = sum(shares) ** 2 / sum(
-        share**2 / (len(scores) - 1) for share, scores in zip(shares, (one, other), strict=True)
-    )
     p_value = max(
         student.sf((difference + margin) / error, freedom), student.cdf((difference - margin) / error, freedom)
     )
@@ -148,7 +147,8 @@ def compare_decisions(candidates: dict[str, Candidate], inputs: Arrays) -> dict[
     """What programs decide otherwise than the first of them, which decides as eager does.
 
     Returns:
-        By name: the share of other actions, none where they are vectors, and the largest difference of each output.
+        By name: the share of other actions, none where they are vectors, and the largest difference of each output,
+        none where one of them is no number.
     """
     outputs = {
         name: runtimes.load(Path(candidate.path), 1, candidate.onnx_session)(inputs)
@@ -160,7 +160,7 @@ def compare_decisions(candidates: dict[str, Candidate], inputs: Arrays) -> dict[
         found[name] = {
             "other_actions": float((given["action"] != expected["action"]).mean()) if choice else None,
             "largest_difference": {
-                output: float(differ(given[output], array).max())
+                output: difference if math.isfinite(difference := float(differ(given[output], array).max())) else None
                 for output, array in expected.items()
                 if not (choice and output == "action")
             },
@@ -227,6 +227,9 @@ def quantise(policy: str) -> None:
                 candidates[name] = Candidate(str(smaller), threads, session)
             report[name] = refused or {}
         decided = compare_decisions(candidates, checked)
+        for name in [name for name, found in decided.items() if None in found["largest_difference"].values()]:
+            del candidates[name]
+            report[name] = {"verdict": "rejected", "reason": "it answers with what is no number"}
         reference = judge(policy, candidates, everything, report)
         for name, entry in report.items():
             entry.update(decided.get(name, {}))

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+from pipeline_helpers import ROOT
+from safetensors.numpy import save_file
 
 from stages.benchmark.loadgen import (
     CHECKED,
@@ -19,6 +27,7 @@ from stages.benchmark.loadgen import (
 )
 from stages.benchmark.measured import Measured
 from stages.benchmark.ratios import Ratio, compare, fastest
+from stages.benchmark.session import EXPECTED, INPUTS, SETTINGS, TURN, Workload
 
 
 @pytest.mark.parametrize(("percentile", "queries"), [(0.9, 64), (0.99, 662), (0.999, 6636)])
@@ -72,7 +81,7 @@ def test_throughput_counts_rows():
 
 def measured(rounds=3, queries=2212, scale=1.0, **times) -> Measured:
     random = np.random.default_rng(0)
-    found = Measured([1.0] * rounds, {}, {}, 2048, [])
+    found = Measured([1.0] * rounds, peak_memory=2048)
     for scenario in ("single", "multi", "fresh", "repeated", "beside"):
         factor = times.get(scenario, scale)
         found.times[scenario] = [(random.normal(1e5, 1e3, queries) * factor).astype(np.int64) for _ in range(rounds)]
@@ -90,7 +99,7 @@ def test_result_is_valid():
     ("change", "complaint"),
     [
         ({"queries": 2000}, "too few queries: 6000, p99.9 needs 6636"),
-        ({"repeated": 0.5}, "answers are kept"),
+        ({"repeated": 0.5, "rounds": 8, "queries": 830}, "answers are kept"),
     ],
 )
 def test_result_is_invalid(change, complaint):
@@ -106,6 +115,92 @@ def test_noisy_rounds_and_wrong_outputs_are_invalid():
     wrong = measured()
     wrong.failures.append("action_value differs")
     assert wrong.complaint(0.25) == "wrong outputs: action_value differs"
+
+
+def decide(feed):
+    values = np.concatenate([feed["x"], -feed["x"]], 1)
+    return {"action": values.argmax(1), "action_value": values}
+
+
+@pytest.fixture
+def workload(tmp_path):
+    """A function that makes a workload of a little program."""
+    inputs = {"x": np.linspace(-1, 1, 8, dtype=np.float32)[:, None]}
+    save_file(inputs, tmp_path / INPUTS)
+    save_file(decide(inputs), tmp_path / EXPECTED)
+    (tmp_path / SETTINGS).write_text(json.dumps({"tolerance": 1e-5, "states": [], "offline_seconds": 0.01}))
+
+    def make(run) -> Workload:
+        made = Workload("onnx", run, tmp_path)
+        made.random = np.random.default_rng(0)
+        return made
+
+    return make
+
+
+def test_answers_are_checked_while_they_are_timed(workload):
+    def wrong(feed):
+        answers = decide(feed)
+        answers["action_value"][feed["x"][:, 0] == 1] += 0.001  # of the last sample only
+        return answers
+
+    for run, failures in ((decide, False), (wrong, True)):
+        single, many, offline = workload(run), workload(run), workload(run)
+        single.stream(50)
+        many.stream(10, 8)
+        offline.offline(64)
+        assert [bool(one.comparison.failures) for one in (single, many, offline)] == [failures] * 3
+
+
+def test_program_that_keeps_its_answers_is_found_out(workload):
+    last = {}
+
+    def keep(feed):
+        if last.get("x") != (asked := feed["x"].tobytes()):
+            time.sleep(0.001)
+        last["x"] = asked
+        return decide(feed)
+
+    found, asking = measured(rounds=24, queries=280), workload(keep)
+    found.times["fresh"] = [asking.stream(TURN) for _ in range(8)]
+    found.times["repeated"] = [asking.stream(TURN, repeated=True) for _ in range(8)]
+    assert "answers are kept" in found.complaint(0.25)
+    assert not asking.comparison.failures
+
+
+STARTER = """
+from stages.benchmark.workload import emulator_beside
+
+with emulator_beside("dqn") as emulator:
+    print(emulator, flush=True)
+    input()
+"""
+
+
+def state(process: int) -> str:
+    """The kernel's letter for it: R for running, T for stopped, Z for one that has ended."""
+    status = Path(f"/proc/{process}/stat")
+    return status.read_text().rpartition(")")[2].split()[0] if status.exists() else "Z"
+
+
+def becomes(process: int, letter: str) -> bool:
+    deadline = time.monotonic() + 10
+    while (found := state(process)) != letter and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found == letter
+
+
+def test_environment_beside_ends_with_its_starter(workspace):
+    """In whatever way that ends, though it is paused."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", STARTER]
+    with subprocess.Popen(
+        command, cwd=workspace, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as starter:
+        emulator = int(starter.stdout.readline())
+        assert becomes(emulator, "T")
+        starter.send_signal(signal.SIGKILL)
+    assert becomes(emulator, "Z")
 
 
 def test_late_decisions_are_counted():
@@ -155,6 +250,7 @@ def test_fastest_is_found_outside_the_noise_only():
     speeds = {"a": random.normal(100, 2, 24), "b": random.normal(150, 2, 24), "c": random.normal(130, 2, 24)}
     assert fastest(speeds) == "a"
     assert fastest(speeds | {"d": random.normal(100, 2, 24)}) is None
+    assert fastest({"a": speeds["a"]}) is None
 
 
 def test_percentiles_are_named_in_order():

@@ -16,6 +16,7 @@ from ruamel.yaml import YAML
 
 from play import load_onnx
 from stages import export_onnx, export_pt2, machine, manifest, quantise, record
+from stages.benchmark.measured import Measured
 from stages.benchmark.programs import Candidate
 from stages.benchmark.ratios import Ratio
 from stages.common import params
@@ -181,6 +182,40 @@ def test_scores_a_margin_apart_are_rarely_called_the_same():
 def test_scores_that_never_vary():
     assert quantise.compare_scores([500.0] * 10, [500.0] * 10, 1.0, 0.05).same
     assert not quantise.compare_scores([500.0] * 10, [499.0] * 10, 1.0, 0.05).same
+
+
+@pytest.mark.parametrize(("score", "verdict"), [(18.0, "shipped"), (15.0, "rejected")])
+def test_only_what_is_faster_plays(workspace, monkeypatch, score, verdict):
+    """With times and scores of our own: whether a smaller program is faster is the machine's business."""
+    path = str(workspace / "models/dqn/policy.onnx")
+    candidates = {name: Candidate(path, 1) for name in ("onnx", "int8", "slow")}
+    times = {"onnx": 100_000, "int8": 80_000, "slow": 120_000}
+    measured = {name: Measured(times={"single": [np.full(280, time)] * 24}) for name, time in times.items()}
+    monkeypatch.setattr(quantise, "measure_candidates", lambda *_: measured)
+    played = []
+
+    def play(_policy, players, _settings):
+        played.extend(players)
+        return {name: RANDOM.normal(score if name == "int8" else 18.0, 1.0, 100) for name in players}
+
+    monkeypatch.setattr(quantise, "play_all", play)
+    report = {"int8": {}, "slow": {}}
+    reference = quantise.judge("dqn", candidates, params.load(ROOT / "params.yaml"), report)
+    assert (reference["p50_us"], played) == (100.0, ["onnx", "int8"])
+    assert (report["int8"]["verdict"], report["slow"]["verdict"]) == (verdict, "rejected")
+    assert report["slow"]["reason"].startswith("its p99 is not lower: 120.0 us")
+    assert report["int8"]["score"]["reference_mean"] == pytest.approx(18, abs=1)
+
+
+def test_answers_that_are_no_numbers_are_told(workspace, screens):
+    model = onnx.load(workspace / "models/dqn/policy.onnx")
+    weights = next(tensor for tensor in model.graph.initializer if tensor.name.endswith("weight"))
+    broken = np.full_like(numpy_helper.to_array(weights), np.nan)
+    weights.CopyFrom(numpy_helper.from_array(broken, weights.name))
+    onnx.save(model, workspace.parent / "broken.onnx")
+    candidates = {"onnx": Candidate(str(workspace / "models/dqn/policy.onnx"), 1)}
+    candidates["int8"] = Candidate(str(workspace.parent / "broken.onnx"), 1)
+    assert quantise.compare_decisions(candidates, screens)["int8"]["largest_difference"]["action_value"] is None
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from stages.benchmark.programs import NAIVE
 from stages.benchmark.ratios import fastest
 from stages.benchmark.workload import emulator_beside, prepare
 from stages.common import params, profile
+from stages.common.errors import UserError
 from stages.parity.open_loop import EXPLORING_STRIDE
 from stages.parity_check import MIN_OBSERVATIONS
 
@@ -315,6 +316,16 @@ def test_the_same_program_twice_has_no_winner(built, tmp_path, monkeypatch):
             assert not any(measured.failures for measured in both.values())
             winners += fastest({name: measured.medians() for name, measured in both.items()}) is not None
     assert winners <= 1
+
+
+def test_program_that_is_ended_is_named(built, tmp_path, monkeypatch):
+    monkeypatch.chdir(built)
+    with emulator_beside("dqn") as emulator:
+        prepare("dqn", tmp_path, params.load().bench, 1e-5, emulator)
+        with Session("dqn", "onnx", tmp_path, 1) as session:
+            session.process.kill()
+            with pytest.raises(UserError, match="onnx of dqn cannot be measured: its process was ended by SIGKILL"):
+                session.measure(1)
 
 
 def test_model_folder_plays_on_its_own(built, tmp_path):

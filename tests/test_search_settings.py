@@ -13,10 +13,10 @@ from pipeline_helpers import ROOT, change_params
 
 from play import PlayError, load_onnx, session_options
 from stages import record, search_settings
-from stages.bench import write_table
 from stages.benchmark.measured import Measured
 from stages.benchmark.ratios import Ratio
 from stages.common import params, runtimes
+from stages.common.files import write_table
 
 CHOSEN = {"threads": 1, "spinning": False, "memory_pattern": True, "arena": True, "optimization": "all"}
 SMALL = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 import time
@@ -11,8 +10,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from play import GOLDEN_FILE, NATIVE, read_golden, read_manifest
+from play import GOLDEN_FILE, NATIVE, PlayError, check_file, read_golden, read_manifest
 from stages.benchmark.measured import stream
+from stages.benchmark.session import peak_memory
 from stages.common.errors import UserError
 
 
@@ -29,13 +29,21 @@ class Command:
     Args:
         policy: its name.
         folder: for a copy of the command; ``dvc checkout`` forgets that the policy's own can be run.
+
+    Raises:
+        UserError: a file is missing or damaged.
     """
 
     def __init__(self, policy: str, folder: Path) -> None:
         models = Path("models", policy)
-        self.path = Path(shutil.copyfile((models / NATIVE).with_name("policy"), folder / "policy"))
+        try:
+            manifest = read_manifest(models)
+            path = check_file(models, str(Path(NATIVE).with_name("policy")), manifest)
+            decisions, _ = read_golden(check_file(models, GOLDEN_FILE, manifest), manifest)
+        except PlayError as error:
+            raise UserError(str(error)) from None
+        self.path = Path(shutil.copyfile(path, folder / "policy"))
         self.path.chmod(0o755)
-        decisions, _ = read_golden(models / GOLDEN_FILE, read_manifest(models))
         self.observation = decisions["observation"][0].tobytes()
 
     def start(self) -> Start:
@@ -52,10 +60,10 @@ class Command:
                 stream(process.stdin).write(self.observation)
             decision = stream(process.stdout).readline()
             passed = time.monotonic() - start
-            held = re.search(r"VmHWM:\s*(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
-        if not decision or held is None:
+            held = peak_memory(process.pid)
+        if not decision:
             raise UserError(f"{self.path.name} play: ends with exit status {process.returncode}, without a decision")
-        return Start(passed * 1e3, int(held[1]))
+        return Start(passed * 1e3, held)
 
 
 def describe(starts: list[Start]) -> dict[str, Any]:

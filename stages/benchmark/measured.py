@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -17,6 +19,7 @@ import numpy.typing as npt
 from safetensors.numpy import load_file
 
 from stages.benchmark.loadgen import PERCENTILES, needed_queries, percentile_of
+from stages.benchmark.ratios import SURE, compare
 from stages.common.errors import UserError
 
 DEADLINES = {"15hz": 1 / 15, "60hz": 1 / 60}  # seconds
@@ -41,6 +44,7 @@ class Session:
     Attributes:
         cold_start: milliseconds from the start of the process to the program's first action.
         loading: milliseconds of it that loading the program took, with the libraries that it needs.
+        peak_memory: the most KiB that the process had held by then.
 
     Raises:
         UserError: the program does not run.
@@ -55,8 +59,9 @@ class Session:
         self.process = subprocess.Popen(
             command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log
         )
-        acted, loading = map(float, self.answer().split())
-        self.cold_start, self.loading = (acted - start) * 1e3, loading * 1e3
+        acted, loading, memory = self.answer().split()
+        self.cold_start, self.loading = (float(acted) - start) * 1e3, float(loading) * 1e3
+        self.peak_memory = int(memory)
 
     def __enter__(self) -> Self:
         return self
@@ -72,14 +77,17 @@ class Session:
             status = self.process.wait()
             self.log.seek(0)
             reason = (self.log.read().strip().splitlines() or [f"exit status {status}"])[-1]
+            if status < 0:
+                reason = f"its process was ended by {signal.Signals(-status).name}"
             raise UserError(f"{self.program} of {self.policy} cannot be measured: {reason}")
         return line
 
     def measure(self, number: int) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.int64]]]:
         """A round: facts, and nanoseconds of every query by scenario."""
         requests = stream(self.process.stdin)
-        requests.write(f"{number}\n")
-        requests.flush()
+        with suppress(BrokenPipeError):  # the answer that is missing tells why
+            requests.write(f"{number}\n")
+            requests.flush()
         return json.loads(self.answer()), load_file(self.folder / f"{self.program}.safetensors")
 
 
@@ -91,7 +99,7 @@ class Measured:
         cold_starts: milliseconds from the start of its process to its first action, one a start.
         times: nanoseconds of every query by scenario, an array a round.
         offline: rows a second by batch size, one of some rounds.
-        peak_memory: KiB of its process, before it was given large batches.
+        peak_memory: the most KiB that a process of it had held when it had decided once.
         failures: outputs that are not eager's.
         loading: milliseconds of the cold starts that loading took.
     """
@@ -135,9 +143,10 @@ class Measured:
             return f"too few queries: {queries}, p99.9 needs {needed}"
         if high > (1 + noise) * low:
             return f"too noisy: half of the rounds' medians are {low:.0f} to {high:.0f} us, the others beyond"
-        fresh, repeated = (float(np.median(np.concatenate(self.times[name]))) for name in ("fresh", "repeated"))
-        if repeated < REPEATED * fresh:
-            return f"a repeated input takes {repeated / 1e3:.0f} us, a fresh one {fresh / 1e3:.0f}: answers are kept"
+        repeated, fresh = self.medians("repeated"), self.medians("fresh")
+        if compare(repeated, fresh, SURE).low > 1 / REPEATED:
+            times = f"{median(repeated):.0f} us, a fresh one {median(fresh):.0f}"
+            return f"a repeated input takes {times}: answers are kept"
         return None
 
     def describe(self, noise: float) -> dict[str, Any]:

@@ -26,8 +26,9 @@ def naive_path(policy: str, program: str) -> Path:
 
 
 def names(manifest: dict[str, Any]) -> list[str]:
-    """All that can be measured of a policy: the tutorial's is one for Atari's screens."""
-    return [*OWN, *NAIVE, *(TUTORIAL if "rom" in manifest["environment"] else ())]
+    """All that can be measured of a policy: the tutorial's is one for screens like Pong's."""
+    shown = [spec["shape"][1:] for spec in manifest["inputs"]]
+    return [*OWN, *NAIVE, *(TUTORIAL if [210, 160, 3] in shown else ())]
 
 
 class Candidate(NamedTuple):

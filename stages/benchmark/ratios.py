@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,8 +53,10 @@ def compare(one: Sequence[float], other: Sequence[float], confidence: float = CO
     return Ratio(middle, float(low), float(high))
 
 
-def fastest(times: dict[str, Sequence[float]]) -> str | None:
-    """The one that is faster than every other, or none where the noise does not tell."""
+def fastest(times: Mapping[str, Sequence[float]]) -> str | None:
+    """The one that is faster than every other, or none where the noise does not tell or there is no other."""
+    if len(times) < 2:
+        return None
     for name, own in times.items():
         if all(compare(own, other, SURE).faster for rival, other in times.items() if rival != name):
             return name

@@ -13,6 +13,7 @@ from stages.benchmark.measured import Measured
 from stages.benchmark.ratios import compare, fastest
 from stages.benchmark.rollouts import PLAYERS
 from stages.benchmark.roofline import Peak, Work
+from stages.common import params
 from stages.common.files import write_table
 
 # How many times as fast the first is as the second: what exporting this way has bought.
@@ -45,7 +46,7 @@ class Findings(NamedTuple):
     peak: Peak
 
 
-def describe(policy: str, found: Findings, noise: float) -> dict[str, Any]:
+def describe(policy: str, found: Findings, settings: params.Bench) -> dict[str, Any]:
     """All findings: verdicts, ratios with their intervals, rollouts, and batches beside the machine's peak."""
     measured, starts, speeds, work, peak = found
     ratios = {
@@ -54,14 +55,16 @@ def describe(policy: str, found: Findings, noise: float) -> dict[str, Any]:
         if other in measured
     }
     ratios |= {f"{player}_to_emulator": compare(speeds["emulator"], speeds[player]) for player in PLAYERS}
-    described = {name: one.describe(noise) for name, one in measured.items()}
+    described = {name: one.describe(settings.noise) for name, one in measured.items()}
     for name, entry in described.items():
         if (size := programs.file_bytes(policy, name)) is not None:
             entry["file_bytes"] = size
+    valid = {name: measured[name].medians() for name in programs.OWN if described[name]["valid"]}
     return {
+        "threads": settings.threads,
         "programs": described,
         "native_command": command.describe(starts),
-        "fastest": fastest({name: measured[name].medians() for name in programs.OWN}),
+        "fastest": fastest(valid),
         "times_as_fast": {name: ratio.as_dict() for name, ratio in ratios.items()},
         "rollout_decisions_per_s": {what: summarise(speed) for what, speed in speeds.items()},
         "offline_rows_per_s": {

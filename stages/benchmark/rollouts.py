@@ -10,7 +10,6 @@ from __future__ import annotations
 import collections
 import functools
 import itertools
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ import numpy as np
 
 from play import Action, Player, make_environment, play, read_manifest
 from stages.common import episodes, params, runtimes
+from stages.common.processes import end_with_starter
 
 RANDOM_ACTIONS = 10_000  # drawn before the measurement
 PLAYING = "playing"  # what the process that plays beside says once it does
@@ -98,12 +98,11 @@ def torchrl_rollout(policy: str, threads: int) -> Callable[[int], object]:
 
 def emulate_beside(policy: str) -> None:
     """Keep a core busy with the policy's environment, until the process that started this one ends."""
-    starter = os.getppid()
-    for step, _ in enumerate(emulate(read_manifest(Path("models", policy)))):
-        if not step:
-            print(PLAYING, flush=True)
-        if os.getppid() != starter:
-            return
+    end_with_starter()
+    decisions = emulate(read_manifest(Path("models", policy)))
+    next(decisions)
+    print(PLAYING, flush=True)
+    collections.deque(decisions, maxlen=0)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
 """One program, measured in a process that does nothing else: ``python -m stages.benchmark.session``.
 
 The process is started by :mod:`stages.benchmark.measured`, with a workload written for it. It tells the time of its
-first action, and the seconds that loading took, as a line of its standard output, before which it imports nothing that
-the program does not need. From then on every line of its standard input is the number of a round: it measures, writes
-``<program>.safetensors`` with the times of the queries, and answers with a line of JSON.
+first action, the seconds that loading took, and the most KiB that it has held, as a line of its standard output, before
+which it imports nothing that the program does not need. From then on every line of its standard input is the number of
+a round: it measures, writes ``<program>.safetensors`` with the times of the queries, and answers with a line of JSON.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import resource
+import re
 import signal
 import sys
 import time
@@ -32,6 +32,12 @@ TUTORIAL_EXPECTED = "expected_tutorial.safetensors"
 MULTI_STREAM = 8  # rows a query
 TURN = 10  # queries
 NAIVE_ROUNDING = 10  # times the tolerance, of what averages bytes as floats; it is not shipped, its decisions count
+
+
+def peak_memory(process: int) -> int:
+    """The most KiB that a process has held since it was started; 0 of one that has ended."""
+    found = re.search(r"VmHWM:\s*(\d+) kB", Path(f"/proc/{process}/status").read_text())
+    return int(found[1]) if found else 0
 
 
 def rows_of(arrays: Arrays, rows: Any) -> Arrays:
@@ -95,18 +101,16 @@ class Workload:
         times = {
             "single": self.stream(settings["queries"]),
             "multi": self.stream(settings["multi_stream_queries"], MULTI_STREAM),
-            "fresh": self.stream(TURN),
-            "repeated": self.stream(TURN, repeated=True),
         }
+        for name in ("fresh", "repeated") if number % 2 else ("repeated", "fresh"):
+            times[name] = self.stream(TURN, repeated=name == "repeated")
         os.kill(settings["emulator"], signal.SIGCONT)
         try:
             times["beside"] = self.stream(settings["beside_queries"])
         finally:
             os.kill(settings["emulator"], signal.SIGSTOP)
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # before the large batches
         facts = {
             "offline": {size: self.offline(size) for size in self.batches(number)},
-            "peak_memory_kib": memory,
             "failures": [str(failure) for failure in self.comparison.failures],
         }
         return facts, times
@@ -119,8 +123,11 @@ class Workload:
         """Rows a second."""
         from stages.benchmark.loadgen import throughput
 
-        feed = rows_of(self.inputs, self.random.integers(self.samples, size=size))
-        return throughput(self.run, feed, self.settings["offline_seconds"])
+        self.asked.append(self.random.integers(self.samples, size=size))
+        feed = rows_of(self.inputs, self.asked[-1])
+        speed = throughput(self.run, feed, self.settings["offline_seconds"])
+        self.check([self.run(feed)])
+        return speed
 
 
 def main(policy: str, program: str, folder: Path) -> None:
@@ -130,7 +137,7 @@ def main(policy: str, program: str, folder: Path) -> None:
     run = programs.load(policy, program, settings["threads"], settings["candidates"])
     loading = time.monotonic() - start
     run(first)
-    print(time.monotonic(), loading, flush=True)
+    print(time.monotonic(), loading, peak_memory(os.getpid()), flush=True)
     workload = None
     for line in sys.stdin:
         from safetensors.numpy import save_file

@@ -14,13 +14,15 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from safetensors.numpy import save_file
 
 from play import read_manifest
 from stages.benchmark import programs, rollouts, session
-from stages.benchmark.measured import Measured, Session
+from stages.benchmark.measured import Measured, Session, stream
 from stages.benchmark.programs import Candidate
 from stages.common import params, runtimes
+from stages.common.errors import UserError
 from stages.common.processes import processes
 
 SHORT = 1000  # milliseconds: what starts faster is started again and again, as its start varies more
@@ -61,18 +63,23 @@ def prepare(
 
 @contextmanager
 def emulator_beside(policy: str) -> Iterator[int]:
-    """A process that plays the environment without a policy, and pauses until it is told to go on; its id."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", rollouts.__name__, policy],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    """A process that plays the environment without a policy, and pauses until it is told to go on; its id.
+
+    Raises:
+        UserError: it does not play, or has not until the end.
+    """
+    command = [sys.executable, "-m", rollouts.__name__, policy]
+    process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE)
     try:
+        if stream(process.stdout).readline().strip() != rollouts.PLAYING:
+            raise UserError(f"the environment of {policy} cannot be played beside its programs")
         process.send_signal(signal.SIGSTOP)
         yield process.pid
+        if process.poll() is not None:
+            raise UserError(f"the environment of {policy}, played beside its programs, has ended")
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
 
 
 @dataclass
@@ -83,9 +90,9 @@ class Sessions:
     measured: dict[str, Measured]
 
     def measure(self, number: int) -> None:
-        """A round: one program after the other."""
-        for name, running in self.running.items():
-            self.measured[name].add(*running.measure(number))
+        """A round: one program after the other, in an order that its number seeds."""
+        for name in np.random.default_rng(number).permutation(list(self.running)).tolist():
+            self.measured[name].add(*self.running[name].measure(number))
 
 
 @contextmanager
@@ -120,6 +127,7 @@ def sessions(
             started = Session(policy, name, folder, threads.get(name, settings.threads))
             measured[name].cold_starts.append(started.cold_start)
             measured[name].loading.append(started.loading)
+            measured[name].peak_memory = max(measured[name].peak_memory, started.peak_memory)
             return started
 
         running = {name: stack.enter_context(start(name)) for name in names}
@@ -128,10 +136,7 @@ def sessions(
                 with start(name):
                     pass
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            for found, (facts, _) in zip(
-                measured.values(), pool.map(lambda s: s.measure(0), running.values()), strict=True
-            ):
-                found.peak_memory = facts["peak_memory_kib"]
+            list(pool.map(lambda session_: session_.measure(0), running.values()))
         yield Sessions(running, measured)
 
 

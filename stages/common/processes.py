@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 
 from stages.common.errors import UserError
+
+PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+def end_with_starter() -> None:
+    """Let this process end as soon as the one that has started it does, in whatever way."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @contextmanager
@@ -23,7 +32,8 @@ def processes(count: int, *, one_task_each: bool = False) -> Iterator[ProcessPoo
         UserError: a process was ended from outside.
     """
     tasks = 1 if one_task_each else None
-    executor = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), max_tasks_per_child=tasks)
+    context = multiprocessing.get_context("spawn")
+    executor = ProcessPoolExecutor(count, context, initializer=end_with_starter, max_tasks_per_child=tasks)
     try:
         yield executor
     except BrokenProcessPool:
