@@ -400,17 +400,13 @@ def replace_library(folder: Path, name: str, content: bytes) -> None:
 
 
 def test_player_takes_the_library_that_loads(folder, tmp_path, capsys):
-    copy = shutil.copytree(folder, tmp_path / "dqn")
-    options = [str(copy), "--selftest", "--native"]
-    replace_library(copy, "native/libpolicy.so", b"for another machine")
-    assert play.main(options) == 0
+    one, none = (shutil.copytree(folder, tmp_path / name) for name in ("one", "none"))
+    for place, name in ((one, "libpolicy.so"), (none, "libpolicy.so"), (none, "x86-64-v3/libpolicy.so")):
+        replace_library(place, f"native/{name}", b"for another machine")
+    assert play.main([str(one), "--selftest", "--native"]) == 0
     assert capsys.readouterr().out.startswith("selftest dqn, native/x86-64-v3/libpolicy.so: ")
-    shutil.rmtree(copy)
-    shutil.copytree(folder, copy)
-    for name in ("native/libpolicy.so", "native/x86-64-v3/libpolicy.so"):
-        replace_library(copy, name, b"for another machine")
-    assert play.main(options) == 1
-    assert capsys.readouterr().err.startswith(f"error: {copy}/native/libpolicy.so: not a policy's native library")
+    assert play.main([str(none), "--selftest", "--native"]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {none}/native/libpolicy.so: not a policy's native library")
 
 
 def test_player_notices_another_decision(folder, tmp_path):
@@ -521,7 +517,7 @@ def test_operator_that_needs_pytorch_is_named(tmp_path, module, operator):
         compile_native.write_facts(tmp_path / "facts.h", facts, tmp_path / "weights.bin")
         compile_native.build(tmp_path, target, tmp_path / "build")
 
-    with pytest.raises(UserError, match=rf"only PyTorch's library computes: {re.escape(operator)}[ ;]"):
+    with pytest.raises(UserError, match=rf"only PyTorch's library computes: {re.escape(operator)}"):
         compile_it()
 
 
