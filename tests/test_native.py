@@ -586,6 +586,9 @@ def test_processor_without_the_instructions_is_refused(folder):
     message = command(emulator, "-cpu", "Nehalem", folder / "native/policy", "selftest", status=1)
     assert "this processor lacks instructions that the library was built for: x86-64-v" in message
     assert command(emulator, "-cpu", "Nehalem", folder / "native/policy", "info").startswith("policy dqn\n")
+    played = command(emulator, "-cpu", "Haswell", sys.executable, "play.py", folder, "--native", "--selftest")
+    name = "native/x86-64-v3/libpolicy.so" if find_target("native").level == 4 else play.NATIVE
+    assert f"selftest dqn, {name}: " in played
 
 
 @pytest.mark.skipif(
