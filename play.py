@@ -471,6 +471,23 @@ def load_native(path: Path) -> Callable[[Arrays], Arrays]:
     return CheckedProgram(str(path), program, inputs)
 
 
+def load_any_native(folder: Path, manifest: dict[str, Any]) -> tuple[str, Callable[[Arrays], Arrays]]:
+    """The first of a model folder's native libraries that is for this processor, by its name in the folder.
+
+    Raises:
+        PlayError: one is missing or damaged, or none can be loaded, and why the first cannot.
+    """
+    others = [name for name in manifest["files"] if Path(name).match("native/*/libpolicy.so")]
+    refusals = []
+    for name in (NATIVE, *others):
+        path = check_file(folder, name, manifest)
+        try:
+            return name, load_native(path)
+        except PlayError as error:
+            refusals.append(error)
+    raise refusals[0]
+
+
 def value_names(manifest: dict[str, Any]) -> list[str]:
     """The outputs that an action was chosen by."""
     others = {"action", *(state["output"] for state in manifest["states"])}
@@ -500,6 +517,8 @@ def read_golden(path: Path, manifest: dict[str, Any]) -> tuple[npt.NDArray[Any],
             raise ValueError("it has another form")
         if name.rstrip(b"\0").decode() != manifest["policy"]:
             raise ValueError(f"it is of the policy {name.rstrip(bytes(1)).decode()!r}")
+        if count == 0 or not 0 <= tolerance < float("inf"):
+            raise ValueError(f"it has {count} decisions, which may differ by {tolerance}")
         if len(content) - start != count * record.itemsize:
             raise ValueError(f"it has {len(content) - start} bytes of decisions, expected {count * record.itemsize}")
     except OSError as error:
@@ -597,7 +616,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--episodes", type=int, default=1, help="full episodes to play (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first episode; the next has the next seed")
     parser.add_argument("--gif", type=Path, help="write an Atari game's first episode to this file (needs Pillow)")
-    parser.add_argument("--native", action="store_true", help="play with native/libpolicy.so instead of policy.onnx")
+    parser.add_argument("--native", action="store_true", help="play with a library of native instead of policy.onnx")
     parser.add_argument("--selftest", action="store_true", help="replay native/golden.bin instead of playing")
     options = parser.parse_args(arguments)
     if options.episodes < 1:
@@ -610,9 +629,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         manifest = read_manifest(options.folder)
         if options.gif is not None and "rom" not in manifest["environment"]:
             raise PlayError(f"--gif: draws Atari games only, {options.folder} plays {manifest['environment']['id']!r}")
-        name = NATIVE if options.native else "policy.onnx"
-        path = check_file(options.folder, name, manifest)
-        run = load_native(path) if options.native else load_onnx(path, manifest.get("onnx_session"))
+        if options.native:
+            name, run = load_any_native(options.folder, manifest)
+        else:
+            name = "policy.onnx"
+            run = load_onnx(check_file(options.folder, name, manifest), manifest.get("onnx_session"))
         player = Player(run, manifest)
         if options.selftest:
             decisions = selftest(player, check_file(options.folder, GOLDEN_FILE, manifest))

@@ -33,7 +33,10 @@ UNDEFINED = re.compile(r"undefined (?:reference to|symbol:) [`']?(\w+)")
 # How PyTorch compiles generated code that is not linked to its library.
 DEFINITIONS = ("-DTORCH_INDUCTOR_CPP_WRAPPER", "-DSTANDALONE_TORCH_HEADER", "-DC10_USING_CUSTOM_GENERATED_MACROS")
 SHIM = re.compile(r"aoti_torch_(?:(?:cpu|cuda)_)?_?(\w+?)(?:_out)?$")
-ERROR = re.compile(r"(?:fatal )?error: .*|CMake Error.*")
+# Of a compiler the line, of CMake all lines that are indented below it.
+ERROR = re.compile(r"(?:fatal )?error: .*|CMake Error.*(?:\n(?:[ \t].*)?)*")
+# What AOTInductor's code calls by name, through PyTorch's library.
+CALLED_BY_NAME = ".wrapper.json"
 
 
 def inductor_options() -> dict[str, Any]:
@@ -50,8 +53,19 @@ def inductor_options() -> dict[str, Any]:
     }
 
 
+def needs_pytorch(operators: list[str], detail: str = "") -> UserError:
+    return UserError(
+        f"compile_native: the program uses what only PyTorch's library computes: {', '.join(operators)}{detail}; "
+        "write the policy with other operators"
+    )
+
+
 def generate(program: torch.export.ExportedProgram, target: Target, folder: Path) -> None:
-    """Write the model's code and its weights into a folder: ``model.cpp`` and ``weights.bin``."""
+    """Write the model's code and its weights into a folder: ``model.cpp`` and ``weights.bin``.
+
+    Raises:
+        UserError: the code would call operators of PyTorch's library by name.
+    """
     package = folder / "policy.pt2"
     with torch.no_grad(), target.chosen():
         torch._inductor.aoti_compile_and_package(
@@ -61,7 +75,11 @@ def generate(program: torch.export.ExportedProgram, target: Target, folder: Path
         for ending, name in ((".wrapper.cpp", "model.cpp"), ("_weights.blob", "weights.bin")):
             found = [entry for entry in archive.namelist() if entry.endswith(ending)]
             (folder / name).write_bytes(archive.read(found[0]) if found else b"")
+        called = [entry for entry in archive.namelist() if entry.endswith(CALLED_BY_NAME)]
+        nodes = [node["node"] for entry in called for node in json.loads(archive.read(entry))["nodes"]]
     package.unlink()
+    if nodes:
+        raise needs_pytorch(list(dict.fromkeys(node["target"].removeprefix("aten::") for node in nodes)))
 
 
 def write_facts(path: Path, facts: dict[str, Any], weights: Path) -> None:
@@ -134,12 +152,10 @@ def call(*command: str | Path) -> None:
     output = done.stdout + done.stderr
     if missing := list(dict.fromkeys(UNDEFINED.findall(output))):
         operators = [match[1] if (match := SHIM.match(name)) else name for name in missing]
-        raise UserError(
-            f"compile_native: the program uses what only PyTorch's library computes: {', '.join(operators)} "
-            f"(undefined: {', '.join(missing)}); write the policy with other operators"
-        )
+        raise needs_pytorch(operators, f" (undefined: {', '.join(missing)})")
     reason = ERROR.search(output)
-    raise UserError(f"compile_native: {command[0]} fails: {reason[0] if reason else output.strip()[-300:]}")
+    told = " ".join(reason[0].split()) if reason else output.strip()[-300:]
+    raise UserError(f"compile_native: {command[0]} fails: {told}")
 
 
 def build(generated: Path, target: Target, folder: Path, *options: str) -> None:
@@ -181,8 +197,21 @@ def compile_target(policy: str, name: str, folder: Path) -> str:
     return f"{target.name}, {size:,} bytes, {weights:,} of them weights"
 
 
+def prove(command: Path, golden: Path) -> None:
+    """Let a compiled command replay golden decisions.
+
+    Raises:
+        UserError: it does not decide as it should.
+    """
+    done = subprocess.run([command, "selftest", golden], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        told = done.stderr.strip().removeprefix("error: ") or f"it ends with status {done.returncode}"
+        raise UserError(f"compile_native: {command} does not decide as {golden} has it: {told}")
+
+
 def compile_native(policy: str) -> None:
     settings = params.load().compile_native
+    targets = [find_target(name) for name in settings.targets]
     recorded = episodes.load(Path("data", policy, "episodes.safetensors"), policy)[0]
     folder = Path("models", policy, "native")
     shutil.rmtree(folder, ignore_errors=True)
@@ -202,7 +231,13 @@ def compile_native(policy: str) -> None:
         count=settings.golden_decisions,
         tolerance=settings.tolerance,
     )
-    print(f"compile_native {policy}  {GOLDEN_FILE}  {decisions} decisions", flush=True)
+    proven = [at for target, at in zip(targets, folders.values(), strict=True) if target.runs_here]
+    for at in proven:
+        prove(at / "policy", folder.parent / GOLDEN_FILE)
+    print(
+        f"compile_native {policy}  {GOLDEN_FILE}  {decisions} decisions, the same in {len(proven)} of {len(targets)}",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -43,6 +43,16 @@ def test_native_is_what_this_machine_runs():
     assert complain(HERE, {"VecAVX512": "AVX512", "VecAVX2": "AVX2", "VecNEON": "ASIMD"}[target.vectors]) is None
 
 
+def test_target_that_cannot_be_built_is_told(monkeypatch, tmp_path):
+    assert TARGETS["x86-64-v3"].obstacle("aarch64") == "x86-64-v3 cannot be built on aarch64; remove it"
+    assert TARGETS["x86-64-v3"].obstacle("x86_64") is None
+    assert TARGETS["aarch64"].obstacle("aarch64") is None
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert TARGETS["aarch64"].obstacle("x86_64") == (
+        "aarch64 needs aarch64-linux-gnu-g++: install it (Debian: apt install g++-aarch64-linux-gnu)"
+    )
+
+
 def test_flags_are_the_kernel_s():
     assert instructions.flags() & {"fpu", "asimd"}
 

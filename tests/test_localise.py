@@ -22,6 +22,7 @@ from stages.common.preprocess import FrameStack
 from stages.common.profile import Profile, load_profile
 from stages.common.program import Step, load_step
 from stages.compile_aoti import compile_to
+from stages.compile_native import compile_target
 from stages.export_onnx import convert
 from stages.export_pt2 import RecurrentStep, export
 from stages.localise import package
@@ -40,7 +41,7 @@ def write_program(policy: str, program: str, step: Step) -> None:
     """A program of any kind from any step, as the stages write it."""
     path = Path("models", policy, runtimes.PROGRAMS[program])
     exported = export(step)
-    facts = {"policy": policy, "environment": {"id": "ALE/Pong-v5"}, **step.signature.as_dict()}
+    facts = {"policy": policy, "environment": {"id": "ALE/Pong-v5"}, "actions": [], **step.signature.as_dict()}
     match program:
         case "pt2":
             save_program(path, exported, facts)
@@ -466,3 +467,16 @@ def test_package_of_a_faulty_program_has_its_fault():
     location = locate("dqn", "aoti")
     assert (location.tensor, location.operator) == ("slice_2", "aten.slice.Tensor")
     assert "policy.pt2, which the package is compiled from, has the same fault" in location.note
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("project")
+def test_native_library_s_fault_is_its_origin_s_or_its_own():
+    write_program("dqn", "pt2", changed_step(grey=[0.0, 1.0, 0.0]))
+    compile_target("dqn", "native", Path("models/dqn/native"))
+    location = locate("dqn", "native")
+    assert (location.tensor, location.operator) == ("slice_2", "aten.slice.Tensor")
+    assert location.note.endswith("; policy.pt2, which the package is compiled from, has the same fault")
+    write_program("dqn", "pt2", changed_step())
+    location = locate("dqn", "native")
+    assert str(location) == "policy.pt2 is right: the fault is in what compile_native makes of it"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import platform
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import threading
@@ -114,9 +116,15 @@ def test_only_the_documented_functions_are_visible(folder):
         assert {line.split()[-1] for line in symbols} == documented
 
 
+def test_two_policies_in_one_process_do_not_call_each_other(folder):
+    for path in folder.rglob("libpolicy.so"):
+        assert not re.search(r"\bpolicy_\w+", command("readelf", "--relocs", "--wide", path))
+
+
 def test_library_is_little_more_than_its_weights(folder, generated):
     weights = (generated / "weights.bin").stat().st_size
-    assert (folder / "native/libpolicy.so").stat().st_size <= weights + 1_000_000
+    for path in folder.rglob("libpolicy.so"):
+        assert path.stat().st_size <= weights + 1_000_000
 
 
 def test_library_starts_without_the_model_s_own_code(folder):
@@ -160,16 +168,20 @@ def test_rows_are_calls(folder):
 def test_step_keeps_the_memory_and_reset_forgets_it(folder, library):
     decisions, tolerance = golden(folder)
     handle, action, values = open_handle(library), ctypes.c_int64(), np.empty(6, np.float32)
+    other, same = open_handle(library), ctypes.c_int64()
     for expected in decisions:
         if expected["starts"]:
-            assert library.policy_reset(handle) == OK
+            assert library.policy_reset(handle) == library.policy_reset(other) == OK
         screen = np.ascontiguousarray(expected["observation"])
         place = ctypes.c_void_p(values.ctypes.data)
         assert library.policy_step(handle, ctypes.c_void_p(screen.ctypes.data), ctypes.byref(action), place) == OK
         assert action.value == expected["action"]
         np.testing.assert_allclose(values, expected["action_value"], rtol=0, atol=tolerance)
         # Without values the decision is the same, and moves on all the same.
+        assert library.policy_step(other, ctypes.c_void_p(screen.ctypes.data), ctypes.byref(same), None) == OK
+        assert same.value == action.value
     library.policy_close(handle)
+    library.policy_close(other)
 
 
 def test_misuse_is_an_error_code(library, folder):
@@ -277,7 +289,8 @@ def test_nothing_is_allocated_after_open(folder, tmp_path):
 
 def test_command(folder, tmp_path):
     native, decisions = folder / "native", golden(folder)[0]
-    assert f"{len(decisions)} golden decisions, all as they were" in command(native / "policy", "selftest")
+    for binary in (native / "policy", native / "x86-64-v3/policy"):
+        assert f"{len(decisions)} golden decisions, all as they were" in command(binary, "selftest")
     told = command(native / "policy", "info").splitlines()
     assert told[0] == "policy dqn"
     assert "input observation uint8[1, 210, 160, 3]" in told
@@ -299,7 +312,9 @@ def test_command(folder, tmp_path):
         (["dance"], 2, "usage: policy info"),
         (["bench", "none"], 2, "usage: policy info"),
         (["play", "/no/such/file"], 1, "error: /no/such/file: No such file or directory"),
-        (["selftest", "/no/such/file"], 1, "error: /no/such/file, after 0 decisions: not a file of golden"),
+        (["selftest", "/no/such/file"], 1, "error: /no/such/file: No such file or directory"),
+        (["selftest", "/"], 1, "error: /, after 0 decisions: not a file of golden"),
+        (["play", "/"], 1, "error: /: Is a directory"),
     ],
 )
 def test_command_tells_mistakes(folder, words, status, message):
@@ -309,6 +324,26 @@ def test_command_tells_mistakes(folder, words, status, message):
 def test_observation_that_is_cut_off(folder):
     message = command(folder / "native/policy", "play", "-", status=1, stdin=bytes(100800 + 7))
     assert message.splitlines()[-1] == "error: -: observation 1 is cut off: 7 bytes of 100800"
+
+
+def test_observation_that_cannot_be_read_is_not_called_cut_off(folder):
+    """Of this process's memory the last bytes of the stack can be read, and none behind them."""
+    (stack,) = (line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith("[stack]"))
+    with Path("/proc/self/mem").open("rb", buffering=0) as memory:
+        memory.seek(int(stack.split()[0].split("-")[1], 16) - 20)
+        done = subprocess.run(
+            [folder / "native/policy", "play", "-"], stdin=memory, capture_output=True, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (1, "error: -: Input/output error\n")
+
+
+@pytest.mark.parametrize("words", [["info"], ["selftest"], ["bench", "10"], ["play", "native/golden.bin"]])
+def test_what_cannot_be_written_is_an_error(folder, words):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [folder / "native/policy", *words], cwd=folder, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (1, "error: standard output: No space left on device\n")
 
 
 def test_decisions_come_at_once_and_memory_is_small(folder, tmp_path, monkeypatch):
@@ -350,9 +385,28 @@ def test_player_notices_a_changed_byte(folder, tmp_path, name, capsys):
     assert "golden decisions, all as they were" in capsys.readouterr().out
     content = bytearray((copy / name).read_bytes())
     content[len(content) // 2] ^= 1
-    (copy / name).write_bytes(content)
+    (tmp_path / "changed").write_bytes(content)
+    (tmp_path / "changed").replace(copy / name)  # this process has loaded what lies there
     assert play.main(options) == 1
     assert "its SHA-256 is" in capsys.readouterr().err
+
+
+def replace_library(folder: Path, name: str, content: bytes) -> None:
+    """Put another file into a model folder, and into its manifest."""
+    facts = read_manifest(folder)
+    (folder / name).write_bytes(content)
+    facts["files"][name]["sha256"] = play.sha256(folder / name)
+    (folder / "manifest.json").write_text(json.dumps(facts))
+
+
+def test_player_takes_the_library_that_loads(folder, tmp_path, capsys):
+    one, none = (shutil.copytree(folder, tmp_path / name) for name in ("one", "none"))
+    for place, name in ((one, "libpolicy.so"), (none, "libpolicy.so"), (none, "x86-64-v3/libpolicy.so")):
+        replace_library(place, f"native/{name}", b"for another machine")
+    assert play.main([str(one), "--selftest", "--native"]) == 0
+    assert capsys.readouterr().out.startswith("selftest dqn, native/x86-64-v3/libpolicy.so: ")
+    assert play.main([str(none), "--selftest", "--native"]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {none}/native/libpolicy.so: not a policy's native library")
 
 
 def test_player_notices_another_decision(folder, tmp_path):
@@ -390,6 +444,30 @@ def test_golden_file_that_is_cut_off(folder, tmp_path, keep):
         read_golden(path, read_manifest(folder))
 
 
+@pytest.mark.parametrize(
+    ("place", "changed"),
+    [(72, struct.pack("<Q", 0)), (104, struct.pack("<d", np.inf)), (104, struct.pack("<d", np.nan))],
+    ids=["no decisions", "infinite tolerance", "tolerance that is no number"],
+)
+def test_golden_file_that_proves_nothing(folder, tmp_path, place, changed):
+    content, path = bytearray((folder / "native/golden.bin").read_bytes()), tmp_path / "golden.bin"
+    content[place : place + 8] = changed
+    path.write_bytes(content if place > 72 else content[:112])
+    for word in ("selftest", "play"):
+        assert "not a file of golden decisions" in command(folder / "native/policy", word, path, status=1)
+    with pytest.raises(PlayError, match=r"not golden decisions of 'dqn': it has \d+ decisions, which may differ by"):
+        read_golden(path, read_manifest(folder))
+
+
+def test_compiled_command_that_decides_otherwise_is_an_error(folder, tmp_path):
+    content, path = bytearray((folder / "native/golden.bin").read_bytes()), tmp_path / "golden.bin"
+    content[112 + 1 + 100800] ^= 1  # the first action
+    path.write_bytes(content)
+    compile_native.prove(folder / "native/policy", folder / "native/golden.bin")
+    with pytest.raises(UserError, match=r"policy does not decide as .*: a golden decision comes out otherwise$"):
+        compile_native.prove(folder / "native/policy", path)
+
+
 def test_golden_steps_are_spread_over_the_episode():
     assert pick_steps(1000, 64) == [range(16), range(328, 344), range(656, 672), range(984, 1000)]
     assert sum(map(len, pick_steps(3, 64))) == 3
@@ -420,17 +498,27 @@ class Sorts(torch.nn.Module):
         return {"action": observation.sort(-1).indices[:, 0]}
 
 
-def test_operator_that_needs_pytorch_is_named(tmp_path):
+class TakesMedian(torch.nn.Module):
+    def forward(self, observation: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"action": observation.median(-1).indices}
+
+
+@pytest.mark.parametrize(("module", "operator"), [(Sorts, "sort"), (TakesMedian, "median.dim")])
+def test_operator_that_needs_pytorch_is_named(tmp_path, module, operator):
     inputs = [{"name": "observation", "dtype": "float32", "shape": ["batch", 4]}]
     batch = {"observation": {0: torch.export.Dim("batch", min=1)}}
-    program = torch.export.export(Sorts(), (), {"observation": torch.zeros(2, 4)}, dynamic_shapes=batch)
+    program = torch.export.export(module(), (), {"observation": torch.zeros(2, 4)}, dynamic_shapes=batch)
     facts = {"policy": "sorts", "actions": [], "states": [], "inputs": inputs}
     facts["outputs"] = [{"name": "action", "dtype": "int64", "shape": ["batch"]}]
     target = find_target("native")
-    compile_native.generate(compile_native.lower_single(program, inputs), target, tmp_path)
-    compile_native.write_facts(tmp_path / "facts.h", facts, tmp_path / "weights.bin")
-    with pytest.raises(UserError, match="only PyTorch's library computes: sort"):
+
+    def compile_it() -> None:
+        compile_native.generate(compile_native.lower_single(program, inputs), target, tmp_path)
+        compile_native.write_facts(tmp_path / "facts.h", facts, tmp_path / "weights.bin")
         compile_native.build(tmp_path, target, tmp_path / "build")
+
+    with pytest.raises(UserError, match=rf"only PyTorch's library computes: {re.escape(operator)}"):
+        compile_it()
 
 
 @pytest.mark.skipif(shutil.which("clang++") is None, reason="clang is not installed")
@@ -441,7 +529,11 @@ def test_clang_builds_it_without_warnings(build, folder):
 
 
 def test_gcc_builds_it_without_warnings(build, folder):
-    command(build() / "policy", "selftest", folder / "native/golden.bin")
+    built = build()
+    command(built / "policy", "selftest", folder / "native/golden.bin")
+    sections = command("readelf", "--section-headers", "--wide", built / "libmodel.a")
+    assert "model_initialisers" in sections
+    assert not re.search(r"\.init_array\b", sections)  # whatever its priority
 
 
 def driver(source: Path, built: Path, binary: Path, sanitizer: str) -> Path:
@@ -494,6 +586,9 @@ def test_processor_without_the_instructions_is_refused(folder):
     message = command(emulator, "-cpu", "Nehalem", folder / "native/policy", "selftest", status=1)
     assert "this processor lacks instructions that the library was built for: x86-64-v" in message
     assert command(emulator, "-cpu", "Nehalem", folder / "native/policy", "info").startswith("policy dqn\n")
+    played = command(emulator, "-cpu", "Haswell", sys.executable, "play.py", folder, "--native", "--selftest")
+    name = "native/x86-64-v3/libpolicy.so" if find_target("native").level == 4 else play.NATIVE
+    assert f"selftest dqn, {name}: " in played
 
 
 @pytest.mark.skipif(

@@ -23,7 +23,8 @@ struct golden {
     double tolerance;
 };
 
-/* Read what stands between the magic and the decisions; 0 where that is not of this library's policy. */
+/* Read what stands between the magic and the decisions; 0 where that is not of this library's policy, tells of no
+ * decision, or allows any difference. */
 int policy_golden_read(FILE *file, struct golden *golden);
 
 #ifdef __cplusplus

@@ -35,6 +35,9 @@ int fail(const std::string &message) {
 
 int fail(const std::string &what, policy_status status) { return fail(what + ": " + policy_message(status)); }
 
+// Why a call of the C library has just failed.
+int fail_of(const std::string &what) { return fail(what + ": " + std::strerror(errno)); }
+
 policy_status open(Handle &handle) {
     policy *opened = nullptr;
     const policy_status status = policy_open(&opened);
@@ -65,15 +68,18 @@ int tell() {
     return 0;
 }
 
-// golden.bin beside the command itself.
+// golden.bin beside the command itself, or one folder up, where all instruction sets have theirs.
 std::string own_golden() {
     char path[4096];
     const ssize_t length = readlink("/proc/self/exe", path, sizeof path);
     const std::string whole(path, length < 0 ? 0 : static_cast<size_t>(length));
-    return whole.substr(0, whole.rfind('/') + 1) + "golden.bin";
+    const std::string folder = whole.substr(0, whole.rfind('/') + 1), beside = folder + "golden.bin";
+    const std::string above = folder + "../golden.bin";
+    return access(beside.c_str(), F_OK) != 0 && access(above.c_str(), F_OK) == 0 ? above : beside;
 }
 
 int selftest(const std::string &path) {
+    if (access(path.c_str(), R_OK) != 0) return fail_of(path);
     Handle handle;
     policy_status status = open(handle);
     if (status != POLICY_OK) return fail(policy_name(), status);
@@ -138,15 +144,20 @@ class Stream {
     size_t have_ = 0, taken_ = 0;
 };
 
-int cut_off(const std::string &path, uint64_t number, size_t have, size_t size) {
-    return fail(path + ": observation " + std::to_string(number) + " is cut off: " + std::to_string(have) +
-                " bytes of " + std::to_string(size));
+// Why a file gives less than it should.
+int fail_of(const std::string &path, std::FILE *file, const std::string &otherwise) {
+    return std::ferror(file) != 0 ? fail_of(path) : fail(path + ": " + otherwise);
+}
+
+std::string cut_off(uint64_t number, size_t have, size_t size) {
+    return "observation " + std::to_string(number) + " is cut off: " + std::to_string(have) + " bytes of " +
+           std::to_string(size);
 }
 
 // What is played: golden decisions, or raw observations one after the other, all of one episode.
 int play(const std::string &path) {
     Stream stream(path);
-    if (!stream.opened()) return fail(path + ": " + std::strerror(errno));
+    if (!stream.opened()) return fail_of(path);
     Handle handle;
     policy_status status = open(handle);
     if (status != POLICY_OK) return fail(policy_name(), status);
@@ -159,7 +170,9 @@ int play(const std::string &path) {
     const bool is_golden = stream.is_golden();
     if (is_golden) {
         golden facts;
-        if (!policy_golden_read(stream.file(), &facts)) return fail(path, POLICY_FILE);
+        if (!policy_golden_read(stream.file(), &facts)) {
+            return fail_of(path, stream.file(), policy_message(POLICY_FILE));
+        }
         answers.resize(facts.action_bytes + facts.values_bytes);
     }
     for (uint64_t number = 0;; ++number) {
@@ -173,15 +186,18 @@ int play(const std::string &path) {
             have = stream.read(observation);
             if (have == 0) break;
         }
-        if (have < observation.size()) return cut_off(path, number, have, observation.size());
+        if (have < observation.size()) {
+            return fail_of(path, stream.file(), cut_off(number, have, observation.size()));
+        }
         if (is_golden && std::fread(answers.data(), 1, answers.size(), stream.file()) < answers.size()) {
-            return fail(path, POLICY_FILE);
+            return fail_of(path, stream.file(), policy_message(POLICY_FILE));
         }
         status = policy_step(handle.get(), observation.data(), action.data(), values.data());
         if (status != POLICY_OK) return fail(policy_name(), status);
         print_decision(number, action, values);
+        if (std::ferror(stdout) != 0) return fail_of("standard output");
     }
-    return std::ferror(stream.file()) != 0 ? fail(path + ": " + std::strerror(errno)) : 0;
+    return std::ferror(stream.file()) != 0 ? fail_of(path) : 0;
 }
 
 int bench(uint64_t steps) {
@@ -208,15 +224,13 @@ int bench(uint64_t steps) {
 int usage() {
     std::fprintf(stderr,
                  "usage: policy info                what the policy takes and gives\n"
-                 "       policy selftest [FILE]     replay golden decisions (golden.bin beside the command)\n"
+                 "       policy selftest [FILE]     replay golden decisions (golden.bin here or one folder up)\n"
                  "       policy play FILE|-         decide on recorded observations, a line each\n"
                  "       policy bench [DECISIONS]   time decisions (10000)\n");
     return 2;
 }
 
-}  // namespace
-
-int main(int count, char **words) {
+int run(int count, char **words) {
     const std::string command = count > 1 ? words[1] : "";
     try {
         if (command == "info" && count == 2) return tell();
@@ -230,4 +244,12 @@ int main(int count, char **words) {
         return fail(error.what());
     }
     return usage();
+}
+
+}  // namespace
+
+int main(int count, char **words) {
+    const int status = run(count, words);
+    const bool told = std::fflush(stdout) == 0 && std::ferror(stdout) == 0;
+    return status == 0 && !told ? fail_of("standard output") : status;
 }

@@ -2,17 +2,17 @@
 //
 // The two that recurrent policies call for every unit are written so that the compiler makes vector code of them; both
 // stay within 2 units of the last place of single precision. The others call the C library once an element.
+#if defined(__AVX2__)
+
+#include <immintrin.h>
+
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
-
 namespace {
 
-float float_of(std::int32_t bits) {
+inline float float_of(std::int32_t bits) {
     float value;
     std::memcpy(&value, &bits, sizeof value);
     return value;
@@ -21,7 +21,8 @@ float float_of(std::int32_t bits) {
 // exp(x) = 2^n exp(r), n = round(x / log 2), with a polynomial for |r| <= log(2) / 2.
 inline float exp_of(float x) {
     constexpr float log2_e = 1.44269504f, log_2_high = 0.693359375f, log_2_low = -2.12194440e-4f;
-    const float within = x < -104.0f ? -104.0f : x > 89.0f ? 89.0f : x;  // outside, the result is 0 or infinite
+    // Outside, the result is 0 or infinite; what is no number becomes one here, as the conversion below needs.
+    const float within = x > -104.0f ? (x < 89.0f ? x : 89.0f) : -104.0f;
     const float n = std::nearbyint(within * log2_e);
     float r = std::fma(n, -log_2_high, within);
     r = std::fma(n, -log_2_low, r);
@@ -106,6 +107,6 @@ inline Vector each(Vector vector, Vector other, Function function) {
 #if defined(__AVX512F__)
 ALL(16, __m512)
 #endif
-#if defined(__AVX2__)
 ALL(8, __m256)
+
 #endif

@@ -146,7 +146,8 @@ int policy_golden_read(FILE *file, struct golden *golden) {
     return std::fread(golden->name, sizeof golden->name, 1, file) == 1 &&
            std::fread(&golden->decisions, sizeof golden->decisions, 4, file) == 4 &&
            std::fread(&golden->tolerance, sizeof golden->tolerance, 1, file) == 1 &&
-           std::strncmp(golden->name, facts::name, sizeof golden->name) == 0 &&
+           std::strncmp(golden->name, facts::name, sizeof golden->name) == 0 && golden->decisions > 0 &&
+           std::isfinite(golden->tolerance) && golden->tolerance >= 0 &&
            golden->observation_bytes == facts::input_arrays[0].bytes &&
            golden->action_bytes == facts::output_arrays[0].bytes &&
            golden->values_bytes == values_bytes();

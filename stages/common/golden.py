@@ -19,7 +19,11 @@ SEGMENTS = 4  # stretches of an episode
 
 
 def pick_steps(steps: int, count: int) -> list[range]:
-    """Stretches of an episode, spread evenly over it, with ``count`` decisions in all; fewer where it is shorter."""
+    """Stretches of an episode, spread evenly over it.
+
+    There are four, each with a quarter of ``count`` decisions, rounded down but not to none. Where the episode is
+    shorter than ``count`` they are a quarter of the episode long, and of fewer than four decisions each is a stretch.
+    """
     length = max(1, min(count, steps) // SEGMENTS)
     starts = np.linspace(0, steps - length, min(SEGMENTS, steps)).round().astype(int).tolist()
     return [range(start, start + length) for start in dict.fromkeys(starts)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import platform
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,10 +21,7 @@ NEEDED = {
     "AVX512": V4,
     "AVX512_VNNI": V4 | {"avx512_vnni"},
     "AMX_TILE": V4 | {"amx_tile"},
-    "AMX_FP16": V4 | {"amx_tile", "amx_fp16"},
-    "ASIMD": frozenset({"asimd"}),
-    "SVE": frozenset({"sve"}),
-    "SVE256": frozenset({"sve"}),
+    "ASIMD": frozenset({"asimd"}),  # NEON, and SVE too
 }
 
 
@@ -84,9 +82,30 @@ class Target:
     tools: dict[str, str] = field(default_factory=dict)
 
     @property
+    def machine(self) -> str:
+        """Its architecture."""
+        return "aarch64" if self.name == "aarch64" else "x86_64"
+
+    @property
     def foreign(self) -> bool:
         """Whether it is another architecture than this machine's."""
-        return (self.name == "aarch64") != (platform.machine() == "aarch64")
+        return self.machine != platform.machine()
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether this processor has all that it needs."""
+        return not self.foreign and flags() >= {3: V3, 4: V4}.get(self.level, frozenset())
+
+    def obstacle(self, machine: str) -> str | None:
+        """Why it cannot be built on a machine of this architecture, if it cannot."""
+        if self.machine == machine:
+            return None
+        if not self.tools:
+            return f"{self.name} cannot be built on {machine}; remove it"
+        for compiler in (self.tools["CMAKE_CXX_COMPILER"], self.tools["CMAKE_C_COMPILER"]):
+            if shutil.which(compiler) is None:
+                return f"{self.name} needs {compiler}: install it (Debian: apt install g++-aarch64-linux-gnu)"
+        return None
 
     @contextmanager
     def chosen(self) -> Iterator[None]:
@@ -127,9 +146,11 @@ def find_target(name: str) -> Target:
     """The target of a name in params.yaml; ``native`` is the best that this machine runs.
 
     Raises:
-        UserError: there is none for this machine.
+        UserError: there is none for this machine, or it cannot be built here.
     """
     if name != "native":
+        if obstacle := TARGETS[name].obstacle(platform.machine()):
+            raise UserError(f"compile_native.targets: {obstacle}")
         return TARGETS[name]
     best = {"x86_64": "x86-64-v4" if flags() >= V4 else "x86-64-v3" if flags() >= V3 else "", "aarch64": "aarch64"}
     found = best.get(platform.machine(), "")
