@@ -124,6 +124,7 @@ def test_preprocessing_becomes_a_product_of_bytes(preprocessing):
     assert operators(after).count("MatMulInteger") == 1
     assert set(operators(after)) <= {
         "Slice",
+        "Gather",
         "Reshape",
         "MatMulInteger",
         "Cast",

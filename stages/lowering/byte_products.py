@@ -28,6 +28,7 @@ MAX_WEIGHT = 64
 TOLERANCE = 1e-6  # of the largest output
 ROUNDING = 1e-4  # of a weight, which is measured, in shares of the smallest step
 CHUNK = 64  # images at a time
+LANES = 16  # outputs that one register of a processor holds
 
 
 @dataclass(frozen=True)
@@ -142,22 +143,43 @@ def as_integers(columns: Floats) -> tuple[npt.NDArray[np.int8], Floats] | None:
     return integers, scale
 
 
-def bands(rows: Floats) -> tuple[slice, int] | None:
-    """The rows of the image that are read, and how many of them make one of the output's, if each is a plain mean.
-
-    Either the rows of two means follow each other, or each is one row, and they are evenly spaced.
-    """
+def find_means(rows: Floats) -> npt.NDArray[np.int64] | None:
+    """The rows of the image that each row of the output is the plain mean of, ``(h, n)``, if all are of as many."""
     read = [np.flatnonzero(weights) for weights in rows]
     count = len(read[0])
     means = all(
         len(at) == count and np.allclose(weights[at], 1 / count, rtol=ROUNDING)
         for weights, at in zip(rows, read, strict=True)
     )
-    flat = np.concatenate(read)
-    steps = np.unique(np.diff(flat))
-    if not means or len(steps) != 1 or steps[0] < 1 or (count > 1 and steps[0] != 1):
-        return None
-    return slice(int(flat[0]), int(flat[-1]) + 1, int(steps[0])), count
+    return np.array(read) if means else None
+
+
+def cut(weights: npt.NDArray[np.int8]) -> tuple[int, npt.NDArray[np.int8]]:
+    """Cut a row into pieces of equal size, each of which makes its share of the outputs as the others do.
+
+    One product with a piece's weights then takes as much less time as there are pieces, as long as it fills a register.
+
+    Args:
+        weights: ``(pixels, colours, channels, outputs)`` of a whole row.
+
+    Returns:
+        The first piece's first pixel, and its weights, ``(pixels, colours, channels, outputs)`` of a piece; all of the
+        row and its weights if it is of one piece.
+    """
+    pixels, colours, channels, outputs = weights.shape
+    first = weights.any((1, 2)).argmax(0)
+    found = [(0, weights)]
+    for pieces in (count for count in range(2, outputs + 1) if outputs % count == 0):
+        pitch = int(first[outputs // pieces] - first[0])
+        start = min(int(first[0]), pixels - pieces * pitch)
+        if pitch < 1 or start < 0:
+            continue
+        window = weights[start : start + pieces * pitch]
+        parts = window.reshape(pieces, pitch, colours, channels, pieces, outputs // pieces)
+        own = parts[np.arange(pieces), ..., np.arange(pieces), :]
+        if (own == own[0]).all() and np.count_nonzero(own) == np.count_nonzero(weights):
+            found.append((start, own[0]))
+    return min(found, key=lambda piece: -(-piece[1][0, 0].size // LANES))
 
 
 def write_product(found: Preprocessing, separable: Separable, shape: list[int]) -> onnx.GraphProto | None:
@@ -166,32 +188,36 @@ def write_product(found: Preprocessing, separable: Separable, shape: list[int]) 
     integers = as_integers(np.concatenate(separable.columns[channels], axis=1))
     if integers is None:
         return None
-    (height, width), (weights, scale) = shape[-2:], integers
+    (weights, scale), (height, width) = integers, shape[-2:]
+    means = find_means(separable.rows)
+    if means is None:
+        lines = np.flatnonzero(separable.rows.any(0))[:, None]
+    else:
+        lines, scale = means, scale / means.shape[1]
     # Rows of (W, C) lie flat in memory; the weights of a channel look at its bytes alone.
-    spread = np.zeros((*separable.columns.shape[1::-1], len(channels), width), np.int8)
+    colours, pixels = separable.columns.shape[:2]
+    spread = np.zeros((pixels, colours, len(channels), width), np.int8)
     for place, channel in enumerate(channels):
         spread[:, channel, place] = weights[:, place * width : (place + 1) * width]
-    weights = spread.reshape(-1, len(channels) * width)
-    band = bands(separable.rows)
-    if band is None:
-        read = np.flatnonzero(separable.rows.any(0))
-        window, lines = slice(int(read[0]), int(read[-1]) + 1, 1), int(read[-1] - read[0]) + 1
-    else:
-        window, count = band
-        lines, weights, scale = height, np.tile(weights, (count, 1)), scale / count
+    start, piece = cut(spread)
+    pieces, size = width // piece.shape[-1], len(piece) * colours
+    stop = start + pieces * len(piece)
     constants: dict[str, npt.NDArray[np.generic]] = {
-        "start": np.array([window.start]),
-        "stop": np.array([window.stop]),
-        "step": np.array([window.step]),
-        "one": np.array([1]),
-        "flat": np.array([-1, lines, len(weights)]),
-        "weights": weights,
-        "scale": scale.astype(np.float32),
+        "rows": np.array([-1, separable.rows.shape[1] * pieces, size]),
+        "places": (lines[:, None] * pieces + np.arange(pieces)[:, None]).ravel(),
+        "flat": np.array([-1, len(lines), pieces, lines.shape[1] * size]),
+        "weights": np.tile(piece.reshape(size, -1), (lines.shape[1], 1)),
+        "scale": scale.astype(np.float32).reshape(len(channels), pieces, -1).swapaxes(0, 1).reshape(pieces, -1),
         "offset": separable.offset.astype(np.float32),
         "shape": np.array([-1, *shape]),
     }
-    text = """
-        window = Slice (image, start, stop, one, step)
+    text, last = "", "image"
+    if (start, stop) != (0, pixels):
+        constants |= {"left": np.array([start]), "right": np.array([stop]), "two": np.array([2])}
+        text, last = "cropped = Slice (image, left, right, two)", "cropped"
+    text += f"""
+        rows_of_pieces = Reshape ({last}, rows)
+        window = Gather <axis = 1> (rows_of_pieces, places)
         bytes = Reshape (window, flat)
         sums = MatMulInteger (bytes, weights)
         floats = Cast <to = 1> (sums)
@@ -199,16 +225,24 @@ def write_product(found: Preprocessing, separable: Separable, shape: list[int]) 
     """
     last = "scaled"
     if len(channels) > 1:
-        constants |= {"planes": np.array([-1, lines, len(channels), width]), "two": np.array([2])}
+        constants |= {"planes": np.array([-1, len(lines), pieces, *piece.shape[2:]]), "three": np.array([3])}
         text += """
             channels = Reshape (scaled, planes)
-            grey = ReduceSum <keepdims = 0> (channels, two)
+            grey = ReduceSum <keepdims = 0> (channels, three)
         """
         last = "grey"
-    if band is None:
-        constants["rows"] = separable.rows[:, window].astype(np.float32)
-        text += f"resized = MatMul (rows, {last})"
+    if means is None:
+        constants |= {
+            "lines": np.array([-1, len(lines), width]),
+            "mix": separable.rows[:, lines[:, 0]].astype(np.float32),
+        }
+        text += f"""
+            joined = Reshape ({last}, lines)
+            resized = MatMul (mix, joined)
+        """
         last = "resized"
+    else:
+        constants["offset"] = constants["offset"].reshape(height, pieces, -1)
     text += f"""
         normalised = Add ({last}, offset)
         output = Reshape (normalised, shape)
