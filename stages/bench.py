@@ -7,7 +7,6 @@ faster than another inside the noise. A result is VALID, or INVALID with the rea
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from stages.benchmark import programs, report
 from stages.benchmark.command import Command
 from stages.benchmark.rollouts import ROLLOUTS, measure_rollout
 from stages.benchmark.roofline import count_work, measure_peak
-from stages.benchmark.workload import sessions
+from stages.benchmark.workload import prepared, sessions
 from stages.common import params, runtimes
 from stages.common.errors import run
 from stages.common.files import write_json
@@ -24,14 +23,17 @@ from stages.common.processes import processes
 
 
 def measure(policy: str, settings: params.Bench, tolerance: float) -> report.Findings:
-    """Go through all programs, and all rollouts, once a round. The first round only warms them up."""
+    """Go through all programs, and all rollouts, once a round, after a first round that only warms them up."""
     names = programs.names(read_manifest(Path("models", policy)))
     speeds: dict[str, list[float]] = {what: [] for what in ROLLOUTS}
-    with sessions(policy, names, settings, tolerance) as started, ExitStack() as stack:
-        command, starts = Command(policy, Path(stack.enter_context(tempfile.TemporaryDirectory()))), []
+    with ExitStack() as stack:
         rolling = {what: stack.enter_context(processes(1)) for what in ROLLOUTS}
-        for what in ROLLOUTS:
-            rolling[what].submit(measure_rollout, policy, what, settings).result()
+        warming = [rolling[what].submit(measure_rollout, policy, what, settings) for what in ROLLOUTS]
+        folder = stack.enter_context(prepared(policy, settings, tolerance))
+        for task in warming:
+            task.result()
+        started = stack.enter_context(sessions(policy, names, folder, settings))
+        command, starts = Command(policy, folder), []
         work = rolling["torchrl"].submit(count_work, policy).result()
         peak = rolling["torchrl"].submit(measure_peak, settings.threads).result()
         for round_ in range(1, settings.rounds + 1):

@@ -1,19 +1,22 @@
-"""Compile the exported programs for this machine's processor with AOTInductor."""
+"""Compile the exported programs for this machine's processor with AOTInductor.
+
+PyTorch is imported by the processes that compile, and not before they start.
+"""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from stages.common import params
 from stages.common.archive import EXPORTS, load_program
 from stages.common.errors import run
 from stages.common.files import replacing
 from stages.common.processes import processes
-from stages.lowering.convolutions import use_products
+
+if TYPE_CHECKING:
+    import torch
 
 
 def inductor_options(settings: params.CompileAoti) -> dict[str, Any]:
@@ -29,6 +32,8 @@ def inductor_options(settings: params.CompileAoti) -> dict[str, Any]:
 
 def lower(program: torch.export.ExportedProgram, settings: params.CompileAoti) -> torch.export.ExportedProgram:
     """The program in the operators that are compiled."""
+    from stages.lowering.convolutions import use_products
+
     return use_products(program) if settings.convolutions_as_products else program
 
 
@@ -36,6 +41,8 @@ def compile_to(
     path: Path, program: torch.export.ExportedProgram, facts: dict[str, Any], settings: params.CompileAoti
 ) -> None:
     """Compile a program into a package that knows its facts."""
+    import torch._inductor
+
     metadata = {"policy": facts["policy"], "facts": json.dumps(facts)}
     options = inductor_options(settings) | {"aot_inductor.metadata": metadata}
     with torch.no_grad(), replacing(path) as temporary:

@@ -1,7 +1,7 @@
 """Compile a policy into a library, a C header and a command that need no PyTorch at run time.
 
 AOTInductor writes the kernels, with the weights packed for them. The folder ``native`` holds the runtime that calls
-them, and CMake builds both.
+them, and CMake builds both. PyTorch is imported by the processes that compile, and not before they start.
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ import subprocess
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from play import GOLDEN_FILE, sha256
 from stages.common import episodes, params, runtimes
@@ -26,7 +24,9 @@ from stages.common.files import replacing
 from stages.common.golden import write_golden
 from stages.common.instructions import Target, find_target
 from stages.common.processes import processes
-from stages.lowering.single import lower_single
+
+if TYPE_CHECKING:
+    import torch
 
 SOURCES = Path(__file__).parents[1] / "native"
 UNDEFINED = re.compile(r"undefined (?:reference to|symbol:) [`']?(\w+)")
@@ -42,6 +42,7 @@ CALLED_BY_NAME = ".wrapper.json"
 def inductor_options() -> dict[str, Any]:
     """What AOTInductor is told about the code that it makes."""
     return {
+        "cpp_cache_precompile_headers": False,  # CMake compiles the code, without them
         "cpp.threads": 1,
         "freezing": True,
         "max_autotune": True,
@@ -66,6 +67,8 @@ def generate(program: torch.export.ExportedProgram, target: Target, folder: Path
     Raises:
         UserError: the code would call operators of PyTorch's library by name.
     """
+    import torch._inductor
+
     package = folder / "policy.pt2"
     with torch.no_grad(), target.chosen():
         torch._inductor.aoti_compile_and_package(
@@ -84,6 +87,8 @@ def generate(program: torch.export.ExportedProgram, target: Target, folder: Path
 
 def write_facts(path: Path, facts: dict[str, Any], weights: Path) -> None:
     """Write what the runtime must know about the policy, as C++."""
+    import torch
+
     dtypes = {"uint8": 0, "int8": 1, "int16": 2, "int32": 3, "int64": 4, "float32": 6, "float64": 7, "bool": 11}
     outputs = [spec["name"] for spec in facts["outputs"]]
     next_of = {state["input"]: outputs.index(state["output"]) for state in facts["states"]}
@@ -160,6 +165,8 @@ def call(*command: str | Path) -> None:
 
 def build(generated: Path, target: Target, folder: Path, *options: str) -> None:
     """Build library and command from what was generated."""
+    import torch
+
     include = Path(torch.__file__).parent / "include"
     settings = {
         "POLICY_GENERATED": generated,
@@ -182,6 +189,8 @@ def install(source: Path, path: Path, mode: int = 0o644) -> None:
 
 def compile_target(policy: str, name: str, folder: Path) -> str:
     """Compile a policy for one instruction set into a folder; returns what to tell the user."""
+    from stages.lowering.single import lower_single
+
     target = find_target(name)
     program, facts = load_program(Path("models", policy, "policy.pt2"), policy)
     with tempfile.TemporaryDirectory() as temporary:
@@ -209,28 +218,34 @@ def prove(command: Path, golden: Path) -> None:
         raise UserError(f"compile_native: {command} does not decide as {golden} has it: {told}")
 
 
-def compile_native(policy: str) -> None:
-    settings = params.load().compile_native
-    targets = [find_target(name) for name in settings.targets]
+def record_golden(policy: str, settings: params.CompileNative) -> int:
+    """Write the decisions by which the library proves itself; returns how many."""
+    source = Path("models", policy, "policy.pt2")
     recorded = episodes.load(Path("data", policy, "episodes.safetensors"), policy)[0]
-    folder = Path("models", policy, "native")
-    shutil.rmtree(folder, ignore_errors=True)
-    folders = {name: folder / name if number else folder for number, name in enumerate(settings.targets)}
-    with processes(len(folders)) as executor:
-        compiling = [executor.submit(compile_target, policy, name, at) for name, at in folders.items()]
-        for at, done in zip(folders.values(), compiling, strict=True):
-            print(f"compile_native {policy}  {at.relative_to(folder.parent)}  {done.result()}", flush=True)
-    install(SOURCES / "include/policy.h", folder / "policy.h")
-    source = folder.parent / "policy.pt2"
     _, facts = load_program(source, policy)
-    decisions = write_golden(
-        folder.parent / GOLDEN_FILE,
+    return write_golden(
+        source.parent / GOLDEN_FILE,
         runtimes.load(source, threads=1),
         recorded,
         facts,
         count=settings.golden_decisions,
         tolerance=settings.tolerance,
     )
+
+
+def compile_native(policy: str) -> None:
+    settings = params.load().compile_native
+    targets = [find_target(name) for name in settings.targets]
+    folder = Path("models", policy, "native")
+    shutil.rmtree(folder, ignore_errors=True)
+    folders = {name: folder / name if number else folder for number, name in enumerate(settings.targets)}
+    with processes(len(folders) + 1) as executor:
+        compiling = [executor.submit(compile_target, policy, name, at) for name, at in folders.items()]
+        recording = executor.submit(record_golden, policy, settings)
+        for at, done in zip(folders.values(), compiling, strict=True):
+            print(f"compile_native {policy}  {at.relative_to(folder.parent)}  {done.result()}", flush=True)
+        decisions = recording.result()
+    install(SOURCES / "include/policy.h", folder / "policy.h")
     proven = [at for target, at in zip(targets, folders.values(), strict=True) if target.runs_here]
     for at in proven:
         prove(at / "policy", folder.parent / GOLDEN_FILE)

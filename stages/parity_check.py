@@ -23,7 +23,6 @@ from stages.common.processes import processes
 from stages.parity import report
 from stages.parity.closed_loop import ClosedLoop, Trace, compare_episodes, play_by_name
 from stages.parity.comparison import Comparison
-from stages.parity.divergence import explain
 from stages.parity.draws import Actions, draw_by_name, judge_draws
 from stages.parity.open_loop import check_by_name
 from stages.parity.rows import ROWS, check_rows_by_name
@@ -50,7 +49,8 @@ def run_programs(policy: str, recorded: list[Episode], settings: params.ParityCh
     few = max(1, settings.random_calls // 4)  # enough to see that two processes draw the same
     observations = sum(len(episode.actions) for episode in recorded)
     with processes(settings.processes) as executor, processes(2, one_task_each=True) as starting:
-        picking = executor.submit(pick_by_name, policy, ROWS)
+        # Any memory will do; that of the fastest program takes a second, eager's many.
+        picking = executor.submit(pick_by_name, policy, "onnx", ROWS)
         opening = executor.submit(check_by_name, policy, deterministic + exploring, settings)
         playing = {name: executor.submit(play_by_name, policy, name, settings) for name in ("eager", *deterministic)}
         situations = picking.result()
@@ -88,6 +88,8 @@ def explain_failures(
     settings: params.ParityCheck,
 ) -> dict[str, dict[str, Any]]:
     """What is known about the first decision in which each deterministic program failed, if there is one."""
+    from stages.parity.divergence import explain  # and with it PyTorch, which takes seconds
+
     shown = {episode.seed: list(episode.actions) for episode in recorded}
     own = {trace.seed: list(trace.decisions["action"]) for trace in results.episodes["eager"]}
     explaining = {}

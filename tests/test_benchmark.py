@@ -128,7 +128,8 @@ def workload(tmp_path):
     inputs = {"x": np.linspace(-1, 1, 8, dtype=np.float32)[:, None]}
     save_file(inputs, tmp_path / INPUTS)
     save_file(decide(inputs), tmp_path / EXPECTED)
-    (tmp_path / SETTINGS).write_text(json.dumps({"tolerance": 1e-5, "states": [], "offline_seconds": 0.01}))
+    settings = {"tolerance": 1e-5, "states": [], "offline_seconds": 0.01, "candidates": {}}
+    (tmp_path / SETTINGS).write_text(json.dumps(settings))
 
     def make(run) -> Workload:
         made = Workload("onnx", run, tmp_path)

@@ -68,6 +68,8 @@ class Workload:
             states=set(self.settings["states"]),
         )
         self.asked: list[Any] = []
+        # What others have exported, and what is only to be compared with the ONNX program, is measured in less detail.
+        self.shipped = program in programs.OWN and not self.settings["candidates"]
 
     def check(self, answers: list[Arrays]) -> None:
         """Hold the answers to the queries asked longest ago against eager's."""
@@ -95,29 +97,29 @@ class Workload:
         return time_queries(self.run, feed, draw(), self.check)
 
     def measure(self, number: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        """A round, whose number seeds the order of the queries: what was found, and nanoseconds by scenario."""
+        """A round, whose number seeds the order of the queries: what was found, and nanoseconds by scenario.
+
+        Round 0 only warms up. Of the others, the first of every ``stride`` has all that is measured less often.
+        """
         settings, self.random = self.settings, np.random.default_rng(number)
+        seldom = number % settings["stride"] == 1 % settings["stride"]
         self.stream(settings["warmup_queries"])
-        times = {
-            "single": self.stream(settings["queries"]),
-            "multi": self.stream(settings["multi_stream_queries"], MULTI_STREAM),
-        }
+        times = {"single": self.stream(settings["queries"])}
         for name in ("fresh", "repeated") if number % 2 else ("repeated", "fresh"):
             times[name] = self.stream(TURN, repeated=name == "repeated")
-        os.kill(settings["emulator"], signal.SIGCONT)
-        try:
-            times["beside"] = self.stream(settings["beside_queries"])
-        finally:
-            os.kill(settings["emulator"], signal.SIGSTOP)
+        if self.shipped or seldom or number == 0:
+            times["multi"] = self.stream(settings["multi_stream_queries"], MULTI_STREAM)
+            os.kill(settings["emulator"], signal.SIGCONT)
+            try:
+                times["beside"] = self.stream(settings["beside_queries"])
+            finally:
+                os.kill(settings["emulator"], signal.SIGSTOP)
+        batches = settings["batches"] if seldom and self.shipped and self.program in programs.OFFLINE else []
         facts = {
-            "offline": {size: self.offline(size) for size in self.batches(number)},
+            "offline": {size: self.offline(size) for size in batches},
             "failures": [str(failure) for failure in self.comparison.failures],
         }
         return facts, times
-
-    def batches(self, number: int) -> list[int]:
-        wanted = self.program in programs.OFFLINE and (number - 1) % self.settings["offline_stride"] == 0
-        return self.settings["batches"] if wanted else []
 
     def offline(self, size: int) -> float:
         """Rows a second."""

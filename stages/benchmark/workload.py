@@ -39,6 +39,8 @@ def prepare(
 ) -> None:
     """Write the workload that every session reads: decisions of a recorded episode, and what eager makes of them.
 
+    What candidates decide is compared with the ONNX program, which needs no PyTorch.
+
     Args:
         policy: its name.
         folder: to write to.
@@ -49,10 +51,10 @@ def prepare(
     """
     from stages.parity.situations import pick_by_name
 
-    manifest = read_manifest(Path("models", policy))
-    inputs = pick_by_name(policy, settings.samples).inputs
+    manifest, reference = read_manifest(Path("models", policy)), "onnx" if candidates else "eager"
+    inputs = pick_by_name(policy, "onnx", settings.samples).inputs
     save_file(inputs, folder / session.INPUTS)
-    save_file(runtimes.load_by_name(policy, "eager", settings.threads)(inputs), folder / session.EXPECTED)
+    save_file(runtimes.load_by_name(policy, reference, settings.threads)(inputs), folder / session.EXPECTED)
     if not candidates and programs.TUTORIAL[0] in programs.names(manifest):
         tutorial = programs.load(policy, programs.TUTORIAL[0], settings.threads)
         save_file(tutorial(inputs), folder / session.TUTORIAL_EXPECTED)
@@ -96,11 +98,24 @@ class Sessions:
 
 
 @contextmanager
+def prepared(
+    policy: str, settings: params.Bench, tolerance: float, candidates: dict[str, Candidate] | None = None
+) -> Iterator[Path]:
+    """A folder with the workload, and an environment that can be played beside; for the arguments see ``prepare``."""
+    with tempfile.TemporaryDirectory() as folder, emulator_beside(policy) as emulator:
+        with processes(1) as executor:
+            executor.submit(
+                prepare, policy, Path(folder), settings, tolerance, emulator, candidates=candidates
+            ).result()
+        yield Path(folder)
+
+
+@contextmanager
 def sessions(
     policy: str,
     names: Sequence[str],
+    folder: Path,
     settings: params.Bench,
-    tolerance: float,
     candidates: dict[str, Candidate] | None = None,
 ) -> Iterator[Sessions]:
     """Start every program, those that start in less than a second again, and warm all up by a round, side by side.
@@ -108,8 +123,8 @@ def sessions(
     Args:
         policy: its name.
         names: of :func:`stages.benchmark.programs.names`, or of the candidates.
+        folder: of :func:`prepared`.
         settings: of the measurement.
-        tolerance: largest absolute difference of an output.
         candidates: by name, where they are what is measured.
 
     Raises:
@@ -118,10 +133,6 @@ def sessions(
     threads = {name: candidate.threads for name, candidate in (candidates or {}).items()}
     measured = {name: Measured() for name in names}
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        emulator = stack.enter_context(emulator_beside(policy))
-        with processes(1) as executor:
-            executor.submit(prepare, policy, folder, settings, tolerance, emulator, candidates=candidates).result()
 
         def start(name: str) -> Session:
             started = Session(policy, name, folder, threads.get(name, settings.threads))
@@ -144,7 +155,10 @@ def measure_candidates(
     policy: str, candidates: dict[str, Candidate], settings: params.Bench, tolerance: float
 ) -> dict[str, Measured]:
     """All candidates in turns, a process each."""
-    with sessions(policy, list(candidates), settings, tolerance, candidates) as started:
+    with (
+        prepared(policy, settings, tolerance, candidates) as folder,
+        sessions(policy, list(candidates), folder, settings, candidates) as started,
+    ):
         for round_ in range(1, settings.rounds + 1):
             started.measure(round_)
         return started.measured

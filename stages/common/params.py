@@ -77,7 +77,7 @@ class Bench(Section):
     beside_queries: Count
     samples: Count
     batches: Annotated[list[Count], Field(min_length=1)]
-    offline_stride: Count
+    stride: Count
     offline_seconds: Positive
     rollout_steps: Count
     threads: Count

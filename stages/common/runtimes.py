@@ -48,8 +48,8 @@ def read_bundle(policy: str) -> tuple[dict[str, Any], dict[str, Path]]:
     return manifest, paths
 
 
-def wrap(module: Callable[..., dict[str, torch.Tensor]]) -> Run:
-    """A function of named tensors as a function of named arrays, without gradients.
+def on_arrays(function: Callable[..., dict[str, torch.Tensor]]) -> Run:
+    """A function of named tensors as a function of named arrays.
 
     Arrays of any strides will do, and read-only ones: AOTInductor's programs read contiguous memory and do not check
     that they got it, and PyTorch's tensors are writable.
@@ -58,20 +58,28 @@ def wrap(module: Callable[..., dict[str, torch.Tensor]]) -> Run:
     import torch
 
     def run(inputs: Arrays) -> Arrays:
-        with torch.no_grad():
-            outputs = module(
-                **{
-                    name: torch.from_numpy(a if a.flags.carray else np.require(a, None, ["C", "W"]))
-                    for name, a in inputs.items()
-                }
-            )
-        return {name: tensor.numpy() for name, tensor in outputs.items()}
+        tensors = {
+            name: torch.from_numpy(a if a.flags.carray else np.require(a, None, ["C", "W"]))
+            for name, a in inputs.items()
+        }
+        return {name: tensor.numpy() for name, tensor in function(**tensors).items()}
 
     return run
 
 
+def wrap(module: Callable[..., dict[str, torch.Tensor]]) -> Run:
+    """A module with named tensors as a function of named arrays, without gradients."""
+    import torch
+
+    @torch.no_grad()
+    def call(**inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        return module(**inputs)
+
+    return on_arrays(call)
+
+
 def call_package(package: Any) -> Callable[..., dict[str, torch.Tensor]]:
-    """An AOTInductor package as a function of named tensors.
+    """An AOTInductor package as a function of named tensors; what it returns has no gradients.
 
     PyTorch's own call of it parses the package's signature again every time.
     """
@@ -158,7 +166,7 @@ def load(path: Path, threads: int, onnx_session: dict[str, Any] | None = None) -
     try:
         if path.name.endswith(".aoti.pt2"):
             package = open_package(path)
-            run, facts = wrap(call_package(package)), json.loads(package.get_metadata()["facts"])
+            run, facts = on_arrays(call_package(package)), json.loads(package.get_metadata()["facts"])
         else:
             run, facts = wrap(torch.export.load(path).module()), read_facts(path)
         return refusing(CheckedProgram(str(path), run, facts["inputs"]))

@@ -32,10 +32,10 @@ def _spread(total: int, count: int) -> list[int]:
     return sorted(set(np.linspace(0, total - 1, count).round().astype(int).tolist()))
 
 
-def pick_situations(eager: Run, episode: Episode, manifest: dict[str, Any], count: int) -> Situations:
-    """``count`` decisions spread evenly over an episode; all of them where it is shorter."""
+def pick_situations(run: Run, episode: Episode, manifest: dict[str, Any], count: int) -> Situations:
+    """``count`` decisions spread evenly over an episode, all of them where it is shorter; the memory is ``run``'s."""
     wanted = _spread(len(episode.actions), count)
-    player, situations = Player(eager, manifest), []
+    player, situations = Player(run, manifest), []
     for step, observation in enumerate(replay(episode, make_environment(manifest, episode.seed))):
         if step in wanted:
             situations.append(player.feed | {player.observation: observation[None]})
@@ -44,9 +44,9 @@ def pick_situations(eager: Run, episode: Episode, manifest: dict[str, Any], coun
     return Situations([Place(episode.seed, step) for step in wanted], inputs)
 
 
-def pick_by_name(policy: str, count: int) -> Situations:
-    """:func:`pick_situations` from the last of the policy's recorded episodes."""
+def pick_by_name(policy: str, program: str, count: int) -> Situations:
+    """:func:`pick_situations` from the last of the policy's recorded episodes, with a program by its name."""
     recorded = load(Path("data", policy, "episodes.safetensors"), policy)[-1]
     return pick_situations(
-        runtimes.load_by_name(policy, "eager", 1), recorded, read_manifest(Path("models", policy)), count
+        runtimes.load_by_name(policy, program, 1), recorded, read_manifest(Path("models", policy)), count
     )
