@@ -84,7 +84,6 @@ def generate(program: torch.export.ExportedProgram, target: Target, folder: Path
 
 def write_facts(path: Path, facts: dict[str, Any], weights: Path) -> None:
     """Write what the runtime must know about the policy, as C++."""
-    dtypes = {"uint8": 0, "int8": 1, "int16": 2, "int32": 3, "int64": 4, "float32": 6, "float64": 7, "bool": 11}
     outputs = [spec["name"] for spec in facts["outputs"]]
     next_of = {state["input"]: outputs.index(state["output"]) for state in facts["states"]}
     values = len(outputs) - len(next_of) - 1
@@ -102,7 +101,7 @@ def write_facts(path: Path, facts: dict[str, Any], weights: Path) -> None:
                 f"    {{{text(spec['name'])}, {text(spec['dtype'])}, {size}, {len(shape)}, {kind}_shape_{number}, "
                 f"{next_of.get(spec['name'], -1)}}},"
             )
-        listed = ", ".join(str(dtypes[spec["dtype"]]) for spec in specs)
+        listed = ", ".join(f"dtype_{spec['dtype']}" for spec in specs)
         return "\n".join(
             [
                 *shapes,
@@ -123,6 +122,7 @@ def write_facts(path: Path, facts: dict[str, Any], weights: Path) -> None:
 #include <cstdint>
 
 #include "policy.h"
+#include "tensors.h"
 
 namespace facts {{
 
