@@ -430,7 +430,6 @@ class NativeProgram:
                 "name": array.name.decode(),
                 "dtype": np.dtype(array.dtype.decode()),
                 "shape": array.shape[: array.dimensions],
-                "bytes": array.bytes,
             }
             for array in arrays[: function(ctypes.byref(arrays))]
         ]

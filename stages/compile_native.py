@@ -35,6 +35,7 @@ DEFINITIONS = ("-DTORCH_INDUCTOR_CPP_WRAPPER", "-DSTANDALONE_TORCH_HEADER", "-DC
 SHIM = re.compile(r"aoti_torch_(?:(?:cpu|cuda)_)?_?(\w+?)(?:_out)?$")
 # Of a compiler the line, of CMake all lines that are indented below it.
 ERROR = re.compile(r"(?:fatal )?error: .*|CMake Error.*(?:\n(?:[ \t].*)?)*")
+MODEL_HEADER = "#include <torch/csrc/inductor/aoti_runtime/model.h>\n"
 # What AOTInductor's code calls by name, through PyTorch's library.
 CALLED_BY_NAME = ".wrapper.json"
 
@@ -78,6 +79,10 @@ def generate(program: torch.export.ExportedProgram, target: Target, folder: Path
         for ending, name in ((".wrapper.cpp", "model.cpp"), ("_weights.blob", "weights.bin")):
             found = [entry for entry in archive.namelist() if entry.endswith(ending)]
             (folder / name).write_bytes(archive.read(found[0]) if found else b"")
+        # The interface for many models and threads takes a fifth of the compiler's time, and nothing here calls it.
+        interface = Path(torch._inductor.__file__).parent / "codegen/aoti_runtime/interface.cpp"
+        model = (folder / "model.cpp").read_text()
+        (folder / "model.cpp").write_text(model.replace(interface.read_text(), MODEL_HEADER))
         called = [entry for entry in archive.namelist() if entry.endswith(CALLED_BY_NAME)]
         nodes = [node["node"] for entry in called for node in json.loads(archive.read(entry))["nodes"]]
     package.unlink()
@@ -89,7 +94,6 @@ def write_facts(path: Path, facts: dict[str, Any], weights: Path) -> None:
     """Write what the runtime must know about the policy, as C++."""
     import torch
 
-    dtypes = {"uint8": 0, "int8": 1, "int16": 2, "int32": 3, "int64": 4, "float32": 6, "float64": 7, "bool": 11}
     outputs = [spec["name"] for spec in facts["outputs"]]
     next_of = {state["input"]: outputs.index(state["output"]) for state in facts["states"]}
     values = len(outputs) - len(next_of) - 1
@@ -107,7 +111,7 @@ def write_facts(path: Path, facts: dict[str, Any], weights: Path) -> None:
                 f"    {{{text(spec['name'])}, {text(spec['dtype'])}, {size}, {len(shape)}, {kind}_shape_{number}, "
                 f"{next_of.get(spec['name'], -1)}}},"
             )
-        listed = ", ".join(str(dtypes[spec["dtype"]]) for spec in specs)
+        listed = ", ".join(f"dtype_{spec['dtype']}" for spec in specs)
         return "\n".join(
             [
                 *shapes,
@@ -128,6 +132,7 @@ def write_facts(path: Path, facts: dict[str, Any], weights: Path) -> None:
 #include <cstdint>
 
 #include "policy.h"
+#include "tensors.h"
 
 namespace facts {{
 

@@ -23,6 +23,9 @@ struct golden {
     double tolerance;
 };
 
+/* Bytes of the values that policy_step writes. */
+size_t policy_values_bytes(void);
+
 /* Read what stands between the magic and the decisions; 0 where that is not of this library's policy, tells of no
  * decision, or allows any difference. */
 int policy_golden_read(FILE *file, struct golden *golden);

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <exception>
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -25,7 +26,6 @@ struct Close {
     }
 };
 
-using Handle = std::unique_ptr<policy, Close>;
 using File = std::unique_ptr<std::FILE, Close>;
 
 int fail(const std::string &message) {
@@ -38,12 +38,29 @@ int fail(const std::string &what, policy_status status) { return fail(what + ": 
 // Why a call of the C library has just failed.
 int fail_of(const std::string &what) { return fail(what + ": " + std::strerror(errno)); }
 
-policy_status open(Handle &handle) {
-    policy *opened = nullptr;
-    const policy_status status = policy_open(&opened);
-    handle.reset(opened);
-    return status;
+// An error is raised, for `run` to tell.
+void check(policy_status status) {
+    if (status != POLICY_OK) throw std::runtime_error(std::string(policy_name()) + ": " + policy_message(status));
 }
+
+// An open policy, with room for an observation and for the action that is chosen.
+struct Decider {
+    std::unique_ptr<policy, Close> handle;
+    std::vector<char> observation, action;
+
+    Decider() {
+        policy *opened = nullptr;
+        check(policy_open(&opened));
+        handle.reset(opened);
+        const policy_array *inputs = nullptr, *outputs = nullptr;
+        policy_inputs(&inputs);
+        policy_outputs(&outputs);
+        observation.resize(inputs[0].bytes);
+        action.resize(outputs[0].bytes);
+    }
+    // `values` may be nullptr.
+    void decide(float *values) { check(policy_step(handle.get(), observation.data(), action.data(), values)); }
+};
 
 void print_arrays(const char *kind, size_t count, const policy_array *arrays) {
     for (size_t i = 0; i < count; ++i) {
@@ -80,23 +97,12 @@ std::string own_golden() {
 
 int selftest(const std::string &path) {
     if (access(path.c_str(), R_OK) != 0) return fail_of(path);
-    Handle handle;
-    policy_status status = open(handle);
-    if (status != POLICY_OK) return fail(policy_name(), status);
+    const Decider decider;
     size_t decisions = 0;
-    status = policy_selftest(handle.get(), path.c_str(), &decisions);
+    const policy_status status = policy_selftest(decider.handle.get(), path.c_str(), &decisions);
     if (status != POLICY_OK) return fail(path + ", after " + std::to_string(decisions) + " decisions", status);
     std::printf("selftest %s: %zu golden decisions, all as they were\n", policy_name(), decisions);
     return 0;
-}
-
-size_t values_bytes() {
-    const policy_array *inputs = nullptr, *outputs = nullptr;
-    const size_t states = policy_inputs(&inputs);
-    size_t count = policy_outputs(&outputs), bytes = 0;
-    for (size_t i = 0; i < states; ++i) count -= inputs[i].next >= 0 ? 1 : 0;
-    for (size_t i = 1; i < count; ++i) bytes += outputs[i].bytes;
-    return bytes;
 }
 
 // One decision's numbers as a line: the action, by name where it has one, and what it was chosen by.
@@ -158,14 +164,10 @@ std::string cut_off(uint64_t number, size_t have, size_t size) {
 int play(const std::string &path) {
     Stream stream(path);
     if (!stream.opened()) return fail_of(path);
-    Handle handle;
-    policy_status status = open(handle);
-    if (status != POLICY_OK) return fail(policy_name(), status);
-    const policy_array *inputs = nullptr, *outputs = nullptr;
-    policy_inputs(&inputs);
-    policy_outputs(&outputs);
-    std::vector<char> observation(inputs[0].bytes), action(outputs[0].bytes), answers;
-    std::vector<float> values(values_bytes() / sizeof(float));
+    Decider decider;
+    std::vector<char> &observation = decider.observation;
+    std::vector<char> answers;
+    std::vector<float> values(policy_values_bytes() / sizeof(float));
     std::setvbuf(stdout, nullptr, _IOLBF, BUFSIZ);  // whoever pipes screens in wants each decision at once
     const bool is_golden = stream.is_golden();
     if (is_golden) {
@@ -180,7 +182,7 @@ int play(const std::string &path) {
         if (is_golden) {
             const int starts = std::fgetc(stream.file());
             if (starts == EOF) break;
-            if (starts == 1) policy_reset(handle.get());
+            if (starts == 1) policy_reset(decider.handle.get());
             have = std::fread(observation.data(), 1, observation.size(), stream.file());
         } else {
             have = stream.read(observation);
@@ -192,28 +194,20 @@ int play(const std::string &path) {
         if (is_golden && std::fread(answers.data(), 1, answers.size(), stream.file()) < answers.size()) {
             return fail_of(path, stream.file(), policy_message(POLICY_FILE));
         }
-        status = policy_step(handle.get(), observation.data(), action.data(), values.data());
-        if (status != POLICY_OK) return fail(policy_name(), status);
-        print_decision(number, action, values);
+        decider.decide(values.data());
+        print_decision(number, decider.action, values);
         if (std::ferror(stdout) != 0) return fail_of("standard output");
     }
     return std::ferror(stream.file()) != 0 ? fail_of(path) : 0;
 }
 
 int bench(uint64_t steps) {
-    Handle handle;
-    policy_status status = open(handle);
-    if (status != POLICY_OK) return fail(policy_name(), status);
-    const policy_array *inputs = nullptr, *outputs = nullptr;
-    policy_inputs(&inputs);
-    policy_outputs(&outputs);
-    std::vector<char> observation(inputs[0].bytes), action(outputs[0].bytes);
+    Decider decider;
     std::vector<double> times;
     for (uint64_t i = 0; i < steps; ++i) {
         const auto start = std::chrono::steady_clock::now();
-        status = policy_step(handle.get(), observation.data(), action.data(), nullptr);
+        decider.decide(nullptr);
         times.push_back(std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count());
-        if (status != POLICY_OK) return fail(policy_name(), status);
     }
     std::sort(times.begin(), times.end());
     std::printf("%" PRIu64 " decisions  p50 %.1f us  p90 %.1f us  p99 %.1f us\n", steps, times[steps / 2],

@@ -98,12 +98,6 @@ policy_status set_memory_aside(policy &handle) noexcept {
     return status;
 }
 
-std::size_t values_bytes() noexcept {
-    std::size_t bytes = 0;
-    for (std::size_t i = 1; i <= facts::values; ++i) bytes += facts::output_arrays[i].bytes;
-    return bytes;
-}
-
 bool close_enough(const char *dtype, const char *found, const char *expected, std::size_t bytes, double tolerance) {
     if (std::strcmp(dtype, "float32") != 0) return std::memcmp(found, expected, bytes) == 0;
     for (std::size_t at = 0; at < bytes; at += sizeof(float)) {
@@ -142,6 +136,12 @@ policy_status replay(policy &handle, std::FILE *file, const golden &golden, char
 
 }  // namespace
 
+size_t policy_values_bytes(void) {
+    std::size_t bytes = 0;
+    for (std::size_t i = 1; i <= facts::values; ++i) bytes += facts::output_arrays[i].bytes;
+    return bytes;
+}
+
 int policy_golden_read(FILE *file, struct golden *golden) {
     return std::fread(golden->name, sizeof golden->name, 1, file) == 1 &&
            std::fread(&golden->decisions, sizeof golden->decisions, 4, file) == 4 &&
@@ -149,8 +149,7 @@ int policy_golden_read(FILE *file, struct golden *golden) {
            std::strncmp(golden->name, facts::name, sizeof golden->name) == 0 && golden->decisions > 0 &&
            std::isfinite(golden->tolerance) && golden->tolerance >= 0 &&
            golden->observation_bytes == facts::input_arrays[0].bytes &&
-           golden->action_bytes == facts::output_arrays[0].bytes &&
-           golden->values_bytes == values_bytes();
+           golden->action_bytes == facts::output_arrays[0].bytes && golden->values_bytes == policy_values_bytes();
 }
 
 extern "C" {

@@ -15,19 +15,6 @@
 
 namespace {
 
-enum Dtype : std::int32_t {  // c10::ScalarType
-    uint8 = 0,
-    int8 = 1,
-    int16 = 2,
-    int32 = 3,
-    int64 = 4,
-    float16 = 5,
-    float32 = 6,
-    float64 = 7,
-    boolean = 11,
-    bfloat16 = 15,
-};
-
 constexpr std::int32_t cpu = 0, strided = 0;
 
 std::int64_t span(std::int64_t dimensions, const std::int64_t *sizes, const std::int64_t *strides) noexcept {
@@ -80,19 +67,19 @@ void copy_dimension(const char *source, const AtenTensorOpaque &tensor, std::int
 
 std::size_t element_bytes(std::int32_t dtype) noexcept {
     switch (dtype) {
-        case uint8:
-        case int8:
-        case boolean:
+        case dtype_uint8:
+        case dtype_int8:
+        case dtype_bool:
             return 1;
-        case int16:
-        case float16:
-        case bfloat16:
+        case dtype_int16:
+        case dtype_float16:
+        case dtype_bfloat16:
             return 2;
-        case int32:
-        case float32:
+        case dtype_int32:
+        case dtype_float32:
             return 4;
-        case int64:
-        case float64:
+        case dtype_int64:
+        case dtype_float64:
             return 8;
         default:
             return 0;
@@ -146,16 +133,16 @@ extern "C" {
 std::int32_t aoti_torch_device_type_cpu() { return cpu; }
 std::int32_t aoti_torch_device_type_cuda() { return 1; }
 std::int32_t aoti_torch_layout_strided() { return strided; }
-std::int32_t aoti_torch_dtype_uint8() { return uint8; }
-std::int32_t aoti_torch_dtype_int8() { return int8; }
-std::int32_t aoti_torch_dtype_int16() { return int16; }
-std::int32_t aoti_torch_dtype_int32() { return int32; }
-std::int32_t aoti_torch_dtype_int64() { return int64; }
-std::int32_t aoti_torch_dtype_float16() { return float16; }
-std::int32_t aoti_torch_dtype_bfloat16() { return bfloat16; }
-std::int32_t aoti_torch_dtype_float32() { return float32; }
-std::int32_t aoti_torch_dtype_float64() { return float64; }
-std::int32_t aoti_torch_dtype_bool() { return boolean; }
+std::int32_t aoti_torch_dtype_uint8() { return dtype_uint8; }
+std::int32_t aoti_torch_dtype_int8() { return dtype_int8; }
+std::int32_t aoti_torch_dtype_int16() { return dtype_int16; }
+std::int32_t aoti_torch_dtype_int32() { return dtype_int32; }
+std::int32_t aoti_torch_dtype_int64() { return dtype_int64; }
+std::int32_t aoti_torch_dtype_float16() { return dtype_float16; }
+std::int32_t aoti_torch_dtype_bfloat16() { return dtype_bfloat16; }
+std::int32_t aoti_torch_dtype_float32() { return dtype_float32; }
+std::int32_t aoti_torch_dtype_float64() { return dtype_float64; }
+std::int32_t aoti_torch_dtype_bool() { return dtype_bool; }
 
 bool aoti_torch_grad_mode_is_enabled() { return false; }
 void aoti_torch_grad_mode_set_enabled(bool) {}
