@@ -43,11 +43,11 @@ CALLED_BY_NAME = ".wrapper.json"
 def inductor_options() -> dict[str, Any]:
     """What AOTInductor is told about the code that it makes."""
     return {
-        "cpp_cache_precompile_headers": False,  # CMake compiles the code, without them
         "cpp.threads": 1,
         "freezing": True,
         "max_autotune": True,
         "max_autotune_gemm_backends": "CPP",
+        "aot_inductor.precompile_headers": False,  # CMake compiles the code, without them
         "aot_inductor.link_libtorch": False,
         "aot_inductor.package_cpp_only": True,
         "aot_inductor.package_constants_in_so": False,
