@@ -8,11 +8,13 @@ import onnxruntime
 import pytest
 import torch
 from torch import nn
+from torchrl.modules import GRU, LSTM
 
 from stages.common.preprocess import Screen
 from stages.common.profile import Preprocess
 from stages.lowering.byte_products import MAX_WEIGHT, use_byte_products
 from stages.lowering.convolutions import as_product, use_products
+from stages.lowering.moves import drop_moves
 from stages.lowering.single import as_flat_concatenation, lower_single
 
 CROP = {"top": 34, "left": 0, "height": 160, "width": 160}
@@ -223,3 +225,69 @@ def test_program_for_one_row():
         torch.testing.assert_close(single.module()(**one), module(**one), rtol=0, atol=1e-5)
     dimensions = [node.meta["val"].ndim for node in single.graph.nodes if node.target is torch.ops.aten.cat.default]
     assert dimensions == [2]
+
+
+class OneStep(nn.Module):
+    """A recurrent network called for one step of a sequence, with states ``(batch, 1, size)``, and what reads it."""
+
+    def __init__(self, rnn: nn.Module) -> None:
+        super().__init__()
+        self.rnn = rnn
+
+    def forward(self, value: torch.Tensor, *states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        states = tuple(state.transpose(0, 1) for state in states)
+        outputs, states = self.rnn(value.unsqueeze(1), states if len(states) > 1 else states[0])
+        states = states if isinstance(states, tuple) else (states,)
+        return torch.relu(outputs.squeeze(1)), *(state.transpose(0, 1) for state in states)
+
+
+@pytest.mark.parametrize(("kind", "states"), [(LSTM, 2), (GRU, 1)])
+def test_one_step_of_a_recurrent_network_moves_no_axes(kind, states):
+    torch.manual_seed(0)
+    module = OneStep(kind(input_size=5, hidden_size=8, batch_first=True)).eval()
+    rows = (torch.randn(3, 5), *(torch.randn(3, 1, 8) for _ in range(states)))
+    batch = {0: torch.export.Dim.DYNAMIC}
+    shapes = (batch, (batch,) * states)
+    with torch.no_grad():
+        program = torch.export.export(module, rows, dynamic_shapes=shapes)
+        converted = torch.onnx.export(program, dynamo=True, dynamic_shapes=shapes, verbose=False)
+    assert converted is not None
+    before = converted.model_proto
+    after = drop_moves(before)
+    assert (after.graph.input, after.graph.output) == (before.graph.input, before.graph.output)
+    assert {"Slice", "Transpose"} <= set(operators(before))
+    moving = {"Slice", "Transpose", "Squeeze", "Unsqueeze", "Reshape"}
+    left = [name for name in operators(after) if name in moving]
+    assert left == ["Reshape"] * 2 * states  # of each state, on its way in and out
+    for count in (1, 3):
+        given = {spec.name: row[:count].numpy() for spec, row in zip(before.graph.input, rows, strict=True)}
+        expected, found = (
+            onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, given)
+            for model in (before, after)
+        )
+        for array, known in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(array, known)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "nodes", "left"),
+    [
+        ("float[N,3] x) => (float[3,N] y", "y = Transpose (x)", ["Transpose"]),
+        ("float[N,1,M] x) => (float[1,N,M] y", "y = Transpose <perm = [1, 0, 2]> (x)", ["Transpose"]),
+        ("float[N,3,1] x) => (float[N,1,3] y", "y = Transpose <perm = [0, 2, 1]> (x)", ["Reshape"]),
+        ("float[N,3] x) => (float[3] y", "a = Slice (x, zero, one) y = Squeeze (a, zero)", ["Slice", "Squeeze"]),
+        ("float[N,3] x) => (float[N,3] y", "y = Slice (x, last, before, one, last)", ["Slice"]),
+        ("float[N,3] x) => (float[N,3] y", "a = Unsqueeze (x, one) y = Squeeze (a, one)", ["Reshape"]),
+        ("float[N,3] x) => (float[N,3] y", "a = Unsqueeze (x, one) b = Squeeze (a, one) y = Relu (b)", ["Relu"]),
+    ],
+    ids=["other axes", "two sizes vary", "axis of one", "part", "backwards", "to and fro as output", "to and fro"],
+)
+def test_only_what_keeps_the_order_is_dropped(shapes, nodes, left):
+    constants = "int64[1] zero = {0}, int64[1] one = {1}, int64[1] last = {-1}, int64[1] before = {-9}"
+    text = f'<ir_version: 9, opset_import: ["" : 20]> moves ({shapes}) <{constants}> {{ {nodes} }}'
+    before = onnx.shape_inference.infer_shapes(onnx.parser.parse_model(text))
+    after = drop_moves(before)
+    assert operators(after) == left
+    shape = [size.dim_value or 2 for size in before.graph.input[0].type.tensor_type.shape.dim]
+    numbers = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    np.testing.assert_array_equal(run(after, numbers), run(before, numbers))

@@ -21,12 +21,12 @@ from stages.common.errors import first_line
 from stages.common.profile import load_profile
 from stages.common.program import Step, load_step
 from stages.common.runtimes import wrap
-from stages.export_onnx import translate
+from stages.export_onnx import lower, translate
 from stages.localise.compare import Alignment, Location, agree, largest_difference
 from stages.localise.package import locate_in_package
 from stages.localise.trace import WEIGHT, Trace, export_reference, trace_eager, trace_program
 from stages.localise.trace_onnx import made_for, trace_onnx
-from stages.lowering.byte_products import PREFIX, use_byte_products
+from stages.lowering.byte_products import PREFIX
 
 __all__ = ["Location", "localise"]
 
@@ -118,7 +118,7 @@ def _locate_in_onnx(case: Case) -> Location:
     computed = trace_program(translated.exported_program, case.inputs)
     nodes = made_for(translated.model_proto)
     weights = {*case.exported.state_dict, *case.exported.constants}
-    reference = trace_onnx(use_byte_products(translated.model_proto), case.inputs, weights)
+    reference = trace_onnx(lower(translated.model_proto), case.inputs, weights)
     made_anew = [name for name in reference.values if name.startswith(PREFIX)]
     ends = [
         name for name, value in reference.values.items() if {*value.inputs} & {*made_anew} and name not in made_anew
