@@ -283,9 +283,8 @@ def give(model: onnx.ModelProto, output: str, place: int, array: np.ndarray) -> 
 
 
 def start_late(model: onnx.ModelProto) -> None:
-    give(model, "preprocessing_window", 1, np.array([33]))
-    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([193]), "end"))
-    node_of(model, "preprocessing_window").input[2] = "end"
+    (places,) = (one for one in model.graph.initializer if one.name == "preprocessing_places")
+    give(model, "preprocessing_window", 1, onnx.numpy_helper.to_array(places) - 1)
 
 
 def weigh_other_bytes(model: onnx.ModelProto) -> None:
@@ -313,10 +312,10 @@ def other_epsilon(model: onnx.ModelProto) -> None:
         (
             start_late,
             "preprocessing_window",
-            "Slice",
-            "is Slice(_, [33], [193], [1], [1]), expected Slice(_, [34], [194], ",
+            "Gather",
+            "is Gather(_, int64[640] with hash ",
         ),
-        (weigh_other_bytes, "preprocessing_sums", "MatMulInteger", "is MatMulInteger(_, int8[1920, 40] with hash "),
+        (weigh_other_bytes, "preprocessing_sums", "MatMulInteger", "is MatMulInteger(_, int8[480, 10] with hash "),
         (permute_actions, "action_value", "Gather", "is Gather(_, [1, 0, 2, 3, 4, 5], axis = 1), "),
         (other_epsilon, "layer_norm", "LayerNormalization", "epsilon = 0.1"),
     ],

@@ -203,14 +203,14 @@ def fixed_batch(model: onnx.ModelProto) -> None:
         value.type.tensor_type.shape.dim[0].dim_value = 1
 
 
-def later_slice(model: onnx.ModelProto) -> None:
-    """The first cut of the screen starts and ends one row later."""
-    node = next(node for node in model.graph.node if node.op_type == "Slice")
-    for place, name in ((1, "start"), (2, "end")):
-        (known,) = (tensor for tensor in model.graph.initializer if tensor.name == node.input[place])
-        later = onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(known) + 1, name)
-        model.graph.initializer.append(later)
-        node.input[place] = later.name
+def later_rows(model: onnx.ModelProto) -> None:
+    """What is read of the screen starts and ends one row later."""
+    height = model.graph.input[0].type.tensor_type.shape.dim[1].dim_value
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    cut, read = (node for node in model.graph.node if "preprocessing_rows_of_pieces" in [*node.input, *node.output])
+    pieces = onnx.numpy_helper.to_array(constants[cut.input[1]])[1] // height
+    places = constants[read.input[1]]
+    places.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(places) + pieces, places.name))
 
 
 def truncated(subject: Subject, folder: Path) -> Path:
@@ -349,7 +349,7 @@ FAULTS: dict[str, dict[str, Fault]] = {
         "ONNX: weights in float16": edit_onnx(initializer(-3, lambda array: array.astype(np.float16))),
         "ONNX: worst action": edit_onnx(worst_action),
         "ONNX: batch of 1": edit_onnx(fixed_batch),
-        "ONNX: cut one row later": edit_onnx(later_slice),
+        "ONNX: cut one row later": edit_onnx(later_rows),
         "ONNX: converted with noise of 1e-4": converted(weights(noise(1e-4))),
         "AOTInductor: crop one row lower": compiled(crop(top=1)),
         "AOTInductor: noise of 1e-4": compiled(weights(noise(1e-4))),
