@@ -28,6 +28,7 @@ from stages.common.errors import UserError
 from stages.common.golden import pick_steps
 from stages.common.instructions import TARGETS, find_target
 from stages.common.processes import processes
+from stages.lowering.single import lower_single
 from stages.record import record
 
 pytestmark = pytest.mark.slow
@@ -62,7 +63,7 @@ def generated(folder, tmp_path_factory) -> Path:
     """What the library is built from."""
     place = tmp_path_factory.mktemp("generated")
     program, facts = compile_native.load_program(folder / "policy.pt2", "dqn")
-    compile_native.generate(compile_native.lower_single(program, facts["inputs"]), find_target("native"), place)
+    compile_native.generate(lower_single(program, facts["inputs"]), find_target("native"), place)
     compile_native.write_facts(place / "facts.h", facts, place / "weights.bin")
     return place
 
@@ -513,7 +514,7 @@ def test_operator_that_needs_pytorch_is_named(tmp_path, module, operator):
     target = find_target("native")
 
     def compile_it() -> None:
-        compile_native.generate(compile_native.lower_single(program, inputs), target, tmp_path)
+        compile_native.generate(lower_single(program, inputs), target, tmp_path)
         compile_native.write_facts(tmp_path / "facts.h", facts, tmp_path / "weights.bin")
         compile_native.build(tmp_path, target, tmp_path / "build")
 
