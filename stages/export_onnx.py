@@ -1,25 +1,33 @@
-"""Convert the exported programs to ONNX: one file each, weights inside, any batch size."""
+"""Convert the exported programs to ONNX: one file each, weights inside, any batch size.
+
+PyTorch is imported by the processes that convert, and not before they start.
+"""
 
 from __future__ import annotations
 
 import json
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
-import torch
 
 from stages.common import params
 from stages.common.archive import EXPORTS, load_program
 from stages.common.errors import run
 from stages.common.files import replacing
+from stages.common.processes import processes
 from stages.lowering.byte_products import use_byte_products
 from stages.lowering.moves import drop_moves
+
+if TYPE_CHECKING:
+    import torch
 
 
 def translate(program: torch.export.ExportedProgram, facts: dict[str, Any], opset: int) -> torch.onnx.ONNXProgram:
     """A program as PyTorch's exporter translates it, with the program's own names."""
+    import torch
+
     names = [output["name"] for output in facts["outputs"]]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "# The axis name: batch will not be used")
@@ -53,15 +61,21 @@ def convert(program: torch.export.ExportedProgram, facts: dict[str, Any], opset:
     return model
 
 
+def convert_program(policy: str, name: str, opset: int) -> str:
+    """Convert one of a policy's programs; returns what to tell the user."""
+    folder = Path("models", policy)
+    model = convert(*load_program(folder / f"{name}.pt2", policy), opset)
+    with replacing(folder / f"{name}.onnx") as temporary:
+        onnx.save(model, temporary)
+    return f"export_onnx {policy}  {name}.onnx  {len(model.graph.node)} nodes, {model.ByteSize():,} bytes"
+
+
 def export_onnx(policy: str) -> None:
     settings = params.load().export_onnx
-    folder = Path("models", policy)
-    for name in EXPORTS:
-        model = convert(*load_program(folder / f"{name}.pt2", policy), settings.opset)
-        with replacing(folder / f"{name}.onnx") as temporary:
-            onnx.save(model, temporary)
-        size = f"{len(model.graph.node)} nodes, {model.ByteSize():,} bytes"
-        print(f"export_onnx {policy}  {name}.onnx  {size}", flush=True)
+    with processes(len(EXPORTS)) as executor:
+        converting = [executor.submit(convert_program, policy, name, settings.opset) for name in EXPORTS]
+        for done in converting:
+            print(done.result(), flush=True)
 
 
 if __name__ == "__main__":

@@ -106,6 +106,14 @@ def test_result_is_invalid(change, complaint):
     assert complaint in measured(**change).complaint(0.25)
 
 
+def test_baseline_may_claim_less():
+    few = measured(queries=300)
+    few.claimed = "p99"
+    assert few.complaint(0.25) is None
+    few.times["single"] = few.times["single"][:2]
+    assert few.complaint(0.25) == "too few queries: 600, p99 needs 662"
+
+
 def test_noisy_rounds_and_wrong_outputs_are_invalid():
     noisy = measured(rounds=24, queries=280)
     noisy.times["single"][:5] = [times * 2 for times in noisy.times["single"][:5]]

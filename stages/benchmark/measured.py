@@ -102,6 +102,7 @@ class Measured:
         peak_memory: the most KiB that a process of it had held when it had decided once.
         failures: outputs that are not eager's.
         loading: milliseconds of the cold starts that loading took.
+        claimed: the highest percentile that is asked for.
     """
 
     cold_starts: list[float] = field(default_factory=list)
@@ -110,6 +111,7 @@ class Measured:
     peak_memory: int = 0
     failures: list[str] = field(default_factory=list)
     loading: list[float] = field(default_factory=list)
+    claimed: str = "p99_9"
 
     def add(self, facts: dict[str, Any], times: dict[str, npt.NDArray[np.int64]]) -> None:
         """What one round found."""
@@ -139,8 +141,8 @@ class Measured:
         queries, (low, high) = sum(map(len, self.times["single"])), self.quartiles()
         if self.failures:
             return f"wrong outputs: {self.failures[0]}"
-        if queries < (needed := needed_queries(PERCENTILES["p99_9"])):
-            return f"too few queries: {queries}, p99.9 needs {needed}"
+        if queries < (needed := needed_queries(PERCENTILES[self.claimed])):
+            return f"too few queries: {queries}, {self.claimed.replace('_', '.')} needs {needed}"
         if high > (1 + noise) * low:
             return f"too noisy: half of the rounds' medians are {low:.0f} to {high:.0f} us, the others beyond"
         repeated, fresh = self.medians("repeated"), self.medians("fresh")

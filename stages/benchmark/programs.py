@@ -18,6 +18,7 @@ OWN = ("eager", "pt2", "aoti", "onnx", "native")
 # ToTensorImage does; and the policy of TorchRL's tutorial, as it stands there.
 NAIVE = {"onnx_naive": "policy.onnx", "onnx_naive_channels_first": "policy_channels_first.onnx"}
 TUTORIAL = ("tutorial_eager", *tutorial.FILES)
+BASELINES = (*NAIVE, *TUTORIAL)  # to compare with; measured in less detail
 OFFLINE = ("aoti", "onnx")  # measured in batches of all sizes as well
 
 

@@ -68,8 +68,7 @@ class Workload:
             states=set(self.settings["states"]),
         )
         self.asked: list[Any] = []
-        # What others have exported, and what is only to be compared with the ONNX program, is measured in less detail.
-        self.shipped = program in programs.OWN and not self.settings["candidates"]
+        self.baseline, self.candidate = program in programs.BASELINES, bool(self.settings["candidates"])
 
     def check(self, answers: list[Arrays]) -> None:
         """Hold the answers to the queries asked longest ago against eager's."""
@@ -104,17 +103,17 @@ class Workload:
         settings, self.random = self.settings, np.random.default_rng(number)
         seldom = number % settings["stride"] == 1 % settings["stride"]
         self.stream(settings["warmup_queries"])
-        times = {"single": self.stream(settings["queries"])}
+        times = {"single": self.stream(settings["baseline_queries" if self.baseline else "queries"])}
         for name in ("fresh", "repeated") if number % 2 else ("repeated", "fresh"):
             times[name] = self.stream(TURN, repeated=name == "repeated")
-        if self.shipped or seldom or number == 0:
+        if number == 0 or seldom or not (self.baseline or self.candidate):
             times["multi"] = self.stream(settings["multi_stream_queries"], MULTI_STREAM)
             os.kill(settings["emulator"], signal.SIGCONT)
             try:
                 times["beside"] = self.stream(settings["beside_queries"])
             finally:
                 os.kill(settings["emulator"], signal.SIGSTOP)
-        batches = settings["batches"] if seldom and self.shipped and self.program in programs.OFFLINE else []
+        batches = settings["batches"] if seldom and not self.candidate and self.program in programs.OFFLINE else []
         facts = {
             "offline": {size: self.offline(size) for size in batches},
             "failures": [str(failure) for failure in self.comparison.failures],

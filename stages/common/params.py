@@ -73,6 +73,7 @@ class Bench(Section):
     rounds: Count
     warmup_queries: Count
     queries: Count
+    baseline_queries: Count
     multi_stream_queries: Count
     beside_queries: Count
     samples: Count
