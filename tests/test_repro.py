@@ -187,7 +187,6 @@ def test_every_program_is_measured(built):
     for name, program in bench["programs"].items():
         needed = "p99.9 needs 6636" if name in PROGRAMS else "p99 needs 662"
         assert program["complaint"] == f"too few queries: 64, {needed}"
-        assert program["multi_stream"]["p50_us"] > 0
         assert program["late_queries"] == 10
         assert 0 < program["p50_us"] <= program["p90_us"]
         assert (program["p99_us"], program["valid"]) == (None, False)
