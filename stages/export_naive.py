@@ -20,7 +20,7 @@ from stages.common.preprocess import Screen
 from stages.common.profile import Preprocess, load_profile
 from stages.common.program import Step, load_agent
 from stages.export_onnx import translate
-from stages.export_pt2 import export
+from stages.program.export import export
 
 
 class NaiveScreen(nn.Module):

@@ -35,6 +35,7 @@ def translate(program: torch.export.ExportedProgram, facts: dict[str, Any], opse
             program,
             dynamo=True,
             opset_version=opset,
+            input_names=[spec["name"] for spec in facts["inputs"]],  # the graph has them in small letters
             output_names=names,
             dynamic_shapes={spec["name"]: {0: "batch"} for spec in facts["inputs"]},
             verbose=False,

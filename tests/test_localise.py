@@ -24,9 +24,10 @@ from stages.common.program import Step, load_step
 from stages.compile_aoti import compile_to
 from stages.compile_native import compile_target
 from stages.export_onnx import convert
-from stages.export_pt2 import RecurrentStep, export
 from stages.localise import package
 from stages.localise.locate import Location, localise
+from stages.program.export import export
+from stages.program.twins import RecurrentStep
 
 TOLERANCE = 1e-5
 SMALL = {"conv": [[4, 5, 3]], "hidden": [16]}

@@ -14,7 +14,8 @@ from stages.common.policy import make_agent, state_keys
 from stages.common.profile import Profile, check, load_profile, read
 from stages.common.program import Step
 from stages.common.runtimes import wrap
-from stages.export_pt2 import export, exportable
+from stages.program.export import export
+from stages.program.twins import exportable
 
 KINDS = list(read(ROOT / "params.yaml")["policies"])
 
@@ -131,7 +132,8 @@ def test_exported_cell_is_the_trained_one(recurrent):
 FACTORIES = """
 from tensordict.nn import TensorDictModule as Mod
 import torch
-def takes_anything(observations, actions, **others): return Mod(torch.nn.Identity(), ["observation"], ["action"])
+def takes_anything(observations, actions, **others): return Mod(best, ["observation"], ["action"])
+def best(values): return values.argmax(-1)
 def untyped(observations, actions, *, size, gain=2.0): return takes_anything(observations, actions)
 def typed(observations, actions, *, size: int): return takes_anything(observations, actions)
 def other_entry(observations, actions): return Mod(torch.nn.Identity(), ["velocity"], ["action"])

@@ -17,7 +17,7 @@ from stages.common.errors import UserError
 from stages.common.program import Step
 from stages.common.runtimes import wrap
 from stages.export_onnx import convert
-from stages.export_pt2 import export, random_operators
+from stages.program.export import export, random_operators
 
 DETERMINISTIC, RANDOM = ExplorationType.DETERMINISTIC, ExplorationType.RANDOM
 WITH_MEMORY = ["shipped", "four frames"]

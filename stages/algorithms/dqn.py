@@ -16,8 +16,8 @@ from torchrl.objectives import DQNLoss, SoftUpdate, ValueEstimators
 
 from stages.algorithms.common import EpsilonSchedule, anneal_learning_rate, discount, ends, keep_exploring, values_of
 from stages.common.errors import UserError
-from stages.common.policy import state_keys
 from stages.common.profile import Dqn
+from stages.program.memory import state_keys
 
 
 def sum_rewards(samples: TensorDictBase, gamma: float, n_steps: int) -> TensorDictBase:

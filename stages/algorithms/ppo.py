@@ -16,9 +16,10 @@ from torchrl.objectives.value.functional import vec_generalized_advantage_estima
 
 from stages.algorithms.common import anneal_learning_rate, discount, ends, keep_exploring, minibatches
 from stages.common.errors import UserError
-from stages.common.policy import observation_keys, state_keys
+from stages.common.policy import observation_keys
 from stages.common.profile import Ppo
 from stages.policies.networks import make_network
+from stages.program.memory import state_keys
 
 
 class Learner:

@@ -15,8 +15,8 @@ from torchrl.modules import set_recurrent_mode
 from torchrl.objectives.value.functional import vec_td_lambda_return_estimate
 
 from stages.algorithms.common import EpsilonSchedule, anneal_learning_rate, discount, ends, minibatches, values_of
-from stages.common.policy import state_keys
 from stages.common.profile import Pqn
+from stages.program.memory import state_keys
 
 
 class Learner:

@@ -9,8 +9,9 @@ from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
 
-from stages.common.policy import next_key, observation_keys, state_keys, state_spec
+from stages.common.policy import observation_keys
 from stages.common.preprocess import IS_INIT
+from stages.program.memory import next_key, state_keys, state_spec
 
 
 class Driver:

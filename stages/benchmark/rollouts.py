@@ -74,9 +74,9 @@ def torchrl_rollout(policy: str, threads: int) -> Callable[[int], object]:
     from torchrl.modules.utils import get_primers_from_module
 
     from stages.common.env import make_env
-    from stages.common.policy import state_keys
     from stages.common.profile import load_profile
     from stages.common.program import load_agent
+    from stages.program.memory import state_keys
 
     torch.set_num_threads(threads)
     profile = load_profile(policy)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from play import Arrays
 
 # What an action was chosen by, in TorchRL's own words. A policy's other entries stay inside the program.
-VALUES = ("action_value", "logits", "loc", "scale")
+VALUES = ("action_value", "expected_action_value", "logits", "loc", "scale")
 
 
 def is_choice(actions: npt.NDArray[Any]) -> bool:

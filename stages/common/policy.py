@@ -20,18 +20,18 @@ import torch
 from pydantic import ConfigDict, create_model
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from tensordict import NestedKey, unravel_key
+from tensordict import NestedKey
 from tensordict.nn import TensorDictModuleBase, TensorDictSequential
 from torch import nn
-from torchrl.data import Composite, TensorSpec
-from torchrl.envs.transforms import Compose
-from torchrl.modules.utils import get_primers_from_module
+from torchrl.data import Categorical, Composite, TensorSpec
+from torchrl.envs.utils import ExplorationType
 
 from stages.common.env import make_specs
 from stages.common.errors import UserError, first_line
 from stages.common.files import replacing
 from stages.common.preprocess import IS_INIT, pixels_spec, program_modules
 from stages.common.profile import Policy, Profile, check
+from stages.program.memory import Trial, find_memory, initialise, state_keys, state_spec
 
 Factory = Callable[..., TensorDictModuleBase]
 
@@ -47,37 +47,20 @@ class Agent:
             ``RANDOM``.
         input_spec: shape and dtype of every observation and state entry that ``policy`` reads, without batch.
         action_spec: of the environment, without batch.
+        one_hot: whether the policy writes a choice as a one-hot vector instead of an index.
     """
 
     actor: TensorDictModuleBase
     policy: TensorDictModuleBase
     input_spec: Composite
     action_spec: TensorSpec
-
-
-def next_key(key: NestedKey) -> NestedKey:
-    """Where a policy writes the next value of a state."""
-    return unravel_key(("next", key))
-
-
-def state_keys(policy: TensorDictModuleBase) -> list[NestedKey]:
-    """What a policy hands on to its next step."""
-    return [key for key in policy.in_keys if next_key(key) in policy.out_keys]
+    one_hot: bool = False
 
 
 def observation_keys(policy: TensorDictModuleBase) -> list[NestedKey]:
     """What a policy reads of its environment."""
     states = state_keys(policy)
     return [key for key in policy.in_keys if key not in states and key != IS_INIT]
-
-
-def state_spec(policy: TensorDictModuleBase) -> Composite:
-    """Shape and dtype of the states that a policy's modules declare by TorchRL's primers, without batch."""
-    found = get_primers_from_module(policy, warn=False)
-    spec = Composite()
-    for primer in found if isinstance(found, Compose) else [found] if found else []:
-        spec.update(primer.primers)
-    return spec
 
 
 def make_agent(name: str, profile: Profile) -> Agent:
@@ -95,19 +78,48 @@ def make_agent(name: str, profile: Profile) -> Agent:
         modules, states = program_modules(profile.preprocess)
         input_spec.update(states)
     actor = call_factory(name, profile.policy, observations, action_spec)
-    unknown = [key for key in observation_keys(actor) if key not in observations.keys(include_nested=True)]
-    if unknown:
-        known = list(observations.keys(include_nested=True, leaves_only=True))
-        raise UserError(f"params.yaml: policies.{name}: the policy reads {unknown}, the environment has {known}")
     input_spec.update(state_spec(actor))
-    undeclared = [key for key in state_keys(actor) if key not in input_spec.keys(include_nested=True)]
-    if undeclared:
-        raise UserError(
-            f"params.yaml: policies.{name}: the policy has states {undeclared} of unknown shape; the module that keeps "
-            "them needs the method make_tensordict_primer, as TorchRL's LSTMModule has it"
-        )
     policy = TensorDictSequential(*modules, actor)
-    return Agent(actor, policy, input_spec, action_spec)
+    try:
+        initialise(policy, input_spec)
+        action = try_action(policy, input_spec)
+        one_hot = is_one_hot(action, action_spec)
+        check_action(action[:, 0] if one_hot else action, action_spec)
+    except UserError as error:
+        raise UserError(f"params.yaml: policies.{name}: {error}") from None
+    return Agent(actor, policy, input_spec, action_spec, one_hot)
+
+
+def try_action(policy: TensorDictModuleBase, input_spec: Composite) -> torch.Tensor:
+    """An action of a policy's, ``(batch, ...)``.
+
+    Raises:
+        UserError: as :func:`~stages.program.memory.find_memory`, or the policy fails.
+    """
+    memory = find_memory(policy, input_spec, ExplorationType.DETERMINISTIC)
+    return Trial(policy, ExplorationType.DETERMINISTIC)(memory.example(input_spec))["action"]
+
+
+def is_one_hot(action: torch.Tensor, action_spec: TensorSpec) -> bool:
+    """Whether actions ``(batch, n)`` are one-hot vectors of an environment's choices, TorchRL's own default."""
+    if not isinstance(action_spec, Categorical) or action_spec.shape or action.shape[1:] != (action_spec.n,):
+        return False
+    return bool(((action == 0) | (action == 1)).all())
+
+
+def check_action(action: torch.Tensor, action_spec: TensorSpec) -> None:
+    """Hold a policy's actions, ``(batch, ...)``, against what its environment takes.
+
+    Raises:
+        UserError: they are of another shape, or are numbers where a choice is taken, or the other way round.
+    """
+    found, expected = tuple(action.shape[1:]), tuple(action_spec.shape)
+    if found != expected or action.dtype.is_floating_point != action_spec.dtype.is_floating_point:
+        kinds = [
+            f"{dtype}[{', '.join(map(str, ('batch', *shape)))}]".replace("torch.", "")
+            for dtype, shape in ((action.dtype, found), (action_spec.dtype, expected))
+        ]
+        raise UserError(f"the policy's action is {kinds[0]}, the environment takes {kinds[1]}")
 
 
 def call_factory(

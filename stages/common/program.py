@@ -10,17 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tensordict import NestedKey, TensorDict
+from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import nn
 from torchrl.data import Composite
 from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.modules import DistributionalQValueModule
 
 from stages.common.decisions import VALUES
 from stages.common.errors import UserError
-from stages.common.policy import Agent, load_weights, make_agent, next_key, observation_keys, state_keys
+from stages.common.policy import Agent, load_weights, make_agent
 from stages.common.preprocess import IS_INIT
 from stages.common.profile import Profile
+from stages.program.memory import find_memory, next_key
+
+EXPECTED = "expected_action_value"
 
 
 @dataclass(frozen=True)
@@ -56,26 +60,54 @@ class Step(nn.Module):
     """A policy as a function of named tensors.
 
     Args:
-        policy: reads observations, states and ``is_init``, writes ``action``, values and ``("next", <state>)``.
-        input_spec: of the observations and states, without batch.
+        policy: reads observations, states and ``is_init``, writes ``action``, values and the states' next values.
+        input_spec: of the observations and of the states that are declared, without batch.
         exploration_type: ``DETERMINISTIC`` or ``RANDOM``; part of the function, whatever is set around its call.
+        one_hot: whether the policy writes a choice as a one-hot vector; the function gives the index.
 
     Raises:
-        UserError: two entries of the policy would have the same name.
+        UserError: two entries of the policy would have the same name, or its memory cannot be made explicit.
     """
 
-    def __init__(self, policy: TensorDictModuleBase, input_spec: Composite, exploration_type: ExplorationType) -> None:
+    def __init__(
+        self,
+        policy: TensorDictModuleBase,
+        input_spec: Composite,
+        exploration_type: ExplorationType,
+        *,
+        one_hot: bool = False,
+    ) -> None:
         super().__init__()
         self.policy, self.input_spec, self.exploration_type = policy, input_spec, exploration_type
-        states = state_keys(policy)
+        self.one_hot, self.expected = one_hot, _expected_values(policy)
+        _named(policy.in_keys)
+        self.memory = find_memory(policy, input_spec, exploration_type)
+        states = self.memory.written
         flags: list[NestedKey] = [IS_INIT] if states else []
-        decisions = [key for key in policy.out_keys if key == "action"]
-        decisions += [key for key in policy.out_keys if key in VALUES]
+        values = [*policy.out_keys, *([EXPECTED] if self.expected else [])]
+        decisions = ["action", *(key for key in values if key in VALUES)]
         self.states = {flat_name(key): flat_name(next_key(key)) for key in states}
-        self.inputs = _named([*observation_keys(policy), *states, *flags])
-        self.outputs = _named([*decisions, *[next_key(key) for key in states]])
-
+        self.inputs = _named([*self.memory.observations, *states, *flags])
+        # Names are those of the next values, wherever the policy writes them.
+        _named([*decisions, *map(next_key, states)])
+        self.outputs = {flat_name(key): key for key in decisions}
+        self.outputs |= {flat_name(next_key(key)): written for key, written in states.items()}
         self.forward = self._named_forward()
+
+    def decide(self, entries: TensorDict) -> TensorDictBase:
+        """Call the policy; the rows whose episode starts have no entries that it writes in place."""
+        in_place = self.memory.in_place
+        if not in_place:
+            return self.policy(entries)
+        begins = entries[IS_INIT][:, 0]
+        if not self.memory.restarts:
+            for key in in_place:
+                entries[key] = torch.where(_like(begins, entries[key]), torch.zeros_like(entries[key]), entries[key])
+            return self.policy(entries)
+        started, going_on = self.policy(entries.exclude(*in_place)), self.policy(entries)
+        for key in set(self.outputs.values()) & set(started.keys(include_nested=True)):
+            going_on[key] = torch.where(_like(begins, started[key]), started[key], going_on[key])
+        return going_on
 
     def _named_forward(self) -> Callable[..., dict[str, torch.Tensor]]:
         """``forward`` with the inputs' names as its parameters, which is where ``torch.export`` takes them from."""
@@ -84,7 +116,11 @@ class Step(nn.Module):
             batch = next(iter(inputs.values())).shape[:1]
             entries = TensorDict({self.inputs[name]: tensor for name, tensor in inputs.items()}, batch_size=batch)
             with set_exploration_type(self.exploration_type):
-                entries = self.policy(entries)
+                entries = self.decide(entries)
+            if self.one_hot:
+                entries["action"] = entries["action"].to(torch.int64).argmax(-1)
+            if self.expected is not None:
+                entries[EXPECTED] = self.expected(entries)
             # A next state goes back in as it came out, and compiled programs trust that their inputs are contiguous.
             return {name: entries[key].contiguous() for name, key in self.outputs.items()}
 
@@ -100,7 +136,7 @@ class Step(nn.Module):
             if key == IS_INIT:
                 examples[name] = torch.ones(batch, 1, dtype=torch.bool)
             else:
-                spec = self.input_spec[key]
+                spec = (self.memory.spec if name in self.states else self.input_spec)[key]
                 examples[name] = torch.zeros(batch, *spec.shape, dtype=spec.dtype)
         return examples
 
@@ -132,7 +168,30 @@ def load_step(policy: str, profile: Profile, exploration_type: ExplorationType =
         UserError: as :func:`load_agent`.
     """
     agent = load_agent(policy, profile)
-    return Step(agent.policy, agent.input_spec, exploration_type)
+    return make_step(agent, exploration_type)
+
+
+def make_step(agent: Agent, exploration_type: ExplorationType) -> Step:
+    """A policy as a function of named tensors."""
+    return Step(agent.policy, agent.input_spec, exploration_type, one_hot=agent.one_hot)
+
+
+def _like(flags: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """One flag a row, ``(batch,)``, in as many dimensions as ``tensor`` has."""
+    return flags.view(-1, *[1] * (tensor.ndim - 1))
+
+
+def _expected_values(policy: TensorDictModuleBase) -> Callable[[TensorDictBase], torch.Tensor] | None:
+    """How the values that a distributional policy chooses by are computed: ``(batch, actions)`` float32."""
+    modules = [module for module in policy.modules() if isinstance(module, DistributionalQValueModule)]
+    if not modules:
+        return None
+    chooser = modules[0]
+
+    def expect(entries: TensorDictBase) -> torch.Tensor:
+        return (entries[chooser.action_value_key].exp() * chooser.support.unsqueeze(-1)).sum(-2)
+
+    return expect
 
 
 def _named(keys: list[NestedKey]) -> dict[str, NestedKey]:

@@ -20,12 +20,12 @@ from stages.common.policy import Agent
 from stages.common.profile import Profile, load_profile
 from stages.common.program import Step, load_agent
 from stages.common.runtimes import Run
-from stages.export_pt2 import export
 from stages.parity.closed_loop import Trace, compare_episodes, play_episodes
 from stages.parity.draws import draw, judge_draws
 from stages.parity.open_loop import check_open_loop
 from stages.parity.rows import ROWS, check_rows
 from stages.parity.situations import Situations, pick_situations
+from stages.program.export import export
 from stages.record import play_episode
 
 STEPS = 256  # of every episode

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +20,8 @@ from torch.utils._pytree import tree_leaves, tree_unflatten
 import stages
 from play import Arrays
 from stages.common.program import Step
-from stages.export_pt2 import export, exportable
+from stages.program.export import export
+from stages.program.twins import exportable
 
 ROOT = Path(stages.__file__).parents[1]
 INPUT, WEIGHT = "input", "weight"  # what a value is that no operator made
@@ -92,22 +92,10 @@ def find_source(node: torch.fx.Node) -> str:
     return source
 
 
-class _OwnFiles:
-    """Stands for the set of functions that the exporter keeps in a node's stack: all of the project's and TorchRL's."""
-
-    def __contains__(self, frame: tuple[str, str]) -> bool:
-        path = frame[0]
-        if "/site-packages/" in path:
-            return "/site-packages/torchrl/" in path
-        return any(Path(path).is_relative_to(root) for root in (ROOT, Path.cwd()))
-
-
 def export_reference(step: Step) -> torch.export.ExportedProgram:
-    """The step exported anew, as it would be read from a file, with whole stacks, not only their ``forward``."""
-    with mock.patch.object(torch.fx.proxy, "_STACK_TRACE_ANCHORS", _OwnFiles()):
-        program = export(step)
+    """The step exported anew, as it would be read from a file."""
     file = io.BytesIO()
-    torch.export.save(program, file)
+    torch.export.save(export(step), file)
     file.seek(0)
     return torch.export.load(file)
 

@@ -1,0 +1,178 @@
+"""What a policy hands on from step to step is found, whether it is declared or written in place."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import zoo
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule, TensorDictSequential
+from torch import nn
+from torchrl.data import Bounded, Categorical, Composite, Unbounded
+from torchrl.envs import ObservationNorm
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from stages.common.errors import UserError
+from stages.common.program import Step
+from stages.program.memory import find_memory, initialise, state_spec
+
+DETERMINISTIC, RANDOM = ExplorationType.DETERMINISTIC, ExplorationType.RANDOM
+OBSERVATIONS = Composite(observation=Unbounded((4,), dtype=torch.float32))
+ACTIONS = Categorical(2)
+VECTORS = Bounded(-2.0, 2.0, (2,))
+ROWS = 256
+
+
+def step_of(kind, exploration_type, actions=ACTIONS):
+    torch.manual_seed(0)
+    policy = getattr(zoo, kind)(OBSERVATIONS, actions)
+    spec = OBSERVATIONS.clone().update(state_spec(policy))
+    initialise(policy, spec)
+    return Step(policy.eval().requires_grad_(requires_grad=False), spec, exploration_type)
+
+
+@pytest.mark.parametrize(
+    ("kind", "exploration_type", "actions", "states", "in_place", "restarts"),
+    [
+        ("feed_forward", RANDOM, ACTIONS, [], [], False),
+        ("observation_norm", DETERMINISTIC, ACTIONS, [], [], False),
+        ("two_layer_gru", DETERMINISTIC, ACTIONS, ["recurrent_state"], [], False),
+        ("trace", DETERMINISTIC, ACTIONS, ["trace"], ["trace"], False),
+        ("consistent_dropout", DETERMINISTIC, ACTIONS, [], [], False),
+        ("ddpg", DETERMINISTIC, VECTORS, [], [], False),
+        ("ddpg", RANDOM, VECTORS, ["_ou_prev_noise", "_ou_steps"], ["_ou_prev_noise", "_ou_steps"], False),
+        ("gsde", DETERMINISTIC, VECTORS, [], [], False),
+        ("gsde", RANDOM, VECTORS, ["_eps_gSDE"], ["_eps_gSDE"], True),
+    ],
+)
+def test_memory_is_found(kind, exploration_type, actions, states, in_place, restarts):  # noqa: PLR0917
+    memory = step_of(kind, exploration_type, actions).memory
+    assert memory.observations == ["observation"]
+    assert (list(memory.written), memory.in_place, memory.restarts) == (states, in_place, restarts)
+
+
+def play(step, flags):
+    """Actions ``(steps, ROWS, k)`` on the same observations, with the step's own memory."""
+    observation = torch.ones(ROWS, 4)
+    feed = {name: torch.full_like(tensor, 7) for name, tensor in step.example_inputs(ROWS).items()}
+    actions = []
+    for is_init in flags:
+        flag = {"is_init": is_init} if step.states else {}
+        outputs = step(**feed | flag | {"observation": observation})
+        feed |= {name: outputs[output] for name, output in step.states.items()}
+        actions.append(outputs["action"])
+    return torch.stack(actions).numpy()
+
+
+def some_rows(steps, begin):
+    """Flags of episodes that all begin at the first step, and in every second row again at step ``begin``."""
+    flags = torch.zeros(steps, ROWS, 1, dtype=torch.bool)
+    flags[0] = True
+    flags[begin, ::2] = True
+    return flags
+
+
+def test_noise_goes_on_as_its_owner_has_it():
+    """The same actions as TorchRL's own loop gives, in which entries stay in the TensorDict."""
+    step, flags = step_of("ddpg", RANDOM, VECTORS), some_rows(12, 6)
+    torch.manual_seed(1)
+    found = play(step, flags)
+    torch.manual_seed(1)
+    entries = TensorDict({"observation": torch.ones(ROWS, 4)}, [ROWS])
+    with torch.no_grad(), set_exploration_type(RANDOM):
+        expected = [step.policy(entries.set("is_init", is_init))["action"].clone() for is_init in flags]
+    np.testing.assert_array_equal(found, torch.stack(expected).numpy())
+
+
+def test_noise_is_correlated_in_time_and_begins_anew():
+    noise = play(step_of("ddpg", RANDOM, VECTORS), some_rows(40, 30))
+    noise = (noise - play(step_of("ddpg", DETERMINISTIC, VECTORS), some_rows(1, 0)))[..., 0]
+    going_on, restarted = noise[29:31, 1::2], noise[29:31, 0::2]
+    assert np.corrcoef(going_on)[0, 1] > 0.9
+    assert abs(np.corrcoef(restarted)[0, 1]) < 0.3
+
+
+def test_noise_of_an_episode_is_drawn_at_its_start():
+    actions = play(step_of("gsde", RANDOM, VECTORS), some_rows(6, 3))
+    assert len(np.unique(actions[0, :, 0])) == ROWS
+    np.testing.assert_array_equal(actions[0], actions[2])
+    np.testing.assert_array_equal(actions[3, 1::2], actions[0, 1::2])
+    assert not (actions[3, ::2] == actions[0, ::2]).any()
+    np.testing.assert_array_equal(actions[3], actions[5])
+
+
+def test_memory_in_place_is_reset_in_its_row():
+    step, flags = step_of("trace", DETERMINISTIC), some_rows(6, 3)
+    outputs = []
+    feed = {name: torch.full_like(tensor, 7) for name, tensor in step.example_inputs(ROWS).items()}
+    for is_init in flags:
+        found = step(**feed | {"observation": torch.ones(ROWS, 4), "is_init": is_init})
+        feed["trace"] = found["next_trace"]
+        outputs.append(found["next_trace"][:, 0])
+    sums = torch.stack(outputs)
+    torch.testing.assert_close(sums[:, 1], torch.tensor([sum(0.9**n for n in range(m)) for m in range(1, 7)]))
+    torch.testing.assert_close(sums[3:, 0], sums[:3, 0])
+
+
+class Hidden(nn.Module):
+    """Keeps what it saw in itself, in one of several ways."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.way, self.count, self.last, self.frames = way, 0, None, []
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, observation):
+        if self.way == "buffer":
+            self.mean.mul_(0.9).add_(observation.mean(0))
+            return (observation + self.mean)[:, 0]
+        if self.way == "attribute":
+            self.last = observation if self.last is None else 0.5 * self.last + observation
+            return self.last[:, 0]
+        if self.way == "list":
+            self.frames = [*self.frames[-1:], observation]
+            return sum(self.frames)[:, 0]
+        if self.way == "number":
+            self.count += 1
+            return observation[:, 0] * self.count
+        return observation[:, 0] * float(np.random.default_rng().random())
+
+
+@pytest.mark.parametrize(
+    ("way", "said"),
+    [
+        ("buffer", "write into themselves (module.0.module.mean)"),
+        ("attribute", "write into themselves (module.0.module.last)"),
+        ("list", "write into themselves (module.0.module.frames)"),
+        ("number", "decides otherwise when it is called again"),
+        ("numpy", "decides otherwise when it is called again"),
+    ],
+)
+def test_hidden_memory_is_refused(way, said):
+    policy = TensorDictSequential(TensorDictModule(Hidden(way), ["observation"], ["action"]))
+    with pytest.raises(UserError) as caught:
+        find_memory(policy, OBSERVATIONS, DETERMINISTIC)
+    (line,) = str(caught.value).splitlines()
+    assert said in line
+
+
+def test_nothing_of_a_trial_is_left():
+    """The policy and PyTorch's random numbers are as they were."""
+    policy = TensorDictSequential(ObservationNorm(0.5, 2.0, in_keys=["observation"]), *zoo.head(4, ACTIONS))
+    policy[1].in_keys = ["observation"]
+    policy = policy.train()
+    before, state = {name: tensor.clone() for name, tensor in policy.state_dict().items()}, torch.get_rng_state()
+    find_memory(policy, OBSERVATIONS, RANDOM)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert policy.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in policy.state_dict().items())
+
+
+def test_lazy_layers_are_initialised_in_evaluation_mode():
+    network = nn.Sequential(nn.LazyLinear(8), nn.LazyBatchNorm1d(), nn.Linear(8, 1))
+    policy = TensorDictSequential(TensorDictModule(network, ["observation"], ["action"]))
+    initialise(policy, OBSERVATIONS)
+    assert policy.training
+    assert network[1].running_mean.abs().max() == 0
+    assert network[0].weight.shape == (8, 4)

@@ -1,0 +1,121 @@
+"""Every kind of policy that users of TorchRL write, in process: from the factory to programs that decide alike."""
+
+from __future__ import annotations
+
+import onnxruntime
+import pytest
+import torch
+import zoo
+from pipeline_helpers import ROOT
+from torchrl.envs.utils import ExplorationType
+
+from stages.common.policy import make_agent
+from stages.common.profile import Profile, check, read
+from stages.common.program import make_step
+from stages.export_onnx import convert
+from stages.program.export import export, random_operators
+
+ROWS, STEPS = 3, 4
+CHOICES = (
+    *("feed_forward", "c51", "one_hot", "one_hot_actor", "two_layer_gru", "lstm_with_dropout", "transformer", "trace"),
+    *("observation_norm", "lazy", "dropout", "consistent_dropout", "noisy"),
+)
+VECTORS = ("td3", "ddpg", "sac", "free_log_std", "gsde")
+FRAMES = ("dueling", "depthwise")
+SCREENS = ("antialiased", "tutorial")
+DETERMINISTIC, RANDOM = ExplorationType.DETERMINISTIC, ExplorationType.RANDOM
+# What the exploring programs have to remember beside what the others do.
+NOISES = {"ddpg": ["_ou_prev_noise", "_ou_steps"], "gsde": ["_eps_gSDE"]}
+
+
+def profile_of(kind: str) -> Profile:
+    """A profile of params.yaml with the environment that a kind of policy is for."""
+    policies = read(ROOT / "params.yaml")["policies"]
+    names = {**dict.fromkeys(CHOICES, "cartpole"), **dict.fromkeys(VECTORS, "pendulum"), **dict.fromkeys(FRAMES, "dqn")}
+    content = policies[names.get(kind, "tutorial")]
+    factory = {} if kind == "tutorial" else {"policy": {"factory": f"zoo:{kind}"}}
+    train = {"algorithm": "none", "seed": 0, "eval_episodes": 1}
+    return check(Profile, content | factory | {"train": train})
+
+
+@pytest.fixture(scope="module", params=[*CHOICES, *VECTORS, *FRAMES, *SCREENS])
+def agent(request):
+    torch.manual_seed(0)
+    made = make_agent(request.param, profile_of(request.param))
+    made.policy.eval().requires_grad_(requires_grad=False)
+    return request.param, made
+
+
+def inputs_of(step, generator):
+    """Any observations, ``ROWS`` of them."""
+    entries = {}
+    for key in step.memory.observations:
+        spec = step.input_spec[key]
+        shape = (ROWS, *spec.shape)
+        screen = spec.dtype == torch.uint8
+        entries[key] = (
+            torch.randint(256, shape, dtype=spec.dtype, generator=generator) if screen else torch.randn(shape)
+        )
+    return {name: entries[key] for name, key in step.inputs.items() if key in entries}
+
+
+def play(step, runs):
+    """What several functions make of the same observations, each with a memory of its own."""
+    generator = torch.Generator().manual_seed(0)
+    feeds = [{name: torch.full_like(tensor, 7) for name, tensor in step.example_inputs(ROWS).items()} for _ in runs]
+    for number in range(STEPS):
+        observations, outputs = inputs_of(step, generator), []
+        for feed, run in zip(feeds, runs, strict=True):
+            flags = {"is_init": torch.full((ROWS, 1), number == 0)} if step.states else {}
+            found = run(**feed | observations | flags)
+            feed |= {name: found[output] for name, output in step.states.items()}
+            outputs.append(found)
+        yield outputs
+
+
+def onnx_program(program, step):
+    """An exported program in ONNX Runtime, as a function of named tensors."""
+    facts = {"policy": "zoo", "environment": {"id": "zoo"}, **step.signature.as_dict()}
+    model = convert(program, facts, 20)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+
+    def run(**inputs):
+        found = session.run(names, {name: tensor.numpy() for name, tensor in inputs.items()})
+        return {name: torch.from_numpy(array) for name, array in zip(names, found, strict=True)}
+
+    return run
+
+
+def test_programs_decide_as_the_policy(agent):
+    """Also in the middle of an episode, where what is in the memory at the start of it has no effect."""
+    _, made = agent
+    step = make_step(made, DETERMINISTIC)
+    program = export(step)
+    assert not random_operators(program)
+    for expected, *found in play(step, [step, program.module(), onnx_program(program, step)]):
+        assert made.action_spec.expand(ROWS, *made.action_spec.shape).is_in(expected["action"])
+        for outputs in found:
+            assert set(outputs) == set(expected)
+            for name, tensor in expected.items():
+                torch.testing.assert_close(outputs[name], tensor, atol=1e-5, rtol=0)
+
+
+def test_exploring_programs_have_the_same_values(agent):
+    kind, made = agent
+    step, deterministic = make_step(made, RANDOM), make_step(made, DETERMINISTIC)
+    assert sorted(set(step.states) - set(deterministic.states)) == NOISES.get(kind, [])
+    program = export(step)
+    for expected, *found in play(step, [step, program.module(), onnx_program(program, step)]):
+        for outputs in found:
+            assert set(outputs) == set(expected)
+            assert made.action_spec.expand(ROWS, *made.action_spec.shape).is_in(outputs["action"])
+            for name in set(expected) - {"action", *(f"next_{noise}" for noise in NOISES.get(kind, []))}:
+                torch.testing.assert_close(outputs[name], expected[name], atol=1e-5, rtol=0)
+
+
+def test_every_kind_is_tried():
+    factories = {
+        name for name, made in vars(zoo).items() if getattr(made, "__module__", "") == "zoo" and name.islower()
+    }
+    assert factories - {"perceptron", "q_actor", "head"} == {*CHOICES, *VECTORS, *FRAMES, *SCREENS} - {"tutorial"}
