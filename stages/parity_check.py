@@ -31,7 +31,8 @@ from stages.parity.closed_loop import (
     play_by_name,
 )
 from stages.parity.comparison import Comparison
-from stages.parity.draws import Actions, draw_by_name, judge_draws
+from stages.parity.draws import Actions, act_by_name, draw_by_name, judge_draws
+from stages.parity.exploration import noise_states
 from stages.parity.open_loop import check_by_name
 from stages.parity.rows import ROWS, check_rows_by_name
 from stages.parity.situations import pick_by_name
@@ -44,7 +45,8 @@ MAX_FAILURES = 100  # in the report
 class Results:
     """What the programs did, by name; among them ``eager`` and ``eager_random``, the trained policy itself.
 
-    ``followed`` are the episodes that parted from eager's at a tie, played again.
+    ``followed`` are the episodes that parted from eager's at a tie, played again; ``acted`` is what programs did whose
+    noise has a state, none where it has not.
     """
 
     open_loop: dict[str, Comparison]
@@ -53,9 +55,12 @@ class Results:
     followed: dict[str, list[Trace]]
     draws: dict[str, Actions]
     first_draws: list[dict[str, Actions]]
+    acted: dict[str, Actions]
 
 
-def run_programs(policy: str, recorded: list[Episode], settings: params.ParityCheck) -> Results:
+def run_programs(
+    policy: str, manifest: dict[str, Any], recorded: list[Episode], settings: params.ParityCheck
+) -> Results:
     """Run all programs as the check needs it, in processes side by side, and tell what is done."""
     deterministic, exploring = list(runtimes.PROGRAMS), list(runtimes.RANDOM_PROGRAMS)
     few = max(1, settings.random_calls // 4)  # enough to see that two processes draw the same
@@ -72,12 +77,17 @@ def run_programs(policy: str, recorded: list[Episode], settings: params.ParityCh
             name: executor.submit(draw_by_name, policy, [name], few_situations, settings.random_calls)
             for name in ("eager_random", *exploring)
         }
+        acting = {
+            name: executor.submit(act_by_name, policy, name, few_situations)
+            for name in (("eager_random", *exploring) if noise_states(manifest) else ())
+        }
         starts = [starting.submit(draw_by_name, policy, exploring, few_situations, few) for _ in range(2)]
         tasks: dict[Future[Any], str] = {
             opening: f"open loop, {observations} observations",
             **{task: f"closed loop, {settings.episodes} episodes of {name}" for name, task in playing.items()},
             checking: "batches and odd inputs",
             **{task: f"draws of {name}" for name, task in drawing.items()},
+            **{task: f"noise of {name}" for name, task in acting.items()},
             **dict.fromkeys(starts, "draws after a start"),
         }
         for done, task in enumerate(as_completed(tasks), 1):
@@ -98,6 +108,7 @@ def run_programs(policy: str, recorded: list[Episode], settings: params.ParityCh
             {name: task.result() for name, task in following.items()},
             {name: task.result()[name] for name, task in drawing.items()},
             [task.result() for task in starts],
+            {name: task.result() for name, task in acting.items()},
         )
 
 
@@ -131,7 +142,7 @@ def explain_failures(
 
 def parity_check(policy: str) -> None:
     settings = params.load().parity_check
-    runtimes.read_bundle(policy)
+    manifest, _ = runtimes.read_bundle(policy)
     recorded = episodes.load(Path("data", policy, "episodes.safetensors"), policy)
     observations = sum(len(episode.actions) for episode in recorded)
     if observations < MIN_OBSERVATIONS:
@@ -141,13 +152,13 @@ def parity_check(policy: str) -> None:
         )
     folder = Path("results", policy)
     shutil.rmtree(folder / "divergence", ignore_errors=True)
-    results = run_programs(policy, recorded, settings)
+    results = run_programs(policy, manifest, recorded, settings)
     eager = results.episodes["eager"]
     closed_loop = {
         name: compare_episodes(results.episodes[name], eager, settings.tolerance, results.followed.get(name, ()))
         for name in runtimes.PROGRAMS
     }
-    draws = judge_draws(results.draws, results.first_draws, settings)
+    draws = judge_draws(results.draws, results.first_draws, settings, results.acted)
 
     programs, failures = {}, []
     for name, open_loop in results.open_loop.items():
