@@ -312,6 +312,15 @@ def test_other_outputs_are_found(bundle, tmp_path, change, message):
         open_loop(bundle, "onnx", changed_onnx(bundle, change, tmp_path / "policy.onnx"))
 
 
+@pytest.mark.parametrize("name", ["pt2", "pt2_random"])
+def test_missing_state_is_found(bundle, name):
+    def wrong(inputs: Arrays) -> Arrays:
+        return {key: array for key, array in bundle.programs[name](inputs).items() if key != "next_frames"}
+
+    with pytest.raises(UserError, match=f"^{name}: has no output 'next_frames'$"):
+        open_loop(bundle, name, wrong)
+
+
 def test_open_loop_failure_tells_where_and_what(bundle):
     result = open_loop(bundle, "onnx", shift_actions_late(bundle.programs["onnx"]))
     steps = [len(episode.actions) for episode in bundle.recorded]

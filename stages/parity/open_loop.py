@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from play import Player, make_environment, read_manifest
+from play import Arrays, Player, make_environment, read_manifest
 from stages.common import episodes, params, runtimes
 from stages.common.episodes import Episode
 from stages.common.errors import UserError
@@ -35,6 +35,18 @@ def watch(recorded: list[Episode], manifest: dict[str, Any]) -> Iterator[tuple[l
         if not playing:
             return
         yield playing, np.stack([observation for observation in seen if observation is not None])
+
+
+def decide(name: str, player: Player, observations: npt.NDArray[Any]) -> Arrays:
+    """What a program, with its memory, makes of observations.
+
+    Raises:
+        UserError: its outputs lack a next state.
+    """
+    try:
+        return player.step(observations)
+    except KeyError as error:
+        raise UserError(f"{name}: has no output {error}") from None
 
 
 def check_open_loop(
@@ -68,10 +80,10 @@ def check_open_loop(
                 player.keep([playing.index(episode) for episode in still])
             playing = still
         inputs = {name: player.feed | {player.observation: observations} for name, player in players.items()}
-        outputs = {name: player.step(observations) for name, player in players.items()}
+        outputs = {name: decide(name, player, observations) for name, player in players.items()}
         for name, player in explorers.items() if step % EXPLORING_STRIDE == 0 else ():
             player.feed |= inputs["eager"]
-            inputs[name], outputs[name] = player.feed.copy(), player.step(observations)
+            inputs[name], outputs[name] = player.feed.copy(), decide(name, player, observations)
         expected = outputs.pop("eager")
         places = [Place(recorded[episode].seed, step) for episode in playing]
         for name, found in outputs.items():
