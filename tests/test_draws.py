@@ -284,6 +284,15 @@ def test_fault_of_noise_is_found_and_named(make, what):
     assert any(what in f"{finding.what}: {finding.found}" for finding in noise_findings(make) if finding.p < LEVEL)
 
 
+def test_noise_that_becomes_no_number_is_a_fault():
+    found = acted(Process(1))
+    found[2, -1, 0] = np.nan
+    failed = {finding.what for finding in judge_noise(acted(Process(0)), found, TOLERANCE) if not finding.p >= LEVEL}
+    assert failed == {
+        f"{kind} of action[{component}] at step 59" for kind in ("distribution", "size") for component in (0, 1)
+    }
+
+
 def test_noise_that_restarts_has_the_same_draws():
     """Which is why one step is not enough."""
     inputs = {

@@ -159,7 +159,7 @@ def compare_standardised(
     both = np.concatenate([eager, actions], 1)
     axes = tuple(range(1, both.ndim))
     spread = both.std(axes, keepdims=True)
-    varied = spread.ravel() > tolerance
+    varied = ~(spread.ravel() <= tolerance)  # also what is no number, which fails
     if not varied.any():
         return None
     scaled = [(drawn - both.mean(axes, keepdims=True)) / np.where(spread, spread, 1) for drawn in (eager, actions)]
