@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,15 +16,17 @@ from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequ
 from torchrl.data import Composite, Unbounded
 from torchrl.envs.utils import ExplorationType
 
-from play import Arrays, Player, load_onnx
-from stages.common import params
+from play import SCHEMA_VERSION, Arrays, Player, load_onnx
+from stages import parity_check as stage
+from stages.common import episodes, params, runtimes
 from stages.common.episodes import Episode
 from stages.common.errors import UserError
+from stages.common.files import write_json
 from stages.common.program import Step
 from stages.common.runtimes import Run, wrap
 from stages.export_onnx import convert
 from stages.export_pt2 import export
-from stages.parity.draws import ROWS, act, draw, judge, judge_noise
+from stages.parity.draws import ROWS, act, draw, judge, judge_draws, judge_noise
 from stages.parity.exploration import complete, exploring, noise_states, without_noise
 from stages.parity.open_loop import EXPLORING_STRIDE, check_open_loop
 from stages.record import play_episode
@@ -204,3 +208,28 @@ def test_exported_fault_of_noise_is_found(noisy, noise, what):
     program = wrap(export(make_step(noise=noise())).module())
     acted = [act(run, inputs, states) for run in (noisy.eager_random, program)]
     assert what in [finding.what for finding in judge_noise(*acted, TOLERANCE) if finding.p < LEVEL]
+
+
+@pytest.mark.parametrize("noise", [None, Restarts])
+def test_stage_lets_programs_act_where_their_noise_has_a_state(noisy, tmp_path, monkeypatch, noise):
+    """The whole check, in this process, with programs by their names."""
+    programs = {"pt2": noisy.eager, "onnx": noisy.eager, "eager": noisy.eager, "eager_random": noisy.eager_random}
+    programs |= noisy.programs
+    if noise is not None:
+        programs["onnx_random"] = wrap(make_step(noise=noise()))
+    monkeypatch.chdir(tmp_path)
+    manifest = noisy.manifest | {"schema_version": SCHEMA_VERSION, "files": {}}
+    write_json(Path("models/noisy/manifest.json"), manifest)
+    episodes.save(Path("data/noisy/episodes.safetensors"), "noisy", noisy.recorded)
+    monkeypatch.setattr(runtimes, "PROGRAMS", {name: name for name in ("pt2", "onnx")})
+    monkeypatch.setattr(runtimes, "RANDOM_PROGRAMS", {name: name for name in ("pt2_random", "onnx_random")})
+    monkeypatch.setattr(runtimes, "load_by_name", lambda _, name, threads: programs[name])  # noqa: ARG005
+    monkeypatch.setattr(stage, "processes", lambda *_, **__: ThreadPoolExecutor(1))
+    results = stage.run_programs("noisy", manifest, noisy.recorded, SETTINGS)
+    assert set(results.acted) == {"eager_random", "pt2_random", "onnx_random"}
+    judged = judge_draws(results.draws, results.first_draws, SETTINGS, results.acted)
+    assert judged["pt2_random"].failures == []
+    assert [failure.split(":")[0] for failure in judged["onnx_random"].failures[:1]] == (
+        [] if noise is None else ["correlation of action[0] with that of 1 steps before"]
+    )
+    assert judged["pt2_random"].tests > judge_draws(results.draws, results.first_draws, SETTINGS)["pt2_random"].tests
