@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from play import SCHEMA_VERSION, sha256
 from stages.common import params
@@ -29,12 +30,24 @@ NATIVE = {
 }
 
 
+SIGNATURE = ("inputs", "outputs", "states")
+
+
+def read_program(path: Path, policy: str) -> dict[str, Any]:
+    """A program's facts, with how its states start."""
+    facts = read_facts(path, policy)
+    facts["states"] = [state | {"start": "zeros; ignored where is_init is true"} for state in facts["states"]]
+    return facts
+
+
 def manifest(policy: str) -> None:
     folder = Path("models", policy)
-    facts = read_facts(folder / "policy.pt2", policy)
+    facts = read_program(folder / "policy.pt2", policy)
     if facts["weights_sha256"] != sha256(folder / "policy.safetensors"):
         raise UserError(f"{folder / 'policy.pt2'}: made from other weights than policy.safetensors; run `dvc repro`")
-    facts["states"] = [state | {"start": "zeros; ignored where is_init is true"} for state in facts["states"]]
+    exploring = read_program(folder / "policy_random.pt2", policy)
+    if any(exploring[key] != facts[key] for key in SIGNATURE):
+        facts["random"] = {key: exploring[key] for key in SIGNATURE}
     del facts["exploration_type"], facts["weights_sha256"]
     files = {
         name: {"content": content, "bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}

@@ -2,9 +2,10 @@
 
 Open loop, the programs see the recorded observations, and every output is compared. Rows of those are shown alone, in
 other batches and in another order, among odd ones. In closed loop every program plays environments of its own for full
-episodes: actions and states must stay identical, or, where the action is a vector, each must be what the policy would
-have done there. The programs that explore must have the same values, and draw their actions as often and as
-independently as the policy does. The report is written first; then the stage fails if anything in it did.
+episodes: actions and states must stay identical, but for ties within rounding, after which an episode goes on with the
+policy's action; or, where the action is a vector, each must be what the policy would have done there. The programs
+that explore must have the same values, and draw their actions as often and as independently as the policy does. The
+report is written first; then the stage fails if anything in it did.
 """
 
 from __future__ import annotations
@@ -21,9 +22,17 @@ from stages.common.errors import UserError, run
 from stages.common.files import write_json
 from stages.common.processes import processes
 from stages.parity import report
-from stages.parity.closed_loop import ClosedLoop, Trace, compare_episodes, play_by_name
+from stages.parity.closed_loop import (
+    ClosedLoop,
+    Trace,
+    compare_episodes,
+    follow_by_name,
+    part_at_ties,
+    play_by_name,
+)
 from stages.parity.comparison import Comparison
-from stages.parity.draws import Actions, draw_by_name, judge_draws
+from stages.parity.draws import Actions, act_by_name, draw_by_name, judge_draws
+from stages.parity.exploration import noise_states
 from stages.parity.open_loop import check_by_name
 from stages.parity.rows import ROWS, check_rows_by_name
 from stages.parity.situations import pick_by_name
@@ -34,16 +43,24 @@ MAX_FAILURES = 100  # in the report
 
 @dataclass
 class Results:
-    """What the programs did, by name; among them ``eager`` and ``eager_random``, the trained policy itself."""
+    """What the programs did, by name; among them ``eager`` and ``eager_random``, the trained policy itself.
+
+    ``followed`` are the episodes that parted from eager's at a tie, played again; ``acted`` is what programs did whose
+    noise has a state, none where it has not.
+    """
 
     open_loop: dict[str, Comparison]
     rows: dict[str, Comparison]
     episodes: dict[str, list[Trace]]
+    followed: dict[str, list[Trace]]
     draws: dict[str, Actions]
     first_draws: list[dict[str, Actions]]
+    acted: dict[str, Actions]
 
 
-def run_programs(policy: str, recorded: list[Episode], settings: params.ParityCheck) -> Results:
+def run_programs(
+    policy: str, manifest: dict[str, Any], recorded: list[Episode], settings: params.ParityCheck
+) -> Results:
     """Run all programs as the check needs it, in processes side by side, and tell what is done."""
     deterministic, exploring = list(runtimes.PROGRAMS), list(runtimes.RANDOM_PROGRAMS)
     few = max(1, settings.random_calls // 4)  # enough to see that two processes draw the same
@@ -60,23 +77,38 @@ def run_programs(policy: str, recorded: list[Episode], settings: params.ParityCh
             name: executor.submit(draw_by_name, policy, [name], few_situations, settings.random_calls)
             for name in ("eager_random", *exploring)
         }
+        acting = {
+            name: executor.submit(act_by_name, policy, name, few_situations)
+            for name in (("eager_random", *exploring) if noise_states(manifest) else ())
+        }
         starts = [starting.submit(draw_by_name, policy, exploring, few_situations, few) for _ in range(2)]
         tasks: dict[Future[Any], str] = {
             opening: f"open loop, {observations} observations",
             **{task: f"closed loop, {settings.episodes} episodes of {name}" for name, task in playing.items()},
             checking: "batches and odd inputs",
             **{task: f"draws of {name}" for name, task in drawing.items()},
+            **{task: f"noise of {name}" for name, task in acting.items()},
             **dict.fromkeys(starts, "draws after a start"),
         }
         for done, task in enumerate(as_completed(tasks), 1):
             task.result()
             print(f"parity_check {policy}  {done:>2}/{len(tasks)}  {tasks[task]}", flush=True)
+        played = {name: task.result() for name, task in playing.items()}
+        following = {
+            name: executor.submit(follow_by_name, policy, name, guides, settings)
+            for name in deterministic
+            if (guides := part_at_ties(played[name], played["eager"], settings.tolerance))
+        }
+        for name, task in following.items():
+            print(f"parity_check {policy}  {len(task.result())} episodes of {name} again, past their ties", flush=True)
         return Results(
             opening.result(),
             checking.result(),
-            {name: task.result() for name, task in playing.items()},
+            played,
+            {name: task.result() for name, task in following.items()},
             {name: task.result()[name] for name, task in drawing.items()},
             [task.result() for task in starts],
+            {name: task.result() for name, task in acting.items()},
         )
 
 
@@ -99,7 +131,8 @@ def explain_failures(
                 failure, actions = failures[0], (shown[failures[0].place.seed],) * 2
             elif loop.failures:
                 failure = loop.failures[0]
-                (played,) = (trace for trace in results.episodes[name] if trace.seed == failure.place.seed)
+                traces = [*results.episodes[name], *results.followed.get(name, [])]
+                played = {trace.seed: trace for trace in traces}[failure.place.seed]  # the last time
                 actions = list(played.decisions["action"]), own[failure.place.seed]
             else:
                 continue
@@ -109,7 +142,7 @@ def explain_failures(
 
 def parity_check(policy: str) -> None:
     settings = params.load().parity_check
-    runtimes.read_bundle(policy)
+    manifest, _ = runtimes.read_bundle(policy)
     recorded = episodes.load(Path("data", policy, "episodes.safetensors"), policy)
     observations = sum(len(episode.actions) for episode in recorded)
     if observations < MIN_OBSERVATIONS:
@@ -119,12 +152,13 @@ def parity_check(policy: str) -> None:
         )
     folder = Path("results", policy)
     shutil.rmtree(folder / "divergence", ignore_errors=True)
-    results = run_programs(policy, recorded, settings)
+    results = run_programs(policy, manifest, recorded, settings)
     eager = results.episodes["eager"]
     closed_loop = {
-        name: compare_episodes(results.episodes[name], eager, settings.tolerance) for name in runtimes.PROGRAMS
+        name: compare_episodes(results.episodes[name], eager, settings.tolerance, results.followed.get(name, ()))
+        for name in runtimes.PROGRAMS
     }
-    draws = judge_draws(results.draws, results.first_draws, settings)
+    draws = judge_draws(results.draws, results.first_draws, settings, results.acted)
 
     programs, failures = {}, []
     for name, open_loop in results.open_loop.items():

@@ -9,7 +9,18 @@ import pytest
 
 from play import Arrays, read_manifest
 from stages.common.processes import processes
-from stages.parity.draws import ROWS, compare_pairs, draw, draw_by_name, judge
+from stages.parity.draws import (
+    BEGINS_ANEW,
+    ROWS,
+    STEPS,
+    act,
+    compare_pairs,
+    draw,
+    draw_by_name,
+    judge,
+    judge_noise,
+    persistence,
+)
 
 ACTIONS, CALLS, LEVEL, TOLERANCE = 6, 128, 1e-6 / 100, 1e-5
 GREEDY = np.array([0, 5, 2, 2, 1, 4, 3, 3])  # of eight situations
@@ -160,6 +171,177 @@ def test_vectors_that_are_not_drawn_pass_within_the_tolerance():
 )
 def test_fault_of_vectors_is_found_and_named(make, what):
     assert any(what in f"{finding.what}: {finding.found}" for finding in vector_findings(make) if finding.p < LEVEL)
+
+
+BOUND = 4.0  # of vectors: in situations 1 and 5 nothing or half of the noise is left of them
+
+
+class Process:
+    """A program whose noise is an Ornstein-Uhlenbeck process, with its state."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = np.random.default_rng(seed)
+
+    def begins(self, inputs: Arrays) -> np.ndarray:
+        return inputs["is_init"]
+
+    def step(self, noise: np.ndarray) -> np.ndarray:
+        return 0.99 * noise + 0.02 * self.random.standard_normal(noise.shape)
+
+    def __call__(self, inputs: Arrays) -> Arrays:
+        noise = self.step(np.where(self.begins(inputs), 0, inputs["noise"])).astype(np.float32)
+        loc = GREEDY[inputs["situation"]][:, None] * np.array([1, -1], np.float32)
+        return {"action": np.clip(loc + noise, -BOUND, BOUND).astype(np.float32), "next_noise": noise}
+
+
+class Restarts(Process):
+    def begins(self, inputs):
+        return np.ones_like(inputs["is_init"])
+
+
+class NeverBeginsAnew(Process):
+    def begins(self, inputs):
+        return np.zeros_like(inputs["is_init"])
+
+
+class BeginsAnewInAllRows(Process):
+    def begins(self, inputs):
+        return np.full_like(inputs["is_init"], inputs["is_init"].any())
+
+
+class BeginsAnewInOtherRows(Process):
+    def begins(self, inputs):
+        return inputs["is_init"][::-1]
+
+
+class Forgets(Process):
+    def step(self, noise):
+        return super().step(0.9 * noise)
+
+
+class FirstNoiseStays(Process):
+    def step(self, noise):
+        return np.where(noise == 0, super().step(noise), noise)
+
+
+class OffCentre(Process):
+    def step(self, noise):
+        return super().step(noise) + 0.04
+
+
+class NoNoise(Process):
+    def step(self, noise):
+        return 0 * noise
+
+
+def acted(program) -> np.ndarray:
+    situations = np.arange(len(GREEDY))
+    inputs = {
+        "situation": situations,
+        "noise": np.zeros((len(situations), 2), np.float32),
+        "is_init": np.zeros((len(situations), 1), bool),
+    }
+    return act(program, inputs, {"next_noise": "noise"})
+
+
+def noise_findings(make, seed: int = 1, eager: type[Process] = Process):
+    expected, found = acted(eager(0)), acted(make(seed))
+    assert found.shape == (len(GREEDY), STEPS, ROWS, 2)
+    return list(judge_noise(expected, found, TOLERANCE))
+
+
+def test_faultless_noise_passes_and_p_is_no_smaller_than_it_says():
+    least = []
+    for seed in range(40):
+        found = list(judge_noise(acted(Process(seed)), acted(Process(1000 + seed)), TOLERANCE))
+        least.append(min(finding.p for finding in found) * len(found))
+    assert min(least) > 1e-3
+    assert np.mean(np.array(least) < 0.1) <= 0.25
+
+
+@pytest.mark.parametrize("same", [NoNoise, FirstNoiseStays, Restarts])
+def test_program_passes_whose_noise_is_the_policys_own_kind(same):
+    assert all(finding.p > 1e-4 for finding in noise_findings(same, eager=same))
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (Restarts, "correlation of action[0] with that of 1 steps before: median "),
+        (Restarts, "size of action[1] at step 59: "),
+        (Forgets, "size of action[0] at step 59: "),
+        (NeverBeginsAnew, "size of action[0] where the noise begins anew: "),
+        (NeverBeginsAnew, "size of the change of action[1] where the noise begins anew: "),
+        (BeginsAnewInAllRows, "size of action[0] at step 40: "),
+        (BeginsAnewInOtherRows, "size of action[0] where the noise begins anew: "),
+        (BeginsAnewInOtherRows, "size of action[0] at step 40: "),
+        (OffCentre, "distribution of action[1] at step 5: "),
+        (FirstNoiseStays, "correlation of action[0] with that of 1 steps before: median 1, eager 0."),
+        (NoNoise, "size of action[1] at step 0: "),
+    ],
+)
+def test_fault_of_noise_is_found_and_named(make, what):
+    assert any(what in f"{finding.what}: {finding.found}" for finding in noise_findings(make) if finding.p < LEVEL)
+
+
+def test_noise_that_becomes_no_number_is_a_fault():
+    found = acted(Process(1))
+    found[2, -1, 0] = np.nan
+    failed = {finding.what for finding in judge_noise(acted(Process(0)), found, TOLERANCE) if not finding.p >= LEVEL}
+    assert failed == {
+        f"{kind} of action[{component}] at step 59" for kind in ("distribution", "size") for component in (0, 1)
+    }
+
+
+def test_noise_that_restarts_has_the_same_draws():
+    """Which is why one step is not enough."""
+    inputs = {
+        "situation": np.arange(len(GREEDY)),
+        "noise": np.zeros((len(GREEDY), 2), np.float32),
+        "is_init": np.ones((len(GREEDY), 1), bool),
+    }
+    eager, *drawn = (draw(program, inputs, CALLS) for program in (Process(0), Restarts(1), Restarts(2), Restarts(3)))
+    assert all(finding.p > LEVEL for finding in judge(eager, drawn[0], (drawn[1], drawn[2]), TOLERANCE))
+
+
+class Sticky(Explorer):
+    """Explores for five steps on average, with one action: its state is that action, or none where it is negative."""
+
+    stays = 0.8
+
+    def __call__(self, inputs: Arrays) -> Arrays:
+        greedy, held = GREEDY[inputs["situation"]], np.where(inputs["is_init"][:, 0], -1, inputs["held"])
+        draws, drawn = self.numbers(len(greedy))
+        goes_on = (held >= 0) & (self.random.random(len(greedy)) < self.stays)
+        held = np.where(goes_on, held, np.where(draws < 0.3, drawn, -1))
+        return {"action": np.where(held >= 0, held, greedy), "next_held": held}
+
+
+class NotSticky(Sticky):
+    stays = 0.0
+
+
+def test_choices_that_stay_are_told_from_those_that_are_drawn_anew():
+    rows = len(GREEDY)
+    inputs = {"situation": np.arange(rows), "held": np.zeros(rows, int), "is_init": np.zeros((rows, 1), bool)}
+    eager, same, other = (
+        act(program, inputs, {"next_held": "held"}) for program in (Sticky(0), Sticky(1), NotSticky(2))
+    )
+    assert same.shape == (rows, STEPS, ROWS)
+    assert all(finding.p > 1e-4 for finding in judge_noise(eager, same, TOLERANCE))
+    found = [finding.what for finding in judge_noise(eager, other, TOLERANCE) if finding.p < LEVEL]
+    assert "correlation of action with that of 1 steps before" in found
+
+
+def test_persistence_is_autocorrelation():
+    """Of a walk of 40 steps a little less than the process's own, as its mean is estimated; of what is constant, 1."""
+    actions = acted(Process(3))[..., 0][:, :BEGINS_ANEW]
+    found = persistence(actions, 1, TOLERANCE)
+    assert found.shape == (len(GREEDY), ROWS)
+    row = actions[0, :, 0].astype(float) - actions[0, :, 0].mean(dtype=float)
+    assert found[0, 0] == pytest.approx((row[1:] * row[:-1]).sum() / (row**2).sum())
+    assert (found[1] == 1).all()
+    assert 0.8 < np.median(found[0]) < 0.99
 
 
 def test_programs_draw_anew_in_every_process(workspace, monkeypatch):

@@ -10,7 +10,10 @@ import torch
 
 import play
 from stages import manifest
+from stages.common import params
+from stages.common.archive import read_facts
 from stages.common.errors import UserError
+from stages.common.params import load as load_params
 from stages.common.policy import make_agent, save_weights
 
 
@@ -25,6 +28,34 @@ def test_manifest_tells_what_a_device_needs(workspace, profile):
     assert [(state["input"], state["output"]) for state in written["states"]] == [("frames", "next_frames")]
     assert written["parameters"]["preprocess"] == profile.preprocess.model_dump()
     assert written["versions"]["onnxruntime"] == metadata.version("onnxruntime")
+
+
+def test_programs_that_explore_are_told_of_where_they_take_and_give_more(workspace, tmp_path, monkeypatch):
+    """As where their noise has a state; otherwise nothing is said of them."""
+    assert "random" not in json.loads((workspace / "models/dqn/manifest.json").read_text())
+    shutil.copytree(workspace / "models", tmp_path / "models")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(manifest, "FILES", {name: text for name, text in manifest.FILES.items() if "aoti" not in name})
+    monkeypatch.setattr(params, "load", lambda: load_params(workspace / "params.yaml"))
+    noise = {"name": "noise", "dtype": "float32", "shape": ["batch", 1]}
+
+    def with_noise(path: Path, policy: str):
+        facts = read_facts(path, policy)
+        if path.name == "policy_random.pt2":
+            facts["inputs"].append(noise)
+            facts["outputs"].append(noise | {"name": "next_noise"})
+            facts["states"].append({"input": "noise", "output": "next_noise"})
+        return facts
+
+    monkeypatch.setattr(manifest, "read_facts", with_noise)
+    manifest.manifest("dqn")
+    written = play.read_manifest(Path("models/dqn"))
+    assert [spec["name"] for spec in written["inputs"]] == ["observation", "frames", "is_init"]
+    assert set(written["random"]) == {"inputs", "outputs", "states"}
+    assert [spec["name"] for spec in written["random"]["inputs"]] == ["observation", "frames", "is_init", "noise"]
+    assert written["random"]["outputs"][-1] == {"name": "next_noise", "dtype": "float32", "shape": ["batch", 1]}
+    start = written["states"][0]["start"]
+    assert written["random"]["states"][-1] == {"input": "noise", "output": "next_noise", "start": start}
 
 
 def test_every_file_is_listed_with_its_hash(workspace):

@@ -25,7 +25,7 @@ from stages.common import episodes, params, runtimes
 from stages.common.env import environment_facts
 from stages.common.episodes import Episode, replay
 from stages.common.errors import UserError
-from stages.common.policy import make_agent, save_weights
+from stages.common.policy import load_weights, make_agent, save_weights
 from stages.common.profile import Profile, load_profile
 from stages.common.program import Step, load_step
 from stages.common.runtimes import Run, wrap
@@ -33,7 +33,7 @@ from stages.export_onnx import export_onnx
 from stages.export_pt2 import export_pt2
 from stages.manifest import manifest as write_manifest
 from stages.parity import closed_loop as closed_loop_module
-from stages.parity.closed_loop import ClosedLoop, Trace, compare_episodes, play_episodes
+from stages.parity.closed_loop import ClosedLoop, Trace, compare_episodes, part_at_ties, play_episodes
 from stages.parity.comparison import MAX_FAILURES, Batch, Comparison, Place
 from stages.parity.draws import ROWS, judge_draws
 from stages.parity.open_loop import EXPLORING_STRIDE, check_open_loop
@@ -312,6 +312,15 @@ def test_other_outputs_are_found(bundle, tmp_path, change, message):
         open_loop(bundle, "onnx", changed_onnx(bundle, change, tmp_path / "policy.onnx"))
 
 
+@pytest.mark.parametrize("name", ["pt2", "pt2_random"])
+def test_missing_state_is_found(bundle, name):
+    def wrong(inputs: Arrays) -> Arrays:
+        return {key: array for key, array in bundle.programs[name](inputs).items() if key != "next_frames"}
+
+    with pytest.raises(UserError, match=f"^{name}: has no output 'next_frames'$"):
+        open_loop(bundle, name, wrong)
+
+
 def test_open_loop_failure_tells_where_and_what(bundle):
     result = open_loop(bundle, "onnx", shift_actions_late(bundle.programs["onnx"]))
     steps = [len(episode.actions) for episode in bundle.recorded]
@@ -344,6 +353,81 @@ def test_closed_loop_compares_the_console(bundle, monkeypatch):
 
     result = compare_episodes(play_episodes(alternate(), [3]), play_episodes(alternate(), [3]), TOLERANCE)
     assert "the state differs" in str(result.failures[0])
+
+
+def tied(run: Run, steps: set[int], *, swapped: bool, off: float = 1e-6) -> Run:
+    """At some steps of all episodes another action is worse by a millionth; or better, and so it is taken."""
+    count = itertools.count()
+
+    def decide(inputs: Arrays) -> Arrays:
+        outputs = run(inputs)
+        if next(count) in steps:
+            values, row = outputs["action_value"].copy(), np.arange(len(outputs["action"]))
+            best = values.argmax(-1)
+            other = (best + 3) % 6
+            values[row, other] = values[row, best] + np.float32(off if swapped else -off)
+            outputs |= {"action_value": values, "action": other if swapped else best}
+        return outputs
+
+    return decide
+
+
+def follow(bundle: Bundle, run: Callable[[], Run], eager: Run, *, again: bool = True) -> ClosedLoop:
+    """Both play, and the program once more where it parts at ties; ``run`` starts it anew."""
+    seeds = range(SETTINGS.seed, SETTINGS.seed + SETTINGS.episodes)
+    played, own = (play_episodes(Player(program, bundle.manifest, len(seeds)), seeds) for program in (run(), eager))
+    guides = part_at_ties(played, own, TOLERANCE) if again else []
+    player = Player(run(), bundle.manifest, len(guides))
+    followed = play_episodes(player, [guide.seed for guide in guides], guides=guides, tolerance=TOLERANCE)
+    return compare_episodes(played, own, TOLERANCE, followed)
+
+
+@pytest.mark.parametrize("off", [1e-6, 0.0])
+def test_episode_goes_on_after_a_tie(bundle, off):
+    """With eager's action, whether its values are nearly the same or exactly."""
+    steps = {20, 21, 60}
+
+    def program() -> Run:
+        return tied(bundle.programs["onnx"], steps, swapped=True, off=off)
+
+    def eager() -> Run:
+        return tied(bundle.eager, steps, swapped=False, off=off)
+
+    result = follow(bundle, program, eager())
+    assert (result.failures, result.identical) == ([], 0)
+    assert result.steps == 2 * TINY["policies.dqn.env.max_episode_steps"]
+    assert [(tie["seed"], tie["step"]) for tie in result.ties] == list(itertools.product((3, 4), sorted(steps)))
+    assert all(0 <= tie["margin"] <= 2 * tie["difference"] <= 2 * TOLERANCE for tie in result.ties)
+    assert [str(failure)[:50] for failure in follow(bundle, program, eager(), again=False).failures] == [
+        f"episode with seed {seed}, step 20: the action differs: "[:50] for seed in (3, 4)
+    ]
+
+
+def test_fault_after_a_tie_is_found(bundle):
+    """It tells its own step, and the ties before it stay listed."""
+    result = follow(
+        bundle,
+        lambda: shift_actions_late(tied(bundle.programs["onnx"], {20}, swapped=True)),
+        tied(bundle.eager, {20}, swapped=False),
+    )
+    assert [tie["step"] for tie in result.ties] == [20, 20]
+    assert "episode with seed 3, step 50: the action differs: action " in str(result.failures[0])
+    assert len(result.failures) == 2
+
+
+def test_only_episodes_that_part_at_a_tie_are_followed(bundle):
+    """Other actions for another reason are failures at once, as are those in another state of the console."""
+    seeds = range(SETTINGS.seed, SETTINGS.seed + SETTINGS.episodes)
+    programs = bundle.eager, shift_actions(bundle.programs["onnx"]), tied(bundle.eager, {20}, swapped=True, off=1e-3)
+    own, *others = (play_episodes(Player(run, bundle.manifest, len(seeds)), seeds) for run in programs)
+    assert [part_at_ties(traces, own, TOLERANCE) for traces in (own, *others)] == [[], [], []]
+    near = tied(bundle.eager, {20}, swapped=False)
+    near_own = play_episodes(Player(near, bundle.manifest, len(seeds)), seeds)
+    swapped = tied(bundle.eager, {20}, swapped=True)
+    traces = play_episodes(Player(swapped, bundle.manifest, len(seeds)), seeds)
+    assert part_at_ties(traces, near_own, TOLERANCE) == near_own
+    elsewhere = [dataclasses.replace(trace, states=trace.states + np.uint64(1)) for trace in traces]
+    assert part_at_ties(elsewhere, near_own, TOLERANCE) == []
 
 
 def trace(actions: list[float], beside: list[float] | None = None, reward: float = 0.0) -> Trace:
@@ -492,6 +576,69 @@ def test_another_action_for_the_same_values_is_a_fault():
     assert (result.different_actions, result.ties) == (1, [])
 
 
+def test_exact_tie_is_no_fault():
+    """As where one program takes the first of the best and another the last."""
+    values, result = np.array([[0.5, 0.1, 0.5]], np.float32), Comparison(True, TOLERANCE, set())  # noqa: FBT003
+    rows = [{"action": np.array([action]), "action_value": values} for action in (0, 2)]
+    result.compare(batch(*rows))
+    assert (result.different_actions, result.ties) == (0, [{"seed": 7, "step": 11, "margin": 0.0, "difference": 0.0}])
+    assert [part.tolist() for part in result.margins] == [[0.0]]
+
+
+def distributional(action: int, means: list[float]) -> Arrays:
+    """A decision with distributions of the actions' values, ``(batch, atoms, actions)``, and their means."""
+    atoms = np.full((1, 51, len(means)), np.float32(-3.9))
+    return {
+        "action": np.array([action]),
+        "action_value": atoms,
+        "expected_action_value": np.array([means], np.float32),
+    }
+
+
+@pytest.mark.parametrize(("second", "tied_or_not"), [(0.499999, True), (0.4, False)])
+def test_means_of_distributions_are_what_an_action_was_chosen_by(second, tied_or_not):
+    result = Comparison(compares_actions=True, tolerance=TOLERANCE, states=set())
+    result.compare(batch(distributional(0, [0.5, second]), distributional(1, [0.5, second + 2e-6])))
+    assert (len(result.ties), result.different_actions) == ((1, 0) if tied_or_not else (0, 1))
+    assert result.margins[0] == pytest.approx(0.5 - second, rel=0.1)
+    assert all("expected_action_value [0.5, " in str(failure) for failure in result.failures)
+    assert all(len(str(failure)) < 300 for failure in result.failures)
+
+
+@pytest.mark.parametrize("names", [["action"], ["action", "action_value"]])
+def test_without_a_value_for_each_action_any_other_is_a_fault(names):
+    """Where there is none, or distributions only: no margin can be told."""
+    result = Comparison(compares_actions=True, tolerance=TOLERANCE, states=set())
+    result.compare(batch(*({name: distributional(action, [0, 0])[name] for name in names} for action in (0, 1))))
+    assert (result.ties, result.different_actions, result.margins) == ([], 1, [])
+    assert "step 11: another action: action 1, eager action 0" in str(result.failures[0])
+
+
+def test_only_action_has_no_margin():
+    result = Comparison(compares_actions=True, tolerance=TOLERANCE, states=set())
+    values = np.array([[0.5]], np.float32)
+    for action in (0, 1):
+        result.compare(batch(*({"action": np.array([taken]), "action_value": values} for taken in (0, action))))
+    assert (result.observations, result.ties, result.different_actions, result.margins) == (2, [], 1, [])
+
+
+def test_several_indices_are_one_action():
+    """As of MultiDiscrete: whatever the values are, no index has one of its own."""
+    result = Comparison(compares_actions=True, tolerance=TOLERANCE, states=set())
+    values = np.array([[0.5, 0.5]], np.float32)
+    result.compare(batch(*({"action": np.array([[0, last]]), "logits": values} for last in (1, 0))))
+    assert (result.ties, result.different_actions, result.margins) == ([], 1, [])
+
+
+@pytest.mark.parametrize("explores", [False, True])
+def test_vectors_without_values(explores):
+    """All there is to compare of a deterministic actor is its action, and of one that explores nothing."""
+    result = Comparison(compares_actions=not explores, tolerance=TOLERANCE, states=set())
+    result.compare(batch(*({"action": np.array([[action]], np.float32)} for action in (0.5, 0.6))))
+    assert (result.failed, result.observations) == (0 if explores else 1, 1)
+    assert set(result.max_abs_difference) == (set() if explores else {"action"})
+
+
 def test_draws_that_are_no_numbers_are_a_fault():
     random = np.random.default_rng(0)
     names = ("eager_random", *runtimes.RANDOM_PROGRAMS)
@@ -548,6 +695,33 @@ def test_stage_reports_and_fails(bundle):
     assert divergence["location"]["tensor"] in divergence["first_difference"]
     with Image.open(divergence["screens"]) as picture:
         assert picture.size == (2 * 160 * 2 + 8, 210 * 2 + 14)
+
+
+def last_of_the_best(model: onnx.ModelProto) -> None:
+    (node,) = (node for node in model.graph.node if node.op_type == "ArgMax")
+    (last,) = (attribute for attribute in node.attribute if attribute.name == "select_last_index")
+    last.i = 1
+
+
+@pytest.mark.usefixtures("project")
+def test_stage_passes_where_all_decisions_are_ties(bundle):
+    """A policy whose actions are all as good, of which one program takes another: it moves the paddle."""
+    agent = make_agent("dqn", load_profile("dqn"))
+    load_weights(FOLDER / "policy.safetensors", "dqn", agent.actor)
+    with torch.no_grad():
+        for parameter in list(agent.actor.parameters())[-2:]:  # of the last layer
+            parameter.zero_()
+    save_weights(FOLDER / "policy.safetensors", "dqn", agent.actor)
+    export_pt2("dqn")
+    export_onnx("dqn")
+    changed_onnx(dataclasses.replace(bundle, folder=Path.cwd()), last_of_the_best, FOLDER / "policy.onnx")
+    write_manifest("dqn")
+    stage.parity_check("dqn")
+    found = {name: report()["programs"][name]["closed_loop"] for name in ("pt2", "onnx")}
+    assert (found["pt2"]["identical"], found["pt2"]["ties"]) == (2, [])
+    assert (found["onnx"]["identical"], found["onnx"]["steps"]) == (0, found["pt2"]["steps"])
+    assert found["onnx"]["mean_score"] == found["pt2"]["mean_score"]
+    assert len(found["onnx"]["ties"]) == found["onnx"]["steps"]
 
 
 def no_numbers(model: onnx.ModelProto) -> None:

@@ -20,7 +20,7 @@ from stages.common.policy import Agent
 from stages.common.profile import Profile, load_profile
 from stages.common.program import Step, load_agent
 from stages.common.runtimes import Run
-from stages.parity.closed_loop import Trace, compare_episodes, play_episodes
+from stages.parity.closed_loop import Trace, compare_episodes, part_at_ties, play_episodes
 from stages.parity.draws import draw, judge_draws
 from stages.parity.open_loop import check_open_loop
 from stages.parity.rows import ROWS, check_rows
@@ -90,10 +90,13 @@ class Subject:
             rows = check_rows(self.eager, program, self.situations, self.manifest, self.settings)["pt2"]
             if rows.failures:
                 return f"rows, {rows.failures[0]}"
-            traces = play_episodes(Player(run, self.manifest, EPISODES), seeds)
+            traces, tolerance = play_episodes(Player(run, self.manifest, EPISODES), seeds), self.settings.tolerance
+            guides = part_at_ties(traces, self.played, tolerance)
+            player, again = Player(run, self.manifest, len(guides)), [guide.seed for guide in guides]
+            followed = play_episodes(player, again, guides=guides, tolerance=tolerance)
         except UserError as error:
             return str(error)
-        loop = compare_episodes(traces, self.played, self.settings.tolerance)
+        loop = compare_episodes(traces, self.played, tolerance, followed)
         return f"closed loop, {loop.failures[0]}" if loop.failures else None
 
     def find_random(self, load: Callable[[], Run]) -> str | None:

@@ -1,18 +1,31 @@
-"""Let a program play full episodes, each in an environment of its own, and compare them with eager's."""
+"""Let a program play full episodes, each in an environment of its own, and compare them with eager's.
+
+Where a program parts from eager by an action that rounding explains, it plays that episode again, and at such ties
+eager's action is taken: so everything that follows is compared too.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from play import Arrays, Player, make_environment, read_manifest
+from play import Action, Arrays, Player, make_environment, read_manifest
 from stages.common import params, runtimes
 from stages.common.episodes import hash_state
-from stages.parity.comparison import Failure, Place, decision, differ
+from stages.parity.comparison import (
+    Failure,
+    Place,
+    decision,
+    describe_tie,
+    differ,
+    differing,
+    judge_action,
+)
 
 
 @dataclass(frozen=True)
@@ -21,10 +34,11 @@ class Trace:
 
     Attributes:
         seed: of the environment.
-        decisions: action and values, ``(steps, ...)`` each.
+        decisions: action and values, ``(steps, ...)`` each; at a tie, the action is eager's, which was taken.
         beside: what eager would have decided in the same states, where it was asked.
         states: ``(steps,)`` uint64, hashes of the environment's state in which the decisions were taken.
         rewards: ``(steps,)`` float64, what the decisions gave.
+        ties: where eager's episode was followed, and the program would have taken another action.
     """
 
     seed: int
@@ -32,26 +46,60 @@ class Trace:
     beside: Arrays | None
     states: npt.NDArray[np.uint64]
     rewards: npt.NDArray[np.float64]
+    ties: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass
 class ClosedLoop:
-    """How one program's episodes compare with eager's, or with what eager would have done in them."""
+    """How one program's episodes compare with eager's, or with what eager would have done in them.
+
+    Attributes:
+        episodes: their number.
+        steps: in all of them.
+        mean_score: of an episode.
+        identical: episodes in which all decisions are the same, without a tie.
+        max_action_difference: of vectors.
+        ties: other actions that rounding explains; the episode went on with eager's.
+        failures: the first decision of every episode that is another one for no such reason.
+    """
 
     episodes: int
     steps: int
     mean_score: float
-    identical: int = 0  # episodes
+    identical: int = 0
     max_action_difference: float | None = None
+    ties: list[dict[str, Any]] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
 
 
 class Log:
-    """One episode while it is played."""
+    """One episode while it is played.
 
-    def __init__(self, seed: int) -> None:
+    Args:
+        seed: of the environment.
+        guide: eager's episode with this seed, where its action is to be taken at a tie.
+        tolerance: largest difference of a value.
+    """
+
+    def __init__(self, seed: int, guide: Trace | None, tolerance: float) -> None:
         self.seed, self.states, self.rewards = seed, list[int](), list[float]()
-        self.decisions, self.beside = list[Arrays](), list[Arrays]()
+        self.decisions, self.beside, self.ties = list[Arrays](), list[Arrays](), list[dict[str, Any]]()
+        self.guide, self.tolerance = guide, tolerance
+
+    def choose(self, state: int, decided: Arrays) -> Action:
+        """The action to take for a decision, one row: at a tie eager's, which is then written into the decision."""
+        step, guide = len(self.states), self.guide
+        self.states.append(state)
+        if guide is not None and step < len(guide.states) and state == guide.states[step]:
+            own = decision(guide.decisions, step)
+            if differing(decided["action"], own["action"]).any():
+                verdict = judge_action(decided, own, self.tolerance)
+                if verdict is not None and verdict.tie:
+                    self.ties.append(describe_tie(Place(self.seed, step), verdict))
+                    decided["action"] = own["action"]
+        self.decisions.append(decided)
+        action: Action = decided["action"][0]
+        return action
 
     def finish(self) -> Trace:
         decisions, beside = (
@@ -59,29 +107,42 @@ class Log:
             for rows in (self.decisions, self.beside)
         )
         assert decisions is not None
-        return Trace(self.seed, decisions, beside, np.array(self.states, np.uint64), np.array(self.rewards))
+        return Trace(self.seed, decisions, beside, np.array(self.states, np.uint64), np.array(self.rewards), self.ties)
 
 
-def play_episodes(player: Player, seeds: Sequence[int], eager: Player | None = None) -> list[Trace]:
+def play_episodes(
+    player: Player,
+    seeds: Sequence[int],
+    eager: Player | None = None,
+    *,
+    guides: Sequence[Trace] = (),
+    tolerance: float = 0.0,
+) -> list[Trace]:
     """Play an episode with each seed to its end, side by side, in an environment each.
 
     Args:
         player: of as many episodes as there are seeds.
         seeds: of the environments.
         eager: the policy itself, to decide beside.
+        guides: eager's episodes with some of these seeds, to be followed at ties.
+        tolerance: largest difference of a value at a tie.
     """
     environments = [make_environment(player.manifest, seed) for seed in seeds]
-    logs, playing, kept = [Log(seed) for seed in seeds], list(range(len(seeds))), set(player.states)
+    guided = {guide.seed: guide for guide in guides}
+    logs = [Log(seed, guided.get(seed), tolerance) for seed in seeds]
+    playing, kept = list(range(len(seeds))), set(player.states)
     while playing:
         observations = np.stack([environments[episode].observation for episode in playing])
         outputs, beside = player.step(observations), None if eager is None else eager.step(observations)
         for row, episode in enumerate(playing):
             environment, log = environments[episode], logs[episode]
-            for rows, decided in ((log.decisions, outputs), (log.beside, beside)):
-                if decided is not None:
-                    rows.append({name: array[[row]] for name, array in decided.items() if name not in kept})
-            log.states.append(hash_state(environment))
-            log.rewards.append(environment.step(outputs["action"][row]))
+            decided, other = (
+                {name: array[[row]] for name, array in made.items() if name not in kept}
+                for made in (outputs, beside or {})
+            )
+            if other:
+                log.beside.append(other)
+            log.rewards.append(environment.step(log.choose(hash_state(environment), decided)))
         still = [row for row, episode in enumerate(playing) if not environments[episode].done]
         if len(still) < len(playing):
             playing = [playing[row] for row in still]
@@ -104,14 +165,49 @@ def play_by_name(policy: str, program: str, settings: params.ParityCheck) -> lis
     return play_episodes(players[0], seeds, *players[1:])
 
 
-def compare_episodes(traces: Sequence[Trace], eager: Sequence[Trace], tolerance: float) -> ClosedLoop:
+def follow_by_name(policy: str, program: str, guides: Sequence[Trace], settings: params.ParityCheck) -> list[Trace]:
+    """Let a policy's program, by its name, play some of eager's episodes again, and follow them at ties."""
+    manifest = read_manifest(Path("models", policy))
+    player = Player(runtimes.load_by_name(policy, program, threads=1), manifest, len(guides))
+    return play_episodes(player, [guide.seed for guide in guides], guides=guides, tolerance=settings.tolerance)
+
+
+def find_tie(trace: Trace, eager: Trace, tolerance: float) -> dict[str, Any] | None:
+    """The tie at which an episode first parts from eager's, if it does so at one."""
+    failure = first_difference(trace, eager) if trace.beside is None else None
+    if failure is None:
+        return None
+    step = failure.place.step
+    if trace.states[step] != eager.states[step] or not differing(failure.found["action"], failure.expected["action"]):
+        return None
+    verdict = judge_action(failure.found, failure.expected, tolerance)
+    return None if verdict is None or not verdict.tie else describe_tie(failure.place, verdict)
+
+
+def part_at_ties(traces: Sequence[Trace], eager: Sequence[Trace], tolerance: float) -> list[Trace]:
+    """Eager's episodes from which a program's part at a tie: to be followed."""
+    return [own for trace, own in zip(traces, eager, strict=True) if find_tie(trace, own, tolerance) is not None]
+
+
+def compare_episodes(
+    traces: Sequence[Trace], eager: Sequence[Trace], tolerance: float, followed: Sequence[Trace] = ()
+) -> ClosedLoop:
     """Compare a program's episodes with eager's own: as long as the decisions are the same, so are the states.
 
     Vectors are compared with what eager decided beside.
+
+    Args:
+        traces: of the program.
+        eager: of the policy, with the same seeds.
+        tolerance: largest difference of a number.
+        followed: of the program, again, of those that :func:`part_at_ties` found. One that parts at a tie and was not
+            followed is a failure.
     """
-    scores = [float(trace.rewards.sum()) for trace in traces]
-    result = ClosedLoop(len(traces), sum(len(trace.rewards) for trace in traces), float(np.mean(scores)))
-    for trace, own in zip(traces, eager, strict=True):
+    again = {trace.seed: trace for trace in followed}
+    played = [again.get(trace.seed, trace) for trace in traces]
+    scores = [float(trace.rewards.sum()) for trace in played]
+    result = ClosedLoop(len(traces), sum(len(trace.rewards) for trace in played), float(np.mean(scores)))
+    for first, trace, own in zip(traces, played, eager, strict=True):
         if trace.beside is not None:
             difference = differ(trace.decisions["action"], trace.beside["action"])
             result.max_action_difference = max(result.max_action_difference or 0.0, float(difference.max()))
@@ -123,11 +219,16 @@ def compare_episodes(traces: Sequence[Trace], eager: Sequence[Trace], tolerance:
                 found, expected = decision(trace.decisions, step), decision(trace.beside, step)
                 result.failures.append(Failure(Place(trace.seed, step), what, found, expected))
             continue
+        # Rounding may differ when fewer episodes are played side by side, so the tie at which one parted counts anyway.
+        ties = {tie["step"]: tie for tie in trace.ties}
+        if trace is not first and (tie := find_tie(first, own, tolerance)) is not None:
+            ties[tie["step"]] = tie
+        result.ties += [ties[step] for step in sorted(ties)]
         failure = first_difference(trace, own)
-        if failure is None:
-            result.identical += 1
-        else:
+        if failure is not None:
             result.failures.append(failure)
+        elif not ties:
+            result.identical += 1
     return result
 
 
@@ -139,7 +240,9 @@ def first_difference(trace: Trace, eager: Trace) -> Failure | None:
         "action": (trace.decisions["action"], eager.decisions["action"]),
         "reward": (trace.rewards, eager.rewards),
     }
-    different = {name: np.flatnonzero(ones[:steps] != others[:steps]) for name, (ones, others) in compared.items()}
+    different = {
+        name: np.flatnonzero(differing(ones[:steps], others[:steps])) for name, (ones, others) in compared.items()
+    }
     differences = [(int(at[0]), f"the {name} differs") for name, at in different.items() if len(at)]
     if len(trace.rewards) != len(eager.rewards):
         what = f"the episode ends after {len(trace.rewards)} steps, eager's after {len(eager.rewards)}"

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from play import Arrays
-from stages.common.decisions import VALUES, describe, is_choice
+from stages.common.decisions import VALUES, chosen_by, describe, is_choice
 from stages.common.errors import UserError
 
 DRIFT_STEPS = 100  # of an episode, for which the largest difference of a state is reported
@@ -73,6 +73,54 @@ def decision(outputs: Arrays, row: int) -> Arrays:
     return {name: array[[row]] for name, array in outputs.items() if name in ("action", *VALUES)}
 
 
+class Verdict(NamedTuple):
+    """Of another action than eager's.
+
+    Attributes:
+        margin: between the best of eager's values and that of the action taken; infinite where there is no such action.
+        difference: the largest of the values.
+        tie: whether rounding explains the action.
+    """
+
+    margin: float
+    difference: float
+    tie: bool
+
+
+def judge_action(found: Arrays, expected: Arrays, tolerance: float) -> Verdict | None:
+    """Judge a row in which a program chose another action than eager did.
+
+    Values that are off by ``d`` can swap those that are ``2 d`` apart, no others.
+
+    Args:
+        found: the program's :func:`decision`.
+        expected: eager's.
+        tolerance: largest difference of a value that may be called rounding.
+
+    Returns:
+        none where no values are known, and rounding explains nothing.
+    """
+    given, known = chosen_by(found), chosen_by(expected)
+    if given is None or known is None:
+        return None
+    taken, values = int(found["action"][0]), known[0].astype(np.float64)
+    with np.errstate(invalid="ignore"):  # what is no number is no tie
+        margin = float(values.max() - values[taken]) if 0 <= taken < len(values) else np.inf
+        difference = float(np.abs(given[0] - values).max())
+    return Verdict(margin, difference, tie=margin <= 2 * difference and difference <= tolerance)
+
+
+def describe_tie(place: Place, verdict: Verdict) -> dict[str, Any]:
+    """A tie as the report lists it."""
+    return {**place._asdict(), "margin": verdict.margin, "difference": verdict.difference}
+
+
+def differing(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Which rows are not the same, ``(rows,)``."""
+    different: npt.NDArray[np.bool_] = (found != expected).reshape(len(expected), -1).any(1)
+    return different
+
+
 @dataclass
 class Comparison:
     """What one program did differently from eager.
@@ -82,7 +130,7 @@ class Comparison:
         tolerance: largest absolute difference of an output; of a state, in shares of its largest number above 1.
         states: names of the outputs that are next states.
         differences: the largest of each row, ``(rows,)`` float32 an output; infinite where it is no number.
-        margins: between eager's two best values, ``(rows,)`` float32.
+        margins: between eager's two best values, ``(rows,)`` float32; empty where actions have no value each.
         different_actions: that are faults.
         ties: different actions that are none, as eager's values of both are closer than rounding tells apart.
         failed: number of faults.
@@ -137,34 +185,27 @@ class Comparison:
             for row in np.flatnonzero(~(difference <= allowed)).tolist():
                 self._fail(batch, row, f"{name} differs by {difference[row]:.3g}")
         if self.compares_actions and is_choice(eager["action"]):
-            values = next((name for name in VALUES if name in eager), None)
-            if values is not None:
-                best = np.sort(eager[values], -1)
+            values = chosen_by(eager)
+            if values is not None and values.shape[-1] > 1:
+                best = np.sort(values, -1)
                 self.margins.append(best[:, -1] - best[:, -2])
-            for row in np.flatnonzero(batch.outputs["action"] != eager["action"]).tolist():
-                self._judge_action(batch, row, values)
+            for row in np.flatnonzero(differing(batch.outputs["action"], eager["action"])).tolist():
+                self._judge_action(batch, row)
 
     def _drift(self, name: str, part: int, largest: float) -> None:
         drift = self.state_drift.setdefault(name, [])
         drift += [0.0] * (part + 1 - len(drift))
         drift[part] = max(drift[part], largest)
 
-    def _judge_action(self, batch: Batch, row: int, values: str | None) -> None:
-        """Another action is no fault where rounding explains it.
-
-        Values that are off by ``d`` can swap those that are ``2 d`` apart, no others.
-        """
-        what = "another action"
-        if values is not None:
-            taken, known = int(batch.outputs["action"][row]), batch.eager[values][row].astype(np.float64)
-            margin = float(known.max() - known[taken]) if 0 <= taken < len(known) else np.inf
-            difference = float(np.abs(batch.outputs[values][row] - known).max())
-            if margin <= 2 * difference and difference <= self.tolerance:
-                self.ties.append({**batch.places[row]._asdict(), "margin": margin, "difference": difference})
-                return
-            what += f" (eager's margin {margin:.3g})"
+    def _judge_action(self, batch: Batch, row: int) -> None:
+        """Another action is no fault where rounding explains it."""
+        verdict = judge_action(decision(batch.outputs, row), decision(batch.eager, row), self.tolerance)
+        if verdict is not None and verdict.tie:
+            self.ties.append(describe_tie(batch.places[row], verdict))
+            return
         self.different_actions += 1
-        self._fail(batch, row, what)
+        margin = "" if verdict is None else f" (eager's margin {verdict.margin:.3g})"
+        self._fail(batch, row, f"another action{margin}")
 
     def _fail(self, batch: Batch, row: int, what: str) -> None:
         self.failed += 1

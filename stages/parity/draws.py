@@ -1,25 +1,35 @@
 """Whether an exploring program draws its actions as the trained policy does: as often, and independently.
 
-All programs draw many times in the same few situations. The tests of actions to choose from are exact or conservative,
-those of vectors are exact in the limit of many draws: the chance that a faultless program fails is at most the sum of
-the levels that its tests are held to.
+All programs draw many times in the same few situations. Where the noise has a state, which only programs that explore
+have, they also act for many steps in each of these, and the noise of one step must depend on that of the one before as
+the policy's does, and begin anew where an episode begins.
+
+The tests of actions to choose from are exact or conservative, those of vectors are exact in the limit of many draws:
+the chance that a faultless program fails is at most the sum of the levels that its tests are held to.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from play import Arrays
+from play import Arrays, read_manifest
 from stages.common import params, runtimes
 from stages.common.decisions import is_choice
 from stages.common.runtimes import Run
+from stages.parity.exploration import complete, noise_states
 
 ROWS = 32  # of a call that show the same situation
+STEPS = 60  # that are taken one after the other
+BEGINS_ANEW = 40  # the step at which the noise of every second row does
+SHOWN = (0, 5, BEGINS_ANEW, STEPS - 1)  # whose actions are compared, in the rows that go on
+LAGS = (1, 5)  # steps between actions that are correlated
 
 Actions = npt.NDArray[np.int64 | np.float32]
 
@@ -54,8 +64,38 @@ def draw(run: Run, situations: Arrays, calls: int) -> Actions:
 
 
 def draw_by_name(policy: str, programs: Iterable[str], situations: Arrays, calls: int) -> dict[str, Actions]:
-    """:func:`draw` with some of a policy's programs, by their names."""
-    return {name: draw(runtimes.load_by_name(policy, name, threads=1), situations, calls) for name in programs}
+    """:func:`draw` with some of a policy's programs that explore, by their names.
+
+    ``situations`` are inputs of a deterministic program.
+    """
+    inputs = complete(situations, read_manifest(Path("models", policy)))
+    return {name: draw(runtimes.load_by_name(policy, name, threads=1), inputs, calls) for name in programs}
+
+
+def act(run: Run, situations: Arrays, states: dict[str, str]) -> Actions:
+    """``(situations, STEPS, ROWS)`` actions of episodes in which nothing but the noise changes.
+
+    Where an action is a vector, ``(situations, STEPS, ROWS, k)``.
+
+    Args:
+        run: a program that explores.
+        situations: its inputs, one row a situation.
+        states: of the noise, input by output; they are handed on.
+    """
+    feed, actions = {name: np.repeat(array, ROWS, 0) for name, array in situations.items()}, []
+    second = np.arange(len(feed["is_init"])).reshape(feed["is_init"].shape) % 2 == 1
+    for step in range(STEPS):
+        outputs = run(feed | {"is_init": second if step == BEGINS_ANEW else np.full_like(second, step == 0)})
+        actions.append(outputs["action"])
+        feed |= {name: outputs[output] for output, name in states.items()}
+    return np.stack([taken.reshape(-1, ROWS, *taken.shape[1:]) for taken in actions], 1)
+
+
+def act_by_name(policy: str, program: str, situations: Arrays) -> Actions:
+    """:func:`act` with a policy's program that explores, by its name; ``situations`` are a deterministic program's."""
+    manifest = read_manifest(Path("models", policy))
+    run = runtimes.load_by_name(policy, program, threads=1)
+    return act(run, complete(situations, manifest), noise_states(manifest))
 
 
 def judge(eager: Actions, actions: Actions, processes: tuple[Actions, Actions], tolerance: float) -> Iterator[Finding]:
@@ -89,15 +129,9 @@ def compare_distributions(component: int, eager: Actions, actions: Actions, tole
 
     Taken together, the numbers are standardised with mean and deviation of both programs' draws in a situation.
     """
-    both = np.concatenate([eager, actions], 1)
-    axes = tuple(range(1, both.ndim))
-    spread = both.std(axes, keepdims=True)
-    scaled = [(drawn - both.mean(axes, keepdims=True)) / np.where(spread, spread, 1) for drawn in (eager, actions)]
-    if (varied := spread.ravel() > tolerance).any():
-        ones, others = (drawn[varied].ravel() for drawn in scaled)
-        found = f"standardised mean {others.mean():.4g} and std {others.std():.4g}, eager {ones.mean():.4g} and "
-        p = float(stats.ks_2samp(ones, others).pvalue)
-        yield Finding(f"distribution of action[{component}] in all situations", f"{found}{ones.std():.4g}", p)
+    finding = compare_standardised(f"action[{component}] in all situations", eager, actions, tolerance)
+    if finding is not None:
+        yield finding
     for situation, (ones, others) in enumerate(zip(eager, actions, strict=True)):
         what = f"distribution of action[{component}] in situation {situation}"
         found = f"mean {others.mean():.4g} and std {others.std():.4g}, eager {ones.mean():.4g} and {ones.std():.4g}"
@@ -106,6 +140,33 @@ def compare_distributions(component: int, eager: Actions, actions: Actions, tole
         else:
             p = float(stats.ks_2samp(ones.ravel(), others.ravel()).pvalue)
         yield Finding(what, found, p)
+
+
+def compare_standardised(
+    what: str, eager: Actions, actions: Actions, tolerance: float, *, size: bool = False
+) -> Finding | None:
+    """How numbers of several situations, the first axis, are distributed when mean and deviation are taken out.
+
+    These are of both programs' numbers in a situation. None where nothing varies.
+
+    Args:
+        what: is compared.
+        eager: the policy's numbers, ``(situations, ...)``.
+        actions: the program's, the same shape.
+        tolerance: largest difference of numbers that are not drawn.
+        size: compare how far they are from the mean, on which side ever; that tells deviations apart in fewer rows.
+    """
+    both = np.concatenate([eager, actions], 1)
+    axes = tuple(range(1, both.ndim))
+    spread = both.std(axes, keepdims=True)
+    varied = ~(spread.ravel() <= tolerance)  # also what is no number, which fails
+    if not varied.any():
+        return None
+    scaled = [(drawn - both.mean(axes, keepdims=True)) / np.where(spread, spread, 1) for drawn in (eager, actions)]
+    ones, others = (np.abs(drawn[varied]).ravel() if size else drawn[varied].ravel() for drawn in scaled)
+    found = f"standardised mean {others.mean():.4g} and std {others.std():.4g}, eager {ones.mean():.4g} and "
+    p = float(stats.ks_2samp(ones, others).pvalue)
+    return Finding(f"{'size' if size else 'distribution'} of {what}", f"{found}{ones.std():.4g}", p)
 
 
 def correlate_pairs(between: str, component: int, first: Actions, second: Actions) -> Iterator[Finding]:
@@ -161,19 +222,84 @@ def compare_pairs(between: str, first: Actions, second: Actions) -> Finding:
     return Finding(f"independence of {between}", found, float(p))
 
 
+def judge_noise(eager: Actions, actions: Actions, tolerance: float) -> Iterator[Finding]:
+    """Whether noise goes on from step to step, and begins anew, as the policy's does: Kolmogorov-Smirnov tests.
+
+    Rows are independent of each other, the steps of a row are not: every test takes one number a row.
+
+    Args:
+        eager: what the trained policy did, ``(situations, STEPS, ROWS)``, or the same with vectors: of :func:`act`.
+        actions: what the program did.
+        tolerance: largest difference of numbers that are not drawn.
+    """
+    rows = eager.shape[:3]
+    for component in range(eager[0, 0, 0].size):
+        name = "action" if eager.shape == rows else f"action[{component}]"
+        both = [taken.reshape(*rows, -1)[..., component] for taken in (eager, actions)]
+        for lag in LAGS:
+            of_eager, of_program = (persistence(taken[:, :BEGINS_ANEW], lag, tolerance).ravel() for taken in both)
+            found = f"median {np.median(of_program):.4g}, eager {np.median(of_eager):.4g}"
+            p = float(stats.ks_2samp(of_eager, of_program).pvalue)
+            yield Finding(f"correlation of {name} with that of {lag} steps before", found, p)
+        going_on, anew = ([taken[:, :, start::2] for taken in both] for start in (0, 1))
+        compared = {f"{name} at step {step}": [taken[:, step] for taken in going_on] for step in SHOWN}
+        where = "where the noise begins anew"
+        compared |= {
+            f"{name} {where}": [taken[:, BEGINS_ANEW] for taken in anew],
+            f"the change of {name} {where}": [np.diff(taken, axis=1)[:, BEGINS_ANEW - 1] for taken in anew],
+            f"{name} {STEPS - 1 - BEGINS_ANEW} steps after the noise has begun anew": [taken[:, -1] for taken in anew],
+        }
+        for (what, (ones, others)), size in itertools.product(compared.items(), (False, True)):
+            finding = compare_standardised(what, ones, others, tolerance, size=size)
+            if finding is not None:
+                yield finding
+
+
+def persistence(actions: Actions, lag: int, tolerance: float) -> npt.NDArray[np.float64]:
+    """How much of an action is left some steps later, of each row: its autocorrelation, 1 where it does not vary.
+
+    Of actions to choose from, which have no order, the share that is the same.
+
+    Args:
+        actions: ``(situations, steps, rows)``.
+        lag: the steps.
+        tolerance: largest difference of numbers that are not drawn.
+
+    Returns:
+        ``(situations, rows)``.
+    """
+    if is_choice(actions):
+        return np.mean(actions[:, lag:] == actions[:, :-lag], 1)
+    varied = np.ptp(actions, 1) > tolerance
+    apart = actions - actions.mean(1, keepdims=True, dtype=np.float64)
+    products, squares = (apart[:, lag:] * apart[:, :-lag]).sum(1), (apart**2).sum(1)
+    return np.where(varied, products / np.where(varied, squares, 1), 1)
+
+
 def judge_draws(
-    drawn: dict[str, Actions], first: list[dict[str, Actions]], settings: params.ParityCheck
+    drawn: dict[str, Actions],
+    first: list[dict[str, Actions]],
+    settings: params.ParityCheck,
+    acted: dict[str, Actions] | None = None,
 ) -> dict[str, Draws]:
     """Hold every program's draws against those of the policy itself, ``eager_random``.
 
     ``random_error_rate`` is shared by all tests of all programs, so that it bounds the chance of any false alarm.
+
+    Args:
+        drawn: of :func:`draw`, by program.
+        first: the same in two processes of their own.
+        settings: of the check.
+        acted: of :func:`act`, by program, where the noise has a state.
     """
-    expected = drawn["eager_random"]
+    expected, acted = drawn["eager_random"], acted or {}
     findings = {
         name: list(judge(expected, drawn[name], (first[0][name], first[1][name]), settings.tolerance))
         for name in drawn
         if name != "eager_random"
     }
+    for name in findings.keys() & acted.keys():
+        findings[name] += judge_noise(acted["eager_random"], acted[name], settings.tolerance)
     level = settings.random_error_rate / sum(map(len, findings.values()))
     return {
         name: Draws(

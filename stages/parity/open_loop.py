@@ -1,7 +1,8 @@
 """Show programs what was recorded, and compare every output with eager's.
 
 Each deterministic program has its own memory and sees everything. One that explores, whose values were made from the
-same policy, sees every ``EXPLORING_STRIDE``-th step, with eager's memory: what it makes of it is compared as well.
+same policy, sees every ``EXPLORING_STRIDE``-th step, with eager's memory: what it makes of it is compared as well. Only
+the state of its noise, where it has one, is its own.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from play import Player, make_environment, read_manifest
+from play import Arrays, Player, make_environment, read_manifest
 from stages.common import episodes, params, runtimes
 from stages.common.episodes import Episode
 from stages.common.errors import UserError
 from stages.common.runtimes import Run
 from stages.parity.comparison import Batch, Comparison, Place
+from stages.parity.exploration import exploring, without_noise
 
 EXPLORING_STRIDE = 8
 LEFT_OVER = 7  # every number of the memory that a program is given at the start, to be ignored
@@ -33,6 +35,18 @@ def watch(recorded: list[Episode], manifest: dict[str, Any]) -> Iterator[tuple[l
         if not playing:
             return
         yield playing, np.stack([observation for observation in seen if observation is not None])
+
+
+def decide(name: str, player: Player, observations: npt.NDArray[Any]) -> Arrays:
+    """What a program, with its memory, makes of observations.
+
+    Raises:
+        UserError: its outputs lack a next state.
+    """
+    try:
+        return player.step(observations)
+    except KeyError as error:
+        raise UserError(f"{name}: has no output {error}") from None
 
 
 def check_open_loop(
@@ -54,21 +68,28 @@ def check_open_loop(
     for player in players.values():
         for name in player.states.values():
             player.feed[name][...] = LEFT_OVER
+    explorers = {
+        name: Player(run, exploring(manifest), len(recorded))
+        for name, run in programs.items()
+        if name not in remembering
+    }
     playing = list(range(len(recorded)))
     for step, (still, observations) in enumerate(watch(recorded, manifest)):
         if still != playing:
-            for player in players.values():
+            for player in (*players.values(), *explorers.values()):
                 player.keep([playing.index(episode) for episode in still])
             playing = still
         inputs = {name: player.feed | {player.observation: observations} for name, player in players.items()}
-        outputs = {name: player.step(observations) for name, player in players.items()}
-        if step % EXPLORING_STRIDE == 0:
-            outputs |= {name: run(inputs["eager"]) for name, run in programs.items() if name not in remembering}
+        outputs = {name: decide(name, player, observations) for name, player in players.items()}
+        for name, player in explorers.items() if step % EXPLORING_STRIDE == 0 else ():
+            player.feed |= inputs["eager"]
+            inputs[name], outputs[name] = player.feed.copy(), decide(name, player, observations)
         expected = outputs.pop("eager")
         places = [Place(recorded[episode].seed, step) for episode in playing]
         for name, found in outputs.items():
             try:
-                results[name].compare(Batch(places, expected, found, inputs.get(name, inputs["eager"])))
+                compared = without_noise(found, manifest) if name in explorers else found
+                results[name].compare(Batch(places, expected, compared, inputs[name]))
             except UserError as error:
                 raise UserError(f"{name}: {error}") from None
     return results

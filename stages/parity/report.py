@@ -79,6 +79,7 @@ def describe_closed_loop(loop: ClosedLoop) -> dict[str, Any]:
     return {
         "episodes": loop.episodes,
         "identical": loop.identical,
+        "ties": loop.ties,
         "max_action_difference": loop.max_action_difference,
         "steps": loop.steps,
         "mean_score": loop.mean_score,
