@@ -25,7 +25,7 @@ from stages.common.files import write_json
 from stages.common.program import Step
 from stages.common.runtimes import Run, wrap
 from stages.export_onnx import convert
-from stages.export_pt2 import export
+from stages.program.export import export
 from stages.parity.draws import ROWS, act, draw, judge, judge_draws, judge_noise
 from stages.parity.exploration import complete, exploring, noise_states, without_noise
 from stages.parity.open_loop import EXPLORING_STRIDE, check_open_loop
