@@ -14,8 +14,16 @@ from torchrl.data import Composite, LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.data.postprocs import MultiStep
 from torchrl.objectives import DQNLoss, SoftUpdate, ValueEstimators
 
-from stages.algorithms.common import EpsilonSchedule, anneal_learning_rate, discount, ends, keep_exploring, values_of
-from stages.common.errors import UserError
+from stages.algorithms.common import (
+    EpsilonSchedule,
+    anneal_learning_rate,
+    discount,
+    ends,
+    index_actions,
+    keep_exploring,
+    values_of,
+)
+from stages.common.errors import ProfileError
 from stages.common.policy import state_keys
 from stages.common.profile import Dqn
 
@@ -44,7 +52,7 @@ class Learner:
         value: none, as learning needs the next observations.
 
     Raises:
-        UserError: the policy has states.
+        ProfileError: the policy has states.
     """
 
     keep = ("action",)
@@ -52,7 +60,7 @@ class Learner:
 
     def __init__(self, actor: TensorDictModuleBase, train: Dqn, _observation_spec: Composite) -> None:
         if states := state_keys(actor):
-            raise UserError(f"params.yaml: train.algorithm: 'dqn' is for policies without memory, found {states}")
+            raise ProfileError(f"train.algorithm: 'dqn' is for policies without memory, found {states}")
         self.behaviour, self.values, self.train = actor, values_of(actor), train
         self.exploration = EpsilonSchedule(actor, train)
         self.loss = DQNLoss(self.values, action_space="categorical", delay_value=True, double_dqn=train.double)
@@ -71,7 +79,7 @@ class Learner:
         done, terminated = ends(train, rollout)
         if self.target_updater is None:  # from here on; a training that goes on has its weights by now
             self.target_updater = SoftUpdate(self.loss, tau=train.tau)
-        samples = rollout.select(*self.values.in_keys, "action", "next")
+        samples = index_actions(rollout.select(*self.values.in_keys, "action", "next"))
         samples["next"].update({"reward": rollout["reward"], "done": done, "terminated": terminated})
         self.buffer.extend(sum_rewards(samples, gamma, train.n_steps).flatten())
         if len(self.buffer) < train.learning_starts:
