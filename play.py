@@ -140,15 +140,13 @@ class GymEnvironment:
             import gymnasium
         except ImportError:
             raise PlayError(f"{id} needs gymnasium: pip install gymnasium") from None
-        module = id.partition(":")[0]
         try:
             # As it was made for the training: gymnasium's checker refuses some that play well.
             self.env = gymnasium.make(id, max_episode_steps=max_episode_steps, disable_env_checker=True)
             observation, _ = self.env.reset(seed=seed)
         except ModuleNotFoundError as error:
-            if error.name not in (None, module):  # what the module itself imports
-                raise PlayError(f"{id!r} needs the module {error.name!r}, which is not there") from None
-            raise PlayError(f"{id!r} needs the module {module!r}, which is not there: put it beside play.py") from None
+            missing = getattr(error.__cause__ or error, "name", None)  # gymnasium's own has none
+            raise PlayError(f"{id!r} needs the module {missing!r}, which is not there: put it beside play.py") from None
         except Exception as error:  # whatever the environment's own module and constructor raise
             raise PlayError(f"gymnasium does not make {id!r}: {' '.join(str(error).split())}") from None
         self.observation, self.done = self._observed(observation), False
