@@ -288,10 +288,13 @@ def test_actions_may_be_one_hot(profile, made):
     ("env_id", "message"),
     [
         ("nosuch:Pong-v0", "'nosuch:Pong-v0' needs the module 'nosuch', which is not there: put it beside play.py"),
-        ("Nosuch-v0", "gymnasium does not make 'Nosuch-v0': No registered env with id: Nosuch-v0"),
+        ("half_there:Pong-v0", "'half_there:Pong-v0' needs the module 'nosuch', which is not there"),
+        ("Nosuch-v0", "gymnasium does not make 'Nosuch-v0': Environment `Nosuch` doesn't exist"),
     ],
 )
-def test_device_without_the_environment(env_id, message):
+def test_device_without_the_environment(tmp_path, monkeypatch, env_id, message):
+    (tmp_path / "half_there.py").write_text("import nosuch\n")
+    monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(PlayError) as caught:
         make_environment({"environment": {"id": env_id, "max_episode_steps": 5}}, 0)
     assert str(caught.value).startswith(message)

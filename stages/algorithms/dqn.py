@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import torch
 from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModuleBase
+from tensordict.nn import TensorDictModuleBase, TensorDictSequential
 from torch import nn
 from torchrl.data import Composite, LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.data.postprocs import MultiStep
+from torchrl.modules import QValueModule
 from torchrl.objectives import DQNLoss, SoftUpdate, ValueEstimators
 
 from stages.algorithms.common import (
@@ -43,6 +44,14 @@ def sum_rewards(samples: TensorDictBase, gamma: float, n_steps: int) -> TensorDi
     return summed
 
 
+def choose_by_index(values: TensorDictSequential) -> TensorDictSequential:
+    """The same values, with the best action as an index, which is how replayed actions are kept here."""
+    choices = [module for module in values.modules() if isinstance(module, QValueModule)]
+    if choices and choices[-1].action_space == "categorical":
+        return values
+    return TensorDictSequential(values, QValueModule(action_space="categorical"))
+
+
 class Learner:
     """A Q policy, its target network, the replay buffer, the optimiser, and how a rollout changes them.
 
@@ -63,7 +72,9 @@ class Learner:
             raise ProfileError(f"train.algorithm: 'dqn' is for policies without memory, found {states}")
         self.behaviour, self.values, self.train = actor, values_of(actor), train
         self.exploration = EpsilonSchedule(actor, train)
-        self.loss = DQNLoss(self.values, action_space="categorical", delay_value=True, double_dqn=train.double)
+        self.loss = DQNLoss(
+            choose_by_index(self.values), action_space="categorical", delay_value=True, double_dqn=train.double
+        )
         keep_exploring(self.loss)
         self.target_updater: SoftUpdate | None = None
         self.optimizer = torch.optim.Adam(self.values.parameters(), lr=train.learning_rate, foreach=True)
