@@ -58,6 +58,14 @@ MINE = {
     "policy": {"factory": "my_policy:make_policy"},
     "train": {"algorithm": "none", "seed": 0, "eval_episodes": 2},
 }
+# What a device is told of the environment: by this id, it imports the module that registers it.
+FACTS = """
+import json
+from stages.common.env import environment_facts
+from stages.common.policy import find_env
+from stages.common.profile import load_profile
+print(json.dumps(environment_facts(find_env(load_profile("mine")))["environment"]))
+"""
 CARTPOLE = {"env": {"id": "CartPole-v1", "max_episode_steps": 10}}
 
 
@@ -167,6 +175,8 @@ def test_environment_that_the_factory_registers_counts_as_its_source(tmp_path):
     assert imports(tmp_path) == tried + 1
     machine(tmp_path)
     assert imports(tmp_path) == tried + 1
+    facts = python("-c", FACTS, cwd=tmp_path).stdout
+    assert json.loads(facts) == {"id": "my_policy:Walk-v0", "max_episode_steps": 10}
 
 
 def test_sizes_of_weights_that_do_not_fit_are_all_told(tmp_path):
