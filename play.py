@@ -141,11 +141,19 @@ class GymEnvironment:
         except ImportError:
             raise PlayError(f"{id} needs gymnasium: pip install gymnasium") from None
         try:
-            self.env = gymnasium.make(id, max_episode_steps=max_episode_steps)
-        except Exception as error:  # whatever the environment's own constructor raises
-            raise PlayError(f"gymnasium does not make {id!r}: {error}") from None
-        self.observation, _ = self.env.reset(seed=seed)
-        self.done = False
+            # As it was made for the training: gymnasium's checker refuses some that play well.
+            self.env = gymnasium.make(id, max_episode_steps=max_episode_steps, disable_env_checker=True)
+            observation, _ = self.env.reset(seed=seed)
+        except ModuleNotFoundError as error:
+            missing = getattr(error.__cause__ or error, "name", None)  # gymnasium's own has none
+            raise PlayError(f"{id!r} needs the module {missing!r}, which is not there: put it beside play.py") from None
+        except Exception as error:  # whatever the environment's own module and constructor raise
+            raise PlayError(f"gymnasium does not make {id!r}: {' '.join(str(error).split())}") from None
+        self.observation, self.done = self._observed(observation), False
+
+    def _observed(self, observation: Any) -> npt.NDArray[Any]:
+        """In the dtype that the environment tells of, which not every one keeps to."""
+        return np.asarray(observation, self.env.observation_space.dtype)
 
     @property
     def state(self) -> bytes:
@@ -154,8 +162,8 @@ class GymEnvironment:
 
     def step(self, action: Action) -> float:
         """Play one decision (an action index, or a vector); returns its reward."""
-        self.observation, reward, terminated, truncated, _ = self.env.step(action)
-        self.done = terminated or truncated
+        observation, reward, terminated, truncated, _ = self.env.step(action)
+        self.observation, self.done = self._observed(observation), bool(terminated or truncated)
         return float(reward)
 
 

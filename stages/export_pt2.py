@@ -14,6 +14,7 @@ from stages.common.archive import EXPORTS, save_program
 from stages.common.env import environment_facts
 from stages.common.errors import run
 from stages.common.files import replacing, write_text
+from stages.common.policy import find_env
 from stages.common.profile import load_profile
 from stages.common.program import load_step
 from stages.program.export import export
@@ -26,7 +27,7 @@ def export_pt2(policy: str) -> None:
     facts = {
         "policy": policy,
         "weights_sha256": sha256(folder / "policy.safetensors"),
-        **environment_facts(profile.env),
+        **environment_facts(find_env(profile)),
         "parameters": profile.model_dump(),
     }
     for name, exploration in EXPORTS.items():

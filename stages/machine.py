@@ -2,27 +2,30 @@
 
 Only facts that stay the same from run to run. Stages whose output is true on one machine only depend on the first, and
 stages that build or train a policy on the second: its factory and its algorithm are modules that params.yaml names.
-params.yaml is checked first.
+params.yaml is checked first, and whatever has changed of a policy is tried: it is built once, untrained.
 """
 
 from __future__ import annotations
 
-import hashlib
+import json
 import os
 import platform
 import shutil
 import subprocess
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from stages.common import instructions, params
-from stages.common.errors import run
+from stages.common.errors import UserError, naming, run
 from stages.common.files import write_json
-from stages.common.profile import Profile, named_files
-from stages.common.sources import needed_files
+from stages.common.profile import Profile, check_files, named_files, named_modules
+from stages.common.sources import hash_files, needed_files
+from stages.common.trial import digest, try_policies
 
 LIBRARIES = ("torch", "tensordict", "torchrl", "ale-py", "onnx", "onnxruntime", "numpy")
 SOURCES = Path("results/sources")
+POLICY, ALGORITHM, TRIAL = "policy.json", "algorithm.json", "trial.json"
 # What compilers and runtimes choose their code by.
 INSTRUCTION_SETS = (
     *("sse4_2", "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
@@ -46,30 +49,61 @@ def cpu() -> tuple[str, list[str]]:
     return instructions.processor().get("model name") or platform.processor() or platform.machine(), sets
 
 
-def hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def hash_sources(profile: Profile, environment: list[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """SHA-256 of each file that makes a policy, which includes files that its factory is given, and that trains it.
+
+    Args:
+        profile: of the policy.
+        environment: modules of its environment that the profile does not name.
+    """
+    policy = needed_files([*named_modules(profile), *environment]) | named_files(profile)
+    return hash_files(policy), hash_files(needed_files([f"stages.algorithms.{profile.train.algorithm}"]))
 
 
-def hash_sources(module: str) -> dict[str, str]:
-    """SHA-256 of each of the project's files that a module needs."""
-    return {path.as_posix(): hash_file(path) for path in sorted(needed_files([module]))}
+def read_trial(policy: str) -> dict[str, Any]:
+    """What is known of a policy's last trial: ``sha256`` of what was tried, and the ``environment``'s own modules."""
+    try:
+        trial = json.loads((SOURCES / policy / TRIAL).read_text())
+        return {"sha256": str(trial["sha256"]), "environment": [str(name) for name in trial["environment"]]}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {"sha256": "", "environment": []}
 
 
-def write_sources(policy: str, profile: Profile) -> None:
-    """The hashes of what makes a policy, which includes files that its factory is given, and of what trains it."""
-    folder = SOURCES / policy
-    files = {path.as_posix(): hash_file(path) for path in sorted(named_files(profile))}
-    write_json(folder / "policy.json", hash_sources(profile.policy.factory.partition(":")[0]) | files)
-    write_json(folder / "algorithm.json", hash_sources(f"stages.algorithms.{profile.train.algorithm}"))
+def follow(profiles: dict[str, Profile]) -> None:
+    """Write the hashes of every policy's sources, once all that have changed can be built.
+
+    Raises:
+        UserError: the mistakes of all policies; nothing is written.
+    """
+    trials = {policy: read_trial(policy) for policy in profiles}
+    sources, mistakes = {}, []
+    for policy, profile in profiles.items():
+        try:
+            with naming(policy):
+                check_files(profile)
+                sources[policy] = hash_sources(profile, trials[policy]["environment"])
+        except UserError as error:
+            mistakes.append(str(error))
+    changed = [name for name in sources if digest(profiles[name], sources[name]) != trials[name]["sha256"]]
+    try:
+        for policy, environment in try_policies(changed).items():
+            sources[policy] = hash_sources(profiles[policy], environment)
+            sha256 = digest(profiles[policy], sources[policy])
+            trials[policy] = {"sha256": sha256, "environment": environment}
+    except UserError as error:
+        mistakes.append(str(error))
+    if mistakes:
+        raise UserError("\n".join(mistakes))
+    for policy, hashes in sources.items():
+        for name, content in zip((POLICY, ALGORITHM, TRIAL), (*hashes, trials[policy]), strict=True):
+            write_json(SOURCES / policy / name, content)
 
 
 def machine() -> None:
     everything = params.load()
-    for left in {path.name for path in SOURCES.glob("*")} - set(everything.matrix):
+    follow({policy: everything.policies[policy] for policy in everything.matrix})
+    for left in {path.name for path in SOURCES.iterdir()} - set(everything.policies):
         shutil.rmtree(SOURCES / left)
-    for policy in everything.matrix:
-        write_sources(policy, everything.policies[policy])
     model, instruction_sets = cpu()
     write_json(
         Path("results/machine.json"),

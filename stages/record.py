@@ -12,6 +12,7 @@ from stages.common import episodes, params
 from stages.common.env import environment_facts
 from stages.common.episodes import Episode, hash_state, random_action
 from stages.common.errors import run
+from stages.common.policy import find_env
 from stages.common.profile import load_profile
 from stages.common.program import load_step
 from stages.common.runtimes import wrap
@@ -39,7 +40,7 @@ def record(policy: str) -> None:
     profile, settings = load_profile(policy), params.load().record
     torch.set_num_threads(1)
     step = load_step(policy, profile)
-    manifest = environment_facts(profile.env) | step.signature.as_dict()
+    manifest = environment_facts(find_env(profile)) | step.signature.as_dict()
     player = Player(wrap(step), manifest)
     epsilons = [0.0] * settings.greedy_episodes + [settings.epsilon] * settings.epsilon_episodes
     recorded = []

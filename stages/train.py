@@ -28,8 +28,8 @@ from stages.algorithms.rollouts import Driver, Rollouts
 from stages.common.env import make_env
 from stages.common.errors import run
 from stages.common.files import replacing, write_json, write_table
-from stages.common.policy import Agent, make_agent, save_weights
-from stages.common.profile import Profile, Untrained, load_profile, named_files
+from stages.common.policy import Agent, find_env, make_agent, save_weights
+from stages.common.profile import Profile, Untrained, load_profile, named_files, named_modules
 from stages.common.sources import needed_files
 
 CHECKPOINTS = Path(".checkpoints")
@@ -52,8 +52,8 @@ class Checkpoint:
 
     def __init__(self, policy: str, profile: Profile) -> None:
         sha = hashlib.sha256(profile.model_dump_json().encode())
-        factory, algorithm = profile.policy.factory.partition(":")[0], f"stages.algorithms.{profile.train.algorithm}"
-        for path in sorted(needed_files(["stages.train", factory, algorithm]) | named_files(profile)):
+        modules = ["stages.train", f"stages.algorithms.{profile.train.algorithm}", *named_modules(profile)]
+        for path in sorted(needed_files(modules) | named_files(profile)):
             sha.update(path.read_bytes())
         self.folder = CHECKPOINTS / f"{policy}-{sha.hexdigest()[:16]}"
         self.path = self.folder / "checkpoint.pt"
@@ -104,7 +104,8 @@ def learn(
     train = profile.train
     assert not isinstance(train, Untrained)
     steps, curve, scores = 0, [], deque[float](maxlen=30)
-    env = make_env(profile.env, profile.preprocess, train.num_envs, seed=train.seed * 1_000_000)
+    seed = train.seed * 1_000_000
+    env = make_env(find_env(profile), profile.preprocess, train.num_envs, seed, one_hot=agent.one_hot)
     learner = make_learner(agent.actor, train, env.observation_spec[0])
     acting = copy.deepcopy(learner.behaviour)
     if (saved := checkpoint.load()) is not None:
@@ -112,7 +113,7 @@ def learn(
         learner.optimizer.load_state_dict(saved["optimizer"])
         steps, curve = saved["steps"], saved["curve"]
         scores.extend(saved["scores"])
-        env.set_seed(train.seed * 1_000_000 + steps % 900_000)
+        env.set_seed(seed + steps % 900_000)
         print(f"train {policy}  resumes at {steps:,} steps", flush=True)
     if steps >= train.total_steps:
         return steps, curve
@@ -157,7 +158,8 @@ def evaluate(profile: Profile, agent: Agent) -> dict[str, float]:
     """Scores of full episodes without exploration, one in each of as many environments, all with different seeds."""
     agent.actor.eval()
     episodes = profile.train.eval_episodes
-    driver = Driver(make_env(profile.env, profile.preprocess, episodes, EVAL_SEED), agent.actor)
+    env = make_env(find_env(profile), profile.preprocess, episodes, EVAL_SEED, one_hot=agent.one_hot)
+    driver = Driver(env, agent.actor)
     scores, playing, steps = torch.zeros(episodes), torch.ones(episodes, dtype=torch.bool), 0
     with set_exploration_type(ExplorationType.DETERMINISTIC):
         while playing.any():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,7 +12,11 @@ import torch
 from pipeline_helpers import ROOT
 from ruamel.yaml import YAML
 from tensordict import TensorDict
-from torchrl.data import Composite
+from tensordict.nn import TensorDictModule, TensorDictSequential
+from torch import nn
+from torchrl.data import Composite, OneHot
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.modules import EGreedyModule, OneHotCategorical, ProbabilisticActor, QValueModule
 
 from stages.algorithms import dqn, ppo, pqn
 from stages.algorithms.rollouts import Rollouts
@@ -18,7 +24,7 @@ from stages.common.env import make_env
 from stages.common.errors import UserError
 from stages.common.policy import make_agent
 from stages.common.profile import Profile, check, read
-from stages.train import train
+from stages.train import Checkpoint, evaluate, learn, train
 
 PROFILES = read(ROOT / "params.yaml")["policies"]
 VECTOR = {"env": {"id": "CartPole-v1", "max_episode_steps": 200}, "preprocess": None}
@@ -166,3 +172,62 @@ def test_what_a_cut_off_episode_led_to_is_valued_with_its_own_memory(monkeypatch
     with torch.no_grad():
         for step, entries in enumerate(led_to):
             torch.testing.assert_close(rollout["next_value"][:, step], pqn.Learner.value(actor(entries)))
+
+
+def one_hot_values():
+    """Values as TorchRL's tutorials make them, with its own default of an action."""
+    return TensorDictSequential(
+        TensorDictModule(nn.Linear(4, 2), in_keys=["observation"], out_keys=["action_value"]),
+        QValueModule(action_space="one_hot"),
+        EGreedyModule(OneHot(2), eps_init=0.1, eps_end=0.1),
+    )
+
+
+def one_hot_actor():
+    return ProbabilisticActor(
+        TensorDictModule(nn.Linear(4, 2), in_keys=["observation"], out_keys=["logits"]),
+        in_keys=["logits"],
+        distribution_class=OneHotCategorical,
+        return_log_prob=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "name", "make"),
+    [(pqn, "pqn", one_hot_values), (dqn, "dqn", one_hot_values), (ppo, "ppo", one_hot_actor)],
+)
+def test_policy_whose_actions_are_one_hot(tmp_path, monkeypatch, algorithm, name, make):
+    """It is trained and evaluated as any other."""
+    monkeypatch.chdir(tmp_path)
+    short = {"total_steps": 512, "num_envs": 4, "rollout_steps": 16, "eval_episodes": 2}
+    short |= {"learning_starts": 100} if name == "dqn" else {"minibatch_size": 32}
+    made = check(Profile, LEARN[name] | {"train": LEARN[name]["train"] | short})
+    torch.manual_seed(0)
+    agent = dataclasses.replace(make_agent("small", made), actor=make(), one_hot=True)
+    before = copy.deepcopy(agent.actor.state_dict())
+    steps, _ = learn("small", made, agent, algorithm.Learner, Checkpoint("small", made))
+    assert steps == 512
+    weights = {key: tensor for key, tensor in agent.actor.state_dict().items() if key.endswith("weight")}
+    assert all(not torch.equal(tensor, before[key]) for key, tensor in weights.items())
+    assert evaluate(made, agent)["episodes"] == 2
+
+
+@pytest.mark.parametrize("algorithm", [pqn, dqn])
+def test_encodings_of_an_action_are_learned_from_alike(algorithm):
+    made = check(Profile, LEARN[algorithm.__name__.rpartition(".")[2]])
+    train = made.train.model_copy(update={"learning_starts": 0, "updates": 2} if algorithm is dqn else {})
+    losses, weights = [], []
+    for one_hot in (False, True):
+        torch.manual_seed(0)
+        actor = one_hot_values()
+        learner = algorithm.Learner(actor, train, Composite())
+        env = make_env(made.env, None, 4, seed=0, one_hot=True)
+        with set_exploration_type(ExplorationType.RANDOM):
+            rollout, _ = Rollouts(env, actor, learner.keep, learner.value).collect(16)
+        if not one_hot:
+            rollout["action"] = rollout["action"].argmax(-1)
+        torch.manual_seed(1)
+        losses.append(learner.update(rollout, 64))
+        weights.append(copy.deepcopy(actor.state_dict()))
+    assert losses[0] == losses[1]
+    assert all(torch.equal(tensor, weights[1][key]) for key, tensor in weights[0].items())

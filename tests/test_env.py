@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import gymnasium
+import numpy as np
 import pytest
 import torch
-from torchrl.envs import check_env_specs
+from torchrl.data import Categorical, OneHot
+from torchrl.envs import GymEnv as LibraryGymEnv
+from torchrl.envs import SerialEnv, check_env_specs
 
-from play import Emulator, make_environment
+from play import Emulator, PlayError, make_environment
 from stages.common.env import AtariEnv, environment_facts, make_env, make_specs
-from stages.common.errors import UserError
+from stages.common.errors import ProfileError, UserError
+from stages.common.policy import make_agent
 from stages.common.preprocess import OBSERVATION, PIXELS, Screen
 from stages.common.profile import GymEnv
 
@@ -158,11 +163,11 @@ def test_facts_that_a_device_needs(profile):
 
 @pytest.mark.parametrize("env_id", ["ALE/Nosuch-v5", "ALE/Pong-v99"])
 def test_unknown_game(variant, env_id):
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(ProfileError) as caught:
         environment_facts(variant(env={"id": env_id}).env)
-    (line,) = str(caught.value).splitlines()
-    assert line.startswith("params.yaml: ")
-    assert repr(env_id) in line
+    assert str(caught.value) == f"env.id: {env_id!r}: is no Atari environment, such as 'ALE/Pong-v5'"
+    with pytest.raises(UserError, match=rf"^params\.yaml: policies\.mine: env\.id: '{env_id}': is no Atari"):
+        make_agent("mine", variant(env={"id": env_id}))
 
 
 def gym(env_id, max_episode_steps=20):
@@ -180,10 +185,10 @@ def gym(env_id, max_episode_steps=20):
     ],
 )
 def test_environment_that_cannot_be_used(env_id, message):
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(ProfileError) as caught:
         make_specs(gym(env_id))
     (line,) = str(caught.value).splitlines()
-    assert line.startswith(f"params.yaml: env.id: {env_id!r}: ")
+    assert line.startswith(f"env.id: {env_id!r}: ")
     assert message in line
 
 
@@ -210,3 +215,86 @@ def test_row_is_the_environment_that_devices_run(env_id):
         reward = device.step(action[0].numpy() if action.ndim > 1 else int(action[0]))
         assert float(stepped["next", "reward"][0]) == pytest.approx(reward)
         assert bool(stepped["next", "done"][0]) == device.done
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+def test_environment_is_the_one_that_torchrl_makes(env_id):
+    """Specs, and with the same seed every entry of some episodes."""
+    library = SerialEnv(3, lambda: LibraryGymEnv(env_id, max_episode_steps=20, categorical_action_encoding=True))
+    library.set_seed(5)
+    rollouts = []
+    for env in (library, make_env(gym(env_id), None, 3, seed=5)):
+        torch.manual_seed(0)
+        rollouts.append(env.rollout(50, break_when_any_done=False))
+        assert env.specs == library.specs
+    assert bool((rollouts[0] == rollouts[1]).all())
+
+
+class Bare(gymnasium.Env):
+    """Without ``__init__``, and with observations of another dtype than it tells of."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gymnasium.spaces.Discrete(3)
+
+    def reset(self, *, seed=None, options=None):  # noqa: ARG002
+        super().reset(seed=seed)
+        return self.np_random.uniform(-1, 1, 2), {}
+
+    def step(self, action):
+        return self.np_random.uniform(-1, 1, 2), float(action), False, False, {}
+
+
+@pytest.fixture
+def _bare():
+    gymnasium.register("Bare-v0", entry_point=Bare)
+    yield
+    del gymnasium.registry["Bare-v0"]
+
+
+@pytest.mark.usefixtures("_bare")
+def test_class_without_init():
+    check_env_specs(make_env(gym("Bare-v0"), None, 2, seed=0))
+    device = make_environment(environment_facts(gym("Bare-v0")), 0)
+    assert device.observation.dtype == np.float32
+    assert device.step(2) == 2.0
+    assert device.observation.dtype == np.float32
+
+
+@pytest.mark.parametrize("made", ["atari", "preprocessed", "gym"])
+def test_actions_may_be_one_hot(profile, made):
+    """The same actions in both encodings lead to the same entries."""
+    env, preprocess = {
+        "atari": (profile.env, None),
+        "preprocessed": (profile.env, profile.preprocess),
+        "gym": (gym("CartPole-v1"), None),
+    }[made]
+    index, one_hot = (make_env(env, preprocess, 2, seed=3, one_hot=one_hot) for one_hot in (False, True))
+    check_env_specs(one_hot)
+    one_hot.set_seed(3)
+    assert isinstance(index.action_spec, Categorical)
+    actions = index.action_spec.n
+    assert isinstance(one_hot.action_spec, OneHot)
+    assert one_hot.action_spec.shape == (2, actions)
+    here, there = index.reset(), one_hot.reset()
+    for _ in range(40):
+        action = torch.randint(actions, (2,))
+        vector = torch.nn.functional.one_hot(action, actions).to(one_hot.action_spec.dtype)
+        stepped, here = index.step_and_maybe_reset(here.set("action", action))
+        other, there = one_hot.step_and_maybe_reset(there.set("action", vector))
+        assert bool((stepped["next"] == other["next"]).all())
+
+
+@pytest.mark.parametrize(
+    ("env_id", "message"),
+    [
+        ("nosuch:Pong-v0", "'nosuch:Pong-v0' needs the module 'nosuch', which is not there: put it beside play.py"),
+        ("half_there:Pong-v0", "'half_there:Pong-v0' needs the module 'nosuch', which is not there"),
+        ("Nosuch-v0", "gymnasium does not make 'Nosuch-v0': Environment `Nosuch` doesn't exist"),
+    ],
+)
+def test_device_without_the_environment(tmp_path, monkeypatch, env_id, message):
+    (tmp_path / "half_there.py").write_text("import nosuch\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(PlayError) as caught:
+        make_environment({"environment": {"id": env_id, "max_episode_steps": 5}}, 0)
+    assert str(caught.value).startswith(message)

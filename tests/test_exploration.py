@@ -25,10 +25,10 @@ from stages.common.files import write_json
 from stages.common.program import Step
 from stages.common.runtimes import Run, wrap
 from stages.export_onnx import convert
-from stages.program.export import export
 from stages.parity.draws import ROWS, act, draw, judge, judge_draws, judge_noise
 from stages.parity.exploration import complete, exploring, noise_states, without_noise
 from stages.parity.open_loop import EXPLORING_STRIDE, check_open_loop
+from stages.program.export import export
 from stages.record import play_episode
 
 LEVEL, TOLERANCE, OPSET = 1e-8, 1e-5, 21

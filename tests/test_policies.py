@@ -142,7 +142,8 @@ def memory(observations, actions): return Mod(torch.nn.LSTMCell(4, 2), ["observa
 def no_module(observations, actions): return 7
 def odd(observations, actions, *, device: torch.device): return takes_anything(observations, actions)
 number = 7
-def fails(observations, actions): raise ValueError("the weights are elsewhere")
+def fails(observations, actions): raise ValueError("the weights are\\n\\telsewhere,\\n\\tfar away")
+def exits(observations, actions): raise SystemExit("no licence")
 """
 
 
@@ -162,7 +163,8 @@ def fails(observations, actions): raise ValueError("the weights are elsewhere")
         ("memory", {}, "policies.mine: the policy has states ['m'] of unknown shape; the module that keeps them needs"),
         ("number", {}, "policies.mine: policy.factory: 'factories:number': TypeError: 7 is not a callable object"),
         ("odd", {"device": "cpu"}, "policies.mine.policy.device: 'cpu': input should be an instance of device"),
-        ("fails", {}, "policies.mine: policy.factory: 'factories:fails': ValueError: the weights are"),
+        ("fails", {}, "policies.mine: policy.factory: 'factories:fails': ValueError: the weights are elsewhere, far"),
+        ("exits", {}, "policies.mine: policy.factory: 'factories:exits': SystemExit: no licence"),
     ],
 )
 def test_own_factory(tmp_path, monkeypatch, factory, arguments, message):

@@ -33,16 +33,16 @@ def path(tmp_path, network):
     return path
 
 
-def refuse(path, policy="dqn", outputs=3):
-    """The error's one line; the network that should have been loaded into is as it was."""
-    network = make_small(outputs, seed=1)
+def refuse(path, policy="dqn", network=None):
+    """The error's lines; the network that should have been loaded into is as it was."""
+    network = network or make_small(seed=1)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     with pytest.raises(UserError) as caught:
         load_weights(path, policy, network)
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
-    (line,) = str(caught.value).splitlines()
-    assert line.startswith(f"{path}: ")
-    return line
+    lines = str(caught.value).splitlines()
+    assert all(line.startswith(f"{path}: ") for line in lines)
+    return "\n".join(line.removeprefix(f"{path}: ") for line in lines)
 
 
 def test_weights_come_back(path, network):
@@ -104,11 +104,26 @@ def test_file_without_our_header(path, network):
     refuse(path)
 
 
-def test_other_shapes(path):
-    line = refuse(path, outputs=6)
-    assert "[3, 5]" in line
-    assert "[6, 5]" in line
-    assert "train it again" in line
+def test_other_shapes_are_told_and_nothing_else(path):
+    assert refuse(path, network=make_small(outputs=6)).splitlines() == [
+        "does not fit the network of params.yaml; train it again",
+        "2.weight: found float32[3, 5], expected float32[6, 5]",
+        "2.bias: found float32[3], expected float32[6]",
+    ]
+
+
+def test_weights_of_other_layers_are_told(path):
+    network = nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Identity(), nn.Linear(5, 3, dtype=torch.float64))
+    assert refuse(path, network=network).splitlines()[1:] == [
+        "3.weight: missing, expected float64[3, 5]",
+        "3.bias: missing, expected float64[3]",
+        "2.bias: superfluous, found float32[3]",
+        "2.weight: superfluous, found float32[3, 5]",
+    ]
+
+
+def test_weights_of_another_dtype_are_told(path):
+    assert "0.bias: found float32[5], expected float64[5]" in refuse(path, network=make_small().double())
 
 
 @pytest.mark.parametrize(

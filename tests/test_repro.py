@@ -131,7 +131,7 @@ def test_nothing_but_outputs_is_left(built):
     expected = {"dvc.lock", f"{MODEL}/.gitignore", *(path.replace("${item.policy}", "dqn") for path in kept)}
     status = run("git", "status", "--porcelain", "--untracked-files=all", cwd=built).stdout
     found = {(line[:2], line[3:]) for line in status.splitlines()}
-    sources = {("??", f"results/sources/dqn/{name}.json") for name in ("policy", "algorithm")}
+    sources = {("??", f"results/sources/dqn/{name}.json") for name in ("policy", "algorithm", "trial")}
     assert found == {("??", path) for path in expected - {"results/sources"}} | sources
 
 

@@ -11,7 +11,7 @@ from torchrl.envs.utils import ExplorationType
 from torchrl.modules import EGreedyModule
 from torchrl.objectives import LossModule
 
-from stages.common.errors import UserError
+from stages.common.errors import ProfileError
 from stages.common.profile import EpsilonLearning, Learning
 
 
@@ -50,7 +50,7 @@ class EpsilonSchedule:
     """The exploration of an epsilon-greedy policy while it is trained: falls linearly to the policy's own epsilon.
 
     Raises:
-        UserError: it would rise.
+        ProfileError: it would rise.
     """
 
     def __init__(self, policy: TensorDictModuleBase, train: EpsilonLearning) -> None:
@@ -59,9 +59,7 @@ class EpsilonSchedule:
         explore = next((module for module in policy.modules() if isinstance(module, EGreedyModule)), None)
         self.end = 0.0 if explore is None else float(explore.eps)
         if explore is not None and self.end > self.start:
-            raise UserError(
-                f"params.yaml: policy.epsilon: {self.end:g}: must be at most train.epsilon_start ({self.start:g})"
-            )
+            raise ProfileError(f"policy.epsilon: {self.end:g}: must be at most train.epsilon_start ({self.start:g})")
 
     def apply(self, policy: TensorDictModuleBase, steps: int) -> float:
         """Set a policy's epsilon to what it is after ``steps`` of the training, and return it."""
@@ -71,6 +69,12 @@ class EpsilonSchedule:
             if isinstance(module, EGreedyModule):
                 module.eps.fill_(epsilon)
         return epsilon
+
+
+def index_actions(rollout: TensorDictBase) -> TensorDictBase:
+    """A rollout whose ``action`` is an index, ``rollout.batch_size`` int64, also where the policy's is one-hot."""
+    action = rollout["action"]
+    return rollout.set("action", action.long().argmax(-1)) if action.ndim > rollout.ndim else rollout
 
 
 def keep_exploring(loss: LossModule) -> None:
@@ -86,11 +90,11 @@ def values_of(policy: TensorDictModuleBase) -> TensorDictSequential:
     """The part of a Q policy that writes ``action_value``, without choice and exploration.
 
     Raises:
-        UserError: it has no such part.
+        ProfileError: it has no such part.
     """
     if not isinstance(policy, TensorDictSequential) or "action_value" not in policy.out_keys:
-        raise UserError(
-            "params.yaml: train.algorithm: learns values, so policy.factory must make a TensorDictSequential that "
+        raise ProfileError(
+            "train.algorithm: learns values, so policy.factory must make a TensorDictSequential that "
             f"writes 'action_value', found a {type(policy).__name__} that writes {policy.out_keys}"
         )
     return policy.select_subsequence(out_keys=["action_value"])

@@ -8,14 +8,23 @@ from __future__ import annotations
 
 import torch
 from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModuleBase
+from tensordict.nn import TensorDictModuleBase, TensorDictSequential
 from torch import nn
 from torchrl.data import Composite, LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.data.postprocs import MultiStep
+from torchrl.modules import QValueModule
 from torchrl.objectives import DQNLoss, SoftUpdate, ValueEstimators
 
-from stages.algorithms.common import EpsilonSchedule, anneal_learning_rate, discount, ends, keep_exploring, values_of
-from stages.common.errors import UserError
+from stages.algorithms.common import (
+    EpsilonSchedule,
+    anneal_learning_rate,
+    discount,
+    ends,
+    index_actions,
+    keep_exploring,
+    values_of,
+)
+from stages.common.errors import ProfileError
 from stages.common.profile import Dqn
 from stages.program.memory import state_keys
 
@@ -35,6 +44,14 @@ def sum_rewards(samples: TensorDictBase, gamma: float, n_steps: int) -> TensorDi
     return summed
 
 
+def choose_by_index(values: TensorDictSequential) -> TensorDictSequential:
+    """The same values, with the best action as an index, which is how replayed actions are kept here."""
+    choices = [module for module in values.modules() if isinstance(module, QValueModule)]
+    if choices and choices[-1].action_space == "categorical":
+        return values
+    return TensorDictSequential(values, QValueModule(action_space="categorical"))
+
+
 class Learner:
     """A Q policy, its target network, the replay buffer, the optimiser, and how a rollout changes them.
 
@@ -44,7 +61,7 @@ class Learner:
         value: none, as learning needs the next observations.
 
     Raises:
-        UserError: the policy has states.
+        ProfileError: the policy has states.
     """
 
     keep = ("action",)
@@ -52,10 +69,12 @@ class Learner:
 
     def __init__(self, actor: TensorDictModuleBase, train: Dqn, _observation_spec: Composite) -> None:
         if states := state_keys(actor):
-            raise UserError(f"params.yaml: train.algorithm: 'dqn' is for policies without memory, found {states}")
+            raise ProfileError(f"train.algorithm: 'dqn' is for policies without memory, found {states}")
         self.behaviour, self.values, self.train = actor, values_of(actor), train
         self.exploration = EpsilonSchedule(actor, train)
-        self.loss = DQNLoss(self.values, action_space="categorical", delay_value=True, double_dqn=train.double)
+        self.loss = DQNLoss(
+            choose_by_index(self.values), action_space="categorical", delay_value=True, double_dqn=train.double
+        )
         keep_exploring(self.loss)
         self.target_updater: SoftUpdate | None = None
         self.optimizer = torch.optim.Adam(self.values.parameters(), lr=train.learning_rate, foreach=True)
@@ -71,7 +90,7 @@ class Learner:
         done, terminated = ends(train, rollout)
         if self.target_updater is None:  # from here on; a training that goes on has its weights by now
             self.target_updater = SoftUpdate(self.loss, tau=train.tau)
-        samples = rollout.select(*self.values.in_keys, "action", "next")
+        samples = index_actions(rollout.select(*self.values.in_keys, "action", "next"))
         samples["next"].update({"reward": rollout["reward"], "done": done, "terminated": terminated})
         self.buffer.extend(sum_rewards(samples, gamma, train.n_steps).flatten())
         if len(self.buffer) < train.learning_starts:

@@ -15,7 +15,7 @@ from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value.functional import vec_generalized_advantage_estimate
 
 from stages.algorithms.common import anneal_learning_rate, discount, ends, keep_exploring, minibatches
-from stages.common.errors import UserError
+from stages.common.errors import ProfileError
 from stages.common.policy import observation_keys
 from stages.common.profile import Ppo
 from stages.policies.networks import make_network
@@ -30,7 +30,7 @@ class Learner:
         keep: entries of its decisions that learning needs.
 
     Raises:
-        UserError: the policy has states, or does not draw its actions.
+        ProfileError: the policy has states, does not draw its actions, or reads more than one observation.
     """
 
     keep = ("action", "action_log_prob", "state_value")
@@ -38,15 +38,16 @@ class Learner:
 
     def __init__(self, actor: TensorDictModuleBase, train: Ppo, observation_spec: Composite) -> None:
         if states := state_keys(actor):
-            raise UserError(f"params.yaml: train.algorithm: 'ppo' is for policies without memory, found {states}")
+            raise ProfileError(f"train.algorithm: 'ppo' is for policies without memory, found {states}")
         if not isinstance(actor, ProbabilisticTensorDictSequential) or "action_log_prob" not in actor.out_keys:
-            raise UserError(
-                "params.yaml: train.algorithm: 'ppo' needs log-probabilities, so policy.factory must make a "
+            raise ProfileError(
+                "train.algorithm: 'ppo' needs log-probabilities, so policy.factory must make a "
                 f"policy that draws its action and writes 'action_log_prob', found one that writes {actor.out_keys}"
             )
-        (key,) = observation_keys(actor)
-        place = "params.yaml: train.critic"
-        network, _ = make_network(observation_spec[key], train.critic.conv, train.critic.hidden, 1, place)
+        if len(keys := observation_keys(actor)) != 1:
+            raise ProfileError(f"train.algorithm: 'ppo' is for policies that read one observation, found {keys}")
+        (key,) = keys
+        network, _ = make_network(observation_spec[key], train.critic.conv, train.critic.hidden, 1, "train.critic")
         critic = ValueOperator(network, in_keys=[key]).to(next(actor.parameters()).device)
         self.actor, self.behaviour, self.train = actor, TensorDictSequential(actor, critic), train
         self.loss = ClipPPOLoss(

@@ -14,7 +14,15 @@ from torchrl.data import Composite
 from torchrl.modules import set_recurrent_mode
 from torchrl.objectives.value.functional import vec_td_lambda_return_estimate
 
-from stages.algorithms.common import EpsilonSchedule, anneal_learning_rate, discount, ends, minibatches, values_of
+from stages.algorithms.common import (
+    EpsilonSchedule,
+    anneal_learning_rate,
+    discount,
+    ends,
+    index_actions,
+    minibatches,
+    values_of,
+)
 from stages.common.profile import Pqn
 from stages.program.memory import state_keys
 
@@ -48,7 +56,7 @@ class Learner:
         target = vec_td_lambda_return_estimate(
             discount(train, steps), train.lambda_, rollout["next_value"], rollout["reward"], done, terminated
         )
-        samples = rollout.select(*self.values.in_keys, "action").set("target", target)
+        samples = index_actions(rollout.select(*self.values.in_keys, "action")).set("target", target)
         size = train.minibatch_size
         if self.recurrent:
             size = max(1, size // samples.shape[1])  # whole sequences

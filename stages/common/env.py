@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import ale_py
@@ -11,26 +12,29 @@ import numpy as np
 import torch
 from ale_py.vector_env import AtariVectorEnv
 from tensordict import TensorDict, TensorDictBase
-from torchrl.data import Binary, Bounded, Categorical, Composite, TensorSpec, Unbounded
-from torchrl.envs import EnvBase, GymEnv, SerialEnv, TransformedEnv
+from torchrl.data import Binary, Bounded, Categorical, Composite, OneHot, TensorSpec, Unbounded
+from torchrl.envs import EnvBase, GymWrapper, SerialEnv, TransformedEnv
 
 from stages.common import profile
-from stages.common.errors import UserError, first_line
+from stages.common.errors import ProfileError, one_line
 from stages.common.preprocess import OBSERVATION, SCREEN_SHAPE, env_transforms
 from stages.common.profile import Env, Preprocess
+
+KNOWN = frozenset(gymnasium.registry)  # before any module of the user's has been imported
 
 
 class AtariEnv(EnvBase):
     """``num_envs`` emulators behind one batched TorchRL environment, emulated in C++ threads.
 
     Observation ``observation`` ``(num_envs, 210, 160, 3)`` uint8, action ``action`` ``(num_envs,)`` int64 as an index
-    into the game's minimal action set, reward ``(num_envs, 1)`` float32, unclipped. Row ``i`` plays with seed
+    into the game's minimal action set (or with ``one_hot``, ``(num_envs, actions)`` with a 1 at that index), reward
+    ``(num_envs, 1)`` float32, unclipped. Row ``i`` plays with seed
     ``seed + i``. The emulators restart by themselves at the end of an episode, and the reset that TorchRL asks for
     afterwards hands out the screen of the new episode. Under ``next``, the step that ends an episode returns what
     ale-py keeps as its final observation, which in ale-py 0.12 is the screen one decision before the end.
     """
 
-    def __init__(self, params: profile.AtariEnv, num_envs: int, seed: int) -> None:
+    def __init__(self, params: profile.AtariEnv, num_envs: int, seed: int, *, one_hot: bool = False) -> None:
         super().__init__(batch_size=[num_envs])
         self.emulators = AtariVectorEnv(
             rom_name(params.id),
@@ -50,7 +54,11 @@ class AtariEnv(EnvBase):
         )
         screens = Bounded(0, 255, (num_envs, *SCREEN_SHAPE), dtype=torch.uint8)
         self.observation_spec = Composite({OBSERVATION: screens}, shape=(num_envs,))
-        self.action_spec = Categorical(len(self.emulators.ale.get_action_set()), shape=(num_envs,))
+        actions = len(self.emulators.ale.get_action_set())
+        self.one_hot = one_hot
+        self.action_spec = (
+            OneHot(actions, shape=(num_envs, actions)) if one_hot else Categorical(actions, shape=(num_envs,))
+        )
         self.reward_spec = Unbounded(shape=(num_envs, 1))
         flag = Binary(1, shape=(num_envs, 1), dtype=torch.bool)
         flags = {key: flag.clone() for key in ("done", "terminated", "truncated")}
@@ -79,7 +87,10 @@ class AtariEnv(EnvBase):
         return TensorDict({OBSERVATION: self._screens}, self.batch_size)
 
     def _step(self, tensordict: TensorDictBase) -> TensorDict:
-        screens, reward, terminated, truncated, info = self.emulators.step(tensordict["action"].numpy())
+        action = tensordict["action"]
+        if self.one_hot:
+            action = action.long().argmax(-1)
+        screens, reward, terminated, truncated, info = self.emulators.step(action.numpy())
         self._screens = torch.from_numpy(screens[:, 0])
         self._fresh = torch.from_numpy(terminated | truncated)
         last = self._screens
@@ -98,35 +109,50 @@ class AtariEnv(EnvBase):
         )
 
 
-def make_env(env: Env, preprocess: Preprocess | None, num_envs: int, seed: int) -> EnvBase:
+def is_registered(env_id: str, registry: Iterable[str]) -> bool:
+    """Whether gymnasium's registry has an id, or with a version the one that is given without."""
+    return any(known == env_id or known.startswith(f"{env_id}-v") for known in registry)
+
+
+def make_env(env: Env, preprocess: Preprocess | None, num_envs: int, seed: int, *, one_hot: bool = False) -> EnvBase:
     """The environment that policies are trained and evaluated in, of batch size ``(num_envs,)``.
 
     With preprocessing, only what the network reads is kept.
+
+    Args:
+        env: which, as the profile has it.
+        preprocess: none for raw observations.
+        num_envs: environments side by side.
+        seed: of the first; the others' follow from it.
+        one_hot: choices are taken as vectors ``(num_envs, actions)`` with one 1, and not as indices.
     """
     if isinstance(env, profile.AtariEnv):
-        made: EnvBase = AtariEnv(env, num_envs, seed)
+        made: EnvBase = AtariEnv(env, num_envs, seed, one_hot=one_hot)
     else:
-        made = SerialEnv(num_envs, lambda: make_gym_env(env))
+        made = SerialEnv(num_envs, lambda: make_gym_env(env, one_hot=one_hot))
         made.set_seed(seed)
     return made if preprocess is None else TransformedEnv(made, env_transforms(preprocess))
 
 
-def make_gym_env(env: profile.GymEnv) -> GymEnv:
-    """One environment of gymnasium's.
+def make_gym_env(env: profile.GymEnv, *, one_hot: bool = False) -> GymWrapper:
+    """One environment of gymnasium's, without gymnasium's checker, as TorchRL makes them.
+
+    It is made here and wrapped by TorchRL: ``GymEnv`` first tries arguments that not every class takes.
 
     Raises:
-        UserError: gymnasium cannot make it, or what one observes or does in it is not one array or number.
+        ProfileError: gymnasium cannot make it, or what one observes or does in it is not one array or number.
     """
     try:
-        made = GymEnv(env.id, max_episode_steps=env.max_episode_steps, categorical_action_encoding=True)
-    except Exception as error:  # whatever the environment's own constructor raises
-        raise UserError(f"params.yaml: env.id: {env.id!r}: gymnasium does not make it: {first_line(error)}") from None
+        bare = gymnasium.make(env.id, max_episode_steps=env.max_episode_steps, disable_env_checker=True)
+        made = GymWrapper(bare, categorical_action_encoding=not one_hot)
+    except Exception as error:  # whatever the environment's own module and constructor raise
+        raise ProfileError(f"env.id: {env.id!r}: gymnasium does not make it: {one_line(error)}") from error
     spaces = {"observations": made._env.observation_space, "actions": made._env.action_space}
     allowed = {"observations": (gymnasium.spaces.Box,), "actions": (gymnasium.spaces.Box, gymnasium.spaces.Discrete)}
     for what, space in spaces.items():
         if not isinstance(space, allowed[what]):
             kinds = " or ".join(kind.__name__ for kind in allowed[what])
-            raise UserError(f"params.yaml: env.id: {env.id!r}: its {what} are a {space}, must be a {kinds}")
+            raise ProfileError(f"env.id: {env.id!r}: its {what} are a {space}, must be a {kinds}")
     return made
 
 
@@ -134,7 +160,7 @@ def make_specs(env: Env) -> tuple[Composite, TensorSpec]:
     """What a policy is given and what it decides, without batch: ``observation``, raw, and the action.
 
     Raises:
-        UserError: there is no such environment.
+        ProfileError: there is no such environment.
     """
     if isinstance(env, profile.AtariEnv):
         screen = Bounded(0, 255, SCREEN_SHAPE, dtype=torch.uint8)
@@ -147,14 +173,14 @@ def rom_name(env_id: str) -> str:
     """The name of an environment's game in ale-py.
 
     Raises:
-        UserError: gymnasium has no such Atari environment, or ale-py has no such game.
+        ProfileError: gymnasium has no such Atari environment, or ale-py has no such game.
     """
     try:
         name = str(gymnasium.spec(env_id).kwargs["game"])
     except (gymnasium.error.Error, KeyError):
         name = ""
     if not name or ale_py.roms.get_rom_path(name) is None:
-        raise UserError(f"params.yaml: env.id: {env_id!r} is no Atari environment, such as 'ALE/Pong-v5'")
+        raise ProfileError(f"env.id: {env_id!r}: is no Atari environment, such as 'ALE/Pong-v5'")
     return name
 
 

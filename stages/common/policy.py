@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import gymnasium
 import torch
 from pydantic import ConfigDict, create_model
 from safetensors import SafetensorError, safe_open
@@ -26,11 +27,11 @@ from torch import nn
 from torchrl.data import Categorical, Composite, TensorSpec
 from torchrl.envs.utils import ExplorationType
 
-from stages.common.env import make_specs
-from stages.common.errors import UserError, first_line
+from stages.common.env import KNOWN, is_registered, make_specs
+from stages.common.errors import ProfileError, UserError, naming, one_line
 from stages.common.files import replacing
 from stages.common.preprocess import IS_INIT, pixels_spec, program_modules
-from stages.common.profile import Policy, Profile, check
+from stages.common.profile import AtariEnv, Env, Policy, Profile, check
 from stages.program.memory import Trial, find_memory, initialise, state_keys, state_spec
 
 Factory = Callable[..., TensorDictModuleBase]
@@ -69,7 +70,12 @@ def make_agent(name: str, profile: Profile) -> Agent:
     Raises:
         UserError: its environment or factory does not exist, or the factory does not take what the profile gives it.
     """
-    observation_spec, action_spec = make_specs(profile.env)
+    with naming(name):
+        return _make_agent(name, profile)
+
+
+def _make_agent(name: str, profile: Profile) -> Agent:
+    observation_spec, action_spec = make_specs(find_env(profile))
     observations = observation_spec
     modules: list[nn.Module] = []
     input_spec = observation_spec.clone()
@@ -80,13 +86,10 @@ def make_agent(name: str, profile: Profile) -> Agent:
     actor = call_factory(name, profile.policy, observations, action_spec)
     input_spec.update(state_spec(actor))
     policy = TensorDictSequential(*modules, actor)
-    try:
-        initialise(policy, input_spec)
-        action = try_action(policy, input_spec)
-        one_hot = is_one_hot(action, action_spec)
-        check_action(action[:, 0] if one_hot else action, action_spec)
-    except UserError as error:
-        raise UserError(f"params.yaml: policies.{name}: {error}") from None
+    initialise(policy, input_spec)
+    action = try_action(policy, input_spec)
+    one_hot = is_one_hot(action, action_spec)
+    check_action(action[:, 0] if one_hot else action, action_spec)
     return Agent(actor, policy, input_spec, action_spec, one_hot)
 
 
@@ -94,7 +97,7 @@ def try_action(policy: TensorDictModuleBase, input_spec: Composite) -> torch.Ten
     """An action of a policy's, ``(batch, ...)``.
 
     Raises:
-        UserError: as :func:`~stages.program.memory.find_memory`, or the policy fails.
+        ProfileError: as :func:`~stages.program.memory.find_memory`, or the policy fails.
     """
     memory = find_memory(policy, input_spec, ExplorationType.DETERMINISTIC)
     return Trial(policy, ExplorationType.DETERMINISTIC)(memory.example(input_spec))["action"]
@@ -111,7 +114,7 @@ def check_action(action: torch.Tensor, action_spec: TensorSpec) -> None:
     """Hold a policy's actions, ``(batch, ...)``, against what its environment takes.
 
     Raises:
-        UserError: they are of another shape, or are numbers where a choice is taken, or the other way round.
+        ProfileError: they are of another shape, or are numbers where a choice is taken, or the other way round.
     """
     found, expected = tuple(action.shape[1:]), tuple(action_spec.shape)
     if found != expected or action.dtype.is_floating_point != action_spec.dtype.is_floating_point:
@@ -119,33 +122,62 @@ def check_action(action: torch.Tensor, action_spec: TensorSpec) -> None:
             f"{dtype}[{', '.join(map(str, ('batch', *shape)))}]".replace("torch.", "")
             for dtype, shape in ((action.dtype, found), (action_spec.dtype, expected))
         ]
-        raise UserError(f"the policy's action is {kinds[0]}, the environment takes {kinds[1]}")
+        raise ProfileError(f"the policy's action is {kinds[0]}, the environment takes {kinds[1]}")
+
+
+def import_factory(params: Policy) -> Factory:
+    """What ``policy.factory`` names.
+
+    Raises:
+        ProfileError: it is not there, or its module cannot be imported.
+    """
+    module, function = params.factory.split(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ProfileError(f"policy.factory: {params.factory!r}: {one_line(error)}") from error
+    except (Exception, SystemExit) as error:  # a user's module may fail in any way
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise ProfileError(f"policy.factory: {params.factory!r}: {reason}") from error
+
+
+def find_env(profile: Profile) -> Env:
+    """A profile's environment. Where only the factory's module registers it, the id names that module too.
+
+    ``gymnasium.make`` then makes it anywhere, as a player does that knows of no factory.
+
+    Raises:
+        ProfileError: the factory cannot be imported.
+    """
+    env = profile.env
+    import_factory(profile.policy)
+    if isinstance(env, AtariEnv) or ":" in env.id or is_registered(env.id, KNOWN):
+        return env
+    if not is_registered(env.id, gymnasium.registry):
+        return env
+    return env.model_copy(update={"id": f"{profile.policy.factory.partition(':')[0]}:{env.id}"})
 
 
 def call_factory(
     name: str, params: Policy, observation_spec: Composite, action_spec: TensorSpec
 ) -> TensorDictModuleBase:
     """What a factory makes of the specs and of the arguments that ``params.yaml`` has for it."""
-    place = f"params.yaml: policies.{name}: policy.factory: {params.factory!r}"
-    module_name, function = params.factory.split(":")
-    try:
-        factory: Factory = getattr(importlib.import_module(module_name), function)
-    except Exception as error:  # a user's module may fail in any way
-        raise UserError(f"{place}: {first_line(error)}") from error
+    place = f"policy.factory: {params.factory!r}"
+    factory = import_factory(params)
     try:
         arguments = factory_arguments(name, factory, params.arguments)
     except UserError:
         raise
     except Exception as error:  # no function, or annotations that cannot be read
-        raise UserError(f"{place}: {type(error).__name__}: {first_line(error)}") from error
+        raise ProfileError(f"{place}: {type(error).__name__}: {one_line(error)}") from error
     try:
         actor = factory(observation_spec, action_spec, **arguments)
     except UserError as error:
-        raise UserError(f"params.yaml: policies.{name}: {error}") from None
-    except Exception as error:
-        raise UserError(f"{place}: {type(error).__name__}: {first_line(error)}") from error
+        raise ProfileError(str(error)) from None
+    except (Exception, SystemExit) as error:
+        raise ProfileError(f"{place}: {type(error).__name__}: {one_line(error)}") from error
     if not isinstance(actor, TensorDictModuleBase) or "action" not in actor.out_keys:
-        raise UserError(f"{place}: must make a TensorDict module that writes 'action'")
+        raise ProfileError(f"{place}: must make a TensorDict module that writes 'action'")
     return actor
 
 
@@ -186,7 +218,8 @@ def load_weights(path: Path, policy: str, network: nn.Module) -> None:
     """Load what :func:`save_weights` wrote into ``network``.
 
     Raises:
-        UserError: the file is missing, damaged, another policy's, or of a network with other shapes.
+        UserError: the file is missing, damaged, another policy's, or of a network with other weights; then a line
+            tells of each that is missing, superfluous, or of another dtype or shape.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -199,10 +232,24 @@ def load_weights(path: Path, policy: str, network: nn.Module) -> None:
         raise UserError(f"{path}: holds the policy {header.get('policy')!r}, expected {policy!r}")
     if header.get("sha256") != _digest(tensors):
         raise UserError(f"{path}: damaged: its weights do not match the digest in its header")
-    expected = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
-    found = {name: list(tensor.shape) for name, tensor in tensors.items()}
-    if found != expected:
-        raise UserError(
-            f"{path}: weights {found} do not fit the network of params.yaml, which has {expected}; train it again"
-        )
+    if differences := _differences(_kinds(tensors), _kinds(network.state_dict())):
+        lines = ["does not fit the network of params.yaml; train it again", *differences]
+        raise UserError("\n".join(f"{path}: {line}" for line in lines))
     network.load_state_dict(tensors)
+
+
+def _kinds(tensors: dict[str, torch.Tensor]) -> dict[str, str]:
+    """Dtype and shape of each, as ``float32[3, 5]``."""
+    return {name: f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}" for name, tensor in tensors.items()}
+
+
+def _differences(found: dict[str, str], expected: dict[str, str]) -> list[str]:
+    """A line for each of a file's weights that is not the network's, or the other way round."""
+    lines = [f"{name}: missing, expected {kind}" for name, kind in expected.items() if name not in found]
+    lines += [f"{name}: superfluous, found {kind}" for name, kind in found.items() if name not in expected]
+    lines += [
+        f"{name}: found {found[name]}, expected {kind}"
+        for name, kind in expected.items()
+        if name in found and found[name] != kind
+    ]
+    return lines

@@ -6,6 +6,7 @@ takes is checked against the factory's own signature, when it is called (:func:`
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
@@ -15,7 +16,7 @@ from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from stages.common.errors import UserError
+from stages.common.errors import ProfileError, UserError
 
 PATH = Path("params.yaml")
 SCREEN_SIZE = (210, 160)  # height and width of an Atari screen, in pixels
@@ -192,10 +193,59 @@ class Profile(Section):
         return self
 
 
+# How the names of files end that factories are given; what has a separator is taken for a file's name as well.
+SUFFIXES = {".pt", ".pth", ".ckpt", ".safetensors", ".npz", ".npy", ".json", ".yaml", ".csv", ".onnx"}
+MODULE_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+def _strings(content: Any, key: str) -> Iterator[tuple[str, str]]:
+    """All strings in an argument, with their dotted keys."""
+    match content:
+        case str():
+            yield key, content
+        case dict():
+            for name, value in content.items():
+                yield from _strings(value, f"{key}.{name}")
+        case list():
+            for index, value in enumerate(content):
+                yield from _strings(value, f"{key}.{index}")
+
+
+def _is_there(name: str) -> bool:
+    try:
+        return Path(name).exists()
+    except OSError:  # longer than a name can be
+        return False
+
+
 def named_files(profile: Profile) -> set[Path]:
     """The files among what a policy's factory is given."""
-    named = {Path(value) for value in profile.policy.arguments.values() if isinstance(value, str)}
+    named = {Path(value) for _, value in _strings(profile.policy.arguments, "policy") if _is_there(value)}
     return {path for path in named if path.is_file()}
+
+
+def named_modules(profile: Profile) -> list[str]:
+    """The modules that a profile names: its factory's, and its environment's, as in ``my_module:MyEnv-v0``."""
+    module, colon, _ = profile.env.id.partition(":")
+    return [profile.policy.factory.partition(":")[0], *([module] if colon else [])]
+
+
+def check_files(profile: Profile) -> None:
+    """Look for the files that a policy's factory is given.
+
+    Raises:
+        ProfileError: something that looks like a file's name is none's. All of them are named.
+    """
+    missing = [
+        f"{key}: {value!r}: no such file"
+        for key, value in _strings(profile.policy.arguments, "policy")
+        if ("/" in value or Path(value).suffix.lower() in SUFFIXES)
+        and "://" not in value
+        and not MODULE_PATH.fullmatch(value)
+        and not _is_there(value)
+    ]
+    if missing:
+        raise ProfileError("\n".join(missing))
 
 
 class Policies(BaseModel):

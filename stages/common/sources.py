@@ -1,12 +1,13 @@
-"""Which of the project's files a module needs, found without importing anything."""
+"""Which of the project's files a module needs, found without importing anything, and their hashes."""
 
 from __future__ import annotations
 
 import ast
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from stages.common.errors import UserError, first_line
+from stages.common.errors import UserError, one_line
 
 
 def module_file(name: str) -> Path | None:
@@ -29,7 +30,7 @@ def imported_names(path: Path) -> set[str]:
     except SyntaxError as error:
         raise UserError(f"{path}: line {error.lineno}: {error.msg}") from None
     except ValueError as error:
-        raise UserError(f"{path}: not Python: {first_line(error)}") from None
+        raise UserError(f"{path}: not Python: {one_line(error)}") from None
     for node in ast.walk(tree):
         match node:
             case ast.Import():
@@ -57,3 +58,12 @@ def needed_files(modules: Iterable[str]) -> set[Path]:
         packages = {".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 1)}
         unread += [file for name in names | packages if (file := module_file(name)) is not None]
     return found
+
+
+def hash_files(files: Iterable[Path]) -> dict[str, str]:
+    """SHA-256 of each file, by its path, in alphabetical order."""
+    hashes = {}
+    for path in sorted(files):
+        with path.open("rb") as file:
+            hashes[path.as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes

@@ -9,7 +9,7 @@ from tensordict import NestedKey
 from torch import nn
 from torchrl.data import Categorical, Composite, TensorSpec
 
-from stages.common.errors import UserError
+from stages.common.errors import ProfileError
 from stages.common.profile import Convolution
 
 
@@ -46,18 +46,18 @@ def make_network(
         the network, from ``(*batch, *observation.shape)`` to ``(*batch, outputs)`` float32, and its number of outputs.
 
     Raises:
-        UserError: an image is too small, or is none.
+        ProfileError: an image is too small, or is none.
     """
     shape = tuple(observation.shape)
     layers: list[nn.Module] = []
     if conv:
         if len(shape) != len(("channels", "height", "width")):
-            raise UserError(f"{place}.conv: {conv!r}: observations of shape {shape} are no images, must be []")
+            raise ProfileError(f"{place}.conv: {conv!r}: observations of shape {shape} are no images, must be []")
         channels, height, width = shape
         for outputs, kernel, stride in conv:
             height, width = (height - kernel) // stride + 1, (width - kernel) // stride + 1
             if min(height, width) < 1:
-                raise UserError(f"{place}.conv: {conv!r} leaves images of {(height, width)} of {shape[1:]}")
+                raise ProfileError(f"{place}.conv: {conv!r} leaves images of {(height, width)} of {shape[1:]}")
             layers += [nn.Conv2d(channels, outputs, kernel, stride), nn.LayerNorm([outputs, height, width]), nn.ReLU()]
             channels = outputs
         shape = (channels, height, width)
@@ -75,13 +75,13 @@ def only_observation(observation_spec: Composite) -> tuple[NestedKey, TensorSpec
     """Key and spec of the one entry that there is.
 
     Raises:
-        UserError: there are more, or it is not of float32 numbers.
+        ProfileError: there are more, or it is not of float32 numbers.
     """
     entries = list(observation_spec.items(include_nested=True, leaves_only=True))
     if len(entries) != 1:
-        raise UserError(f"policy.factory: is for one observation, found {', '.join(str(key) for key, _ in entries)}")
+        raise ProfileError(f"policy.factory: is for one observation, found {', '.join(str(key) for key, _ in entries)}")
     if (dtype := entries[0][1].dtype) != torch.float32:
-        raise UserError(f"policy.factory: is for float32 observations, found {str(dtype).removeprefix('torch.')}")
+        raise ProfileError(f"policy.factory: is for float32 observations, found {str(dtype).removeprefix('torch.')}")
     return entries[0]
 
 
@@ -89,8 +89,8 @@ def number_of_actions(action_spec: TensorSpec) -> int:
     """How many there are to choose from.
 
     Raises:
-        UserError: the action is no choice.
+        ProfileError: the action is no choice.
     """
     if not isinstance(action_spec, Categorical):
-        raise UserError(f"policy.factory: is for actions to choose from, found {tuple(action_spec.shape)} numbers")
+        raise ProfileError(f"policy.factory: is for actions to choose from, found {tuple(action_spec.shape)} numbers")
     return int(action_spec.n)

@@ -12,7 +12,7 @@ import torch
 from torch.export.graph_signature import InputKind, OutputKind
 from torchrl.envs.utils import ExplorationType
 
-from stages.common.errors import UserError
+from stages.common.errors import ProfileError
 from stages.common.program import Step
 from stages.program.assertions import passing_checks
 from stages.program.failures import fixes_batch, source_of, watch_sizes
@@ -30,7 +30,7 @@ def export(step: Step) -> torch.export.ExportedProgram:
     """The step as a graph of any batch size.
 
     Raises:
-        UserError: a deterministic program would draw random numbers, a row would depend on others of its batch, or a
+        ProfileError: a deterministic program would draw random numbers, a row would depend on others of its batch, or a
             module would write into itself.
     """
     step = Step(exportable(step.policy), step.input_spec, step.exploration_type, one_hot=step.one_hot)
@@ -46,7 +46,7 @@ def export(step: Step) -> torch.export.ExportedProgram:
                 raise
             with watch_sizes() as lines, contextlib.suppress(Exception):
                 torch.export.export(step, (), examples, dynamic_shapes=sizes)
-            raise UserError(
+            raise ProfileError(
                 "the policy works for a batch of one size only, and a program takes any; it asks for the size of its "
                 f"batch at {', '.join(dict.fromkeys(lines)) or 'a place that is not known'}"
             ) from error
@@ -57,7 +57,7 @@ def export(step: Step) -> torch.export.ExportedProgram:
     refuse_writing(program)
     random = random_operators(program)
     if random and step.exploration_type is ExplorationType.DETERMINISTIC:
-        raise UserError(f"the deterministic program draws random numbers: {', '.join(map(describe, random))}")
+        raise ProfileError(f"the deterministic program draws random numbers: {', '.join(map(describe, random))}")
     return program
 
 
@@ -117,11 +117,11 @@ def refuse_training(program: torch.export.ExportedProgram) -> None:
     """Hold a program against what a policy does in evaluation mode.
 
     Raises:
-        UserError: it normalises by the rows of its batch, so that one row's decision depends on the others.
+        ProfileError: it normalises by the rows of its batch, so that one row's decision depends on the others.
     """
     for node in operators(program):
         if NORMALISATION in str(node.target) and arguments_of(node).get("training") is True:
-            raise UserError(
+            raise ProfileError(
                 f"the policy normalises by its batch even in evaluation mode: {describe(node)}; a program decides for "
                 "each row alone: leave `training` to the module's mode"
             )
@@ -131,8 +131,8 @@ def refuse_writing(program: torch.export.ExportedProgram) -> None:
     """Hold a program against a function without side effects.
 
     Raises:
-        UserError: a module writes into one of its buffers.
+        ProfileError: a module writes into one of its buffers.
     """
     written = [spec.target for spec in program.graph_signature.output_specs if spec.kind is OutputKind.BUFFER_MUTATION]
     if written:
-        raise UserError(f"the policy's modules write into their buffers: {', '.join(map(str, written))}")
+        raise ProfileError(f"the policy's modules write into their buffers: {', '.join(map(str, written))}")

@@ -23,7 +23,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules.utils import get_primers_from_module
 
 from stages.common.decisions import VALUES
-from stages.common.errors import UserError
+from stages.common.errors import ProfileError, UserError
 from stages.common.preprocess import IS_INIT
 from stages.program.failures import explain
 
@@ -111,7 +111,7 @@ def initialise(policy: TensorDictModuleBase, input_spec: Composite) -> None:
     """Give the policy's lazy layers their sizes, in place, by a call with any entries; nothing where there are none.
 
     Raises:
-        UserError: the policy fails.
+        ProfileError: the policy fails.
     """
     if not any(is_lazy(tensor) for tensor in (*policy.parameters(), *policy.buffers())):
         return
@@ -131,7 +131,7 @@ def call(policy: TensorDictModuleBase, entries: Entries, exploration_type: Explo
 
     Raises:
         KeyError: the policy reads an entry that is not there.
-        UserError: the policy fails otherwise.
+        ProfileError: the policy fails otherwise.
     """
     given = TensorDict({}, batch_size=[ROWS])
     for key, tensor in entries.items():
@@ -142,7 +142,7 @@ def call(policy: TensorDictModuleBase, entries: Entries, exploration_type: Explo
     except (KeyError, UserError):
         raise
     except Exception as error:  # a user's module may fail in any way
-        raise UserError(f"the policy fails: {explain(error)}") from error
+        raise ProfileError(f"the policy fails: {explain(error)}") from error
     return {unravel_key(key): after[key] for key in after.keys(include_nested=True, leaves_only=True)}
 
 
@@ -155,13 +155,13 @@ def find_memory(policy: TensorDictModuleBase, input_spec: Composite, exploration
         exploration_type: under which the policy is called; what only explores keeps its states only then.
 
     Raises:
-        UserError: a module keeps a memory in itself, or the policy reads an entry that is neither an observation nor a
-            state of known shape.
+        ProfileError: a module keeps a memory in itself, or the policy reads an entry that is neither an observation nor
+            a state of known shape.
     """
     declared = state_keys(policy)
     known = {unravel_key(key) for key in input_spec.keys(include_nested=True, leaves_only=True)}
     if undeclared := [key for key in declared if key not in known]:
-        raise UserError(
+        raise ProfileError(
             f"the policy has states {undeclared} of unknown shape; the module that keeps them needs the method "
             "make_tensordict_primer, as TorchRL's LSTMModule has it"
         )
@@ -183,7 +183,7 @@ def find_memory(policy: TensorDictModuleBase, input_spec: Composite, exploration
             if not missing and isinstance(error, UserError):
                 raise
             has = sorted((key for key in known if key not in declared and key not in primed), key=str)
-            raise UserError(f"the policy reads {missing or error}, the environment has {has}") from None
+            raise ProfileError(f"the policy reads {missing or error}, the environment has {has}") from None
     refuse_hidden(trial, kept, first, entries)
 
     decisions = ["action", *VALUES, *map(next_key, declared)]
@@ -275,18 +275,18 @@ def refuse_hidden(trial: Trial, kept: dict[str, torch.Tensor], first: Entries, e
     """Hold a second call against the first.
 
     Raises:
-        UserError: a module keeps something from call to call, or draws random numbers that are not PyTorch's.
+        ProfileError: a module keeps something from call to call, or draws random numbers that are not PyTorch's.
     """
     now = trial.kept()
     names = [name for name in now if name not in kept or not torch.equal(now[name], kept[name])]
     different = bool(differing(first, trial(entries), first))
     if names:
-        raise UserError(
+        raise ProfileError(
             f"the policy's modules write into themselves ({', '.join(names)}), and a program has no such memory: read "
             "a state under a key, write its next value under ('next', key), and declare it by make_tensordict_primer"
         )
     if different:
-        raise UserError(
+        raise ProfileError(
             "the policy decides otherwise when it is called again with the same entries and the same random seed: it "
             "keeps a memory in itself, or draws random numbers that are not PyTorch's, and a program has neither"
         )

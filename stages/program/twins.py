@@ -19,7 +19,7 @@ from torchrl.data import Binary, Bounded, Categorical, Composite, MultiOneHot, O
 from torchrl.envs.utils import ExplorationType, exploration_type
 from torchrl.modules import EGreedyModule, GRUModule, LSTMModule
 
-from stages.common.errors import UserError
+from stages.common.errors import ProfileError
 
 
 class RecurrentStep(TensorDictModuleBase):
@@ -49,7 +49,7 @@ class EpsilonGreedy(TensorDictModuleBase):
     The library's ``forward`` expands its spec to the batch at hand, which fixes the batch size of an exported program.
 
     Raises:
-        UserError: the action's spec is of a kind that has no uniform draw here.
+        ProfileError: the action's spec is of a kind that has no uniform draw here.
     """
 
     def __init__(self, module: EGreedyModule) -> None:
@@ -59,7 +59,7 @@ class EpsilonGreedy(TensorDictModuleBase):
         self.register_buffer("eps", module.eps)
         spec = module.spec[self.action_key] if isinstance(module.spec, Composite) else module.spec
         if not isinstance(spec, Categorical | OneHot | Bounded) or isinstance(spec, MultiOneHot | Binary):
-            raise UserError(f"EGreedyModule: draws actions of a {type(spec).__name__} spec, which does not export")
+            raise ProfileError(f"EGreedyModule: draws actions of a {type(spec).__name__} spec, which does not export")
         self.spec = spec
         if isinstance(spec, Bounded):
             self.register_buffer("low", spec.space.low)
@@ -118,7 +118,7 @@ def exportable(policy: TensorDictModuleBase) -> TensorDictModuleBase:
     """A copy of a policy in which all modules export, in evaluation mode.
 
     Raises:
-        UserError: a module of TorchRL's is used in a way that its twin does not know.
+        ProfileError: a module of TorchRL's is used in a way that its twin does not know.
     """
     policy = copy.deepcopy(policy)
     for parent in list(policy.modules()):

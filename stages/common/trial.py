@@ -1,0 +1,90 @@
+"""Whether a policy can be built, found out before anything is trained.
+
+A policy is built in a process of its own, the only one that imports PyTorch, and not again until something that it is
+made of has changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+from collections.abc import Iterable
+from importlib import metadata
+from typing import Any
+
+from stages.common.errors import ProfileError, UserError, naming
+from stages.common.processes import processes
+from stages.common.profile import Profile, Untrained, load_profile
+from stages.common.sources import module_file
+
+LIBRARIES = ("torch", "torchrl", "tensordict", "gymnasium", "ale-py")
+
+
+def digest(profile: Profile, sources: tuple[dict[str, str], ...]) -> str:
+    """SHA-256 of what decides how a trial ends: the profile, the hashes of its sources, and the libraries' versions."""
+    versions = {name: metadata.version(name) for name in LIBRARIES}
+    content = json.dumps([profile.model_dump(), sources, versions], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def try_policy(name: str) -> list[str]:
+    """Build a policy, untrained, with its environment, here and on a device, and with what trains it.
+
+    Returns:
+        the project's modules that the environment is made of, which its id need not name.
+
+    Raises:
+        UserError: one of them cannot be built.
+    """
+    # Only here, as who starts the process does not need PyTorch.
+    from play import GymEnvironment, PlayError, make_environment
+    from stages.common.env import environment_facts, make_env
+    from stages.common.policy import find_env, make_agent
+
+    profile = load_profile(name)
+    agent = make_agent(name, profile)
+    with naming(name):
+        known = find_env(profile)
+        env = make_env(known, profile.preprocess, 1, 0, one_hot=agent.one_hot)
+        if not isinstance(profile.train, Untrained):
+            algorithm = importlib.import_module(f"stages.algorithms.{profile.train.algorithm}")
+            algorithm.Learner(agent.actor, profile.train, env.observation_spec[0])
+        try:
+            played = make_environment(environment_facts(known), 0)
+        except PlayError as error:
+            raise ProfileError(f"env.id: {profile.env.id!r}: {error}") from None
+    return own_modules(played.env) if isinstance(played, GymEnvironment) else []
+
+
+def own_modules(env: Any) -> list[str]:
+    """The modules of this project that one of gymnasium's environments is made of, its wrappers included."""
+    entry_points = [env.spec.entry_point, *(wrapper.entry_point for wrapper in env.spec.additional_wrappers)]
+    names = {point.partition(":")[0] if isinstance(point, str) else point.__module__ for point in entry_points}
+    layer = env
+    while layer is not env.unwrapped:
+        names.add(type(layer).__module__)
+        layer = layer.env
+    return sorted(name for name in {*names, type(layer).__module__} if module_file(name) is not None)
+
+
+def try_policies(names: Iterable[str]) -> dict[str, list[str]]:
+    """What :func:`try_policy` returns for each of some policies, which are tried side by side.
+
+    Raises:
+        UserError: some cannot be built; the mistakes of all of them.
+    """
+    found, mistakes = {}, []
+    if not (wanted := list(names)):
+        return {}
+    with processes(min(len(wanted), len(os.sched_getaffinity(0))), one_task_each=True) as executor:
+        trials = {name: executor.submit(try_policy, name) for name in wanted}
+        for name, trial in trials.items():
+            try:
+                found[name] = trial.result()
+            except UserError as error:
+                mistakes.append(str(error))
+    if mistakes:
+        raise UserError("\n".join(mistakes))
+    return found
