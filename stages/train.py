@@ -115,7 +115,8 @@ def learn(
         scores.extend(saved["scores"])
         env.set_seed(seed + steps % 900_000)
         print(f"train {policy}  resumes at {steps:,} steps", flush=True)
-    if steps >= train.total_steps:
+    if steps >= train.total_steps:  # it was interrupted while it was evaluated
+        explore_as_at_the_end(learner, agent, steps)
         return steps, curve
 
     rollouts = Rollouts(env, acting, learner.keep, learner.value)
@@ -150,7 +151,14 @@ def learn(
                 state = {"steps": steps, "curve": curve, "scores": list(scores)}
                 state |= {"behaviour": learner.behaviour.state_dict(), "optimizer": learner.optimizer.state_dict()}
                 checkpoint.save(state)
+    explore_as_at_the_end(learner, agent, steps)
     return steps, curve
+
+
+def explore_as_at_the_end(learner: Any, agent: Agent, steps: int) -> None:
+    """Leave the policy with the exploration that its training has ended with, which its weights may hold."""
+    if learner.exploration is not None:
+        learner.exploration.apply(agent.actor, steps)
 
 
 @torch.no_grad()
@@ -159,7 +167,7 @@ def evaluate(profile: Profile, agent: Agent) -> dict[str, float]:
     agent.actor.eval()
     episodes = profile.train.eval_episodes
     env = make_env(find_env(profile), profile.preprocess, episodes, EVAL_SEED, one_hot=agent.one_hot)
-    driver = Driver(env, agent.actor)
+    driver = Driver(env, agent.actor, ExplorationType.DETERMINISTIC)
     scores, playing, steps = torch.zeros(episodes), torch.ones(episodes, dtype=torch.bool), 0
     with set_exploration_type(ExplorationType.DETERMINISTIC):
         while playing.any():

@@ -6,14 +6,12 @@ import pytest
 import torch
 from tensordict import TensorDict
 from torch import nn
-from torchrl.data import Categorical, Unbounded
+from torchrl.data import Unbounded
 from torchrl.envs.utils import ExplorationType, set_exploration_type
-from torchrl.modules import EGreedyModule
 
 from stages.common.errors import UserError
 from stages.common.policy import load_weights, make_agent, save_weights
 from stages.policies.networks import make_network
-from stages.policies.q_value import EpsilonGreedy
 
 
 def make_small(outputs=3, seed=0):
@@ -153,36 +151,3 @@ def test_agent_is_greedy_and_its_policy_explores(variant):
         decided = agent.actor(TensorDict(pixels=torch.randn(50, *frames), batch_size=[50]))
     assert torch.equal(decided["action"], decided["action_value"].argmax(-1))
     assert float(agent.actor[-1].eps) == pytest.approx(0.25)
-
-
-ROWS, ACTIONS = 60_000, 4
-
-
-def explore(module, exploration_type):
-    """How often each action comes out where the greedy one is 2."""
-    entries = TensorDict(action=torch.full((ROWS,), 2), batch_size=[ROWS])
-    torch.manual_seed(0)
-    with set_exploration_type(exploration_type):
-        action = module(entries)["action"]
-    assert (action.dtype, action.shape) == (torch.int64, (ROWS,))
-    return torch.bincount(action, minlength=ACTIONS) / ROWS
-
-
-@pytest.mark.parametrize("epsilon", [0.0, 0.1, 0.5, 1.0])
-def test_epsilon_means_what_torchrl_means(epsilon):
-    ours = explore(EpsilonGreedy(ACTIONS, epsilon), ExplorationType.RANDOM)
-    spec = Categorical(ACTIONS)
-    library = explore(EGreedyModule(spec, eps_init=epsilon, eps_end=epsilon), ExplorationType.RANDOM)
-    expected = torch.full((ACTIONS,), epsilon / ACTIONS)
-    expected[2] += 1 - epsilon
-    torch.testing.assert_close(ours, expected, rtol=0, atol=0.01)  # five standard deviations
-    torch.testing.assert_close(library, expected, rtol=0, atol=0.01)
-
-
-@pytest.mark.parametrize("exploration_type", [ExplorationType.DETERMINISTIC, ExplorationType.MODE])
-def test_no_exploration_unless_random(exploration_type):
-    assert explore(EpsilonGreedy(ACTIONS, 1.0), exploration_type)[2] == 1
-
-
-def test_epsilon_is_no_weight():
-    assert EpsilonGreedy(ACTIONS, 0.5).state_dict() == {}

@@ -57,7 +57,7 @@ class EpsilonSchedule:
         self.start, self.rollout = train.epsilon_start, train.num_envs * train.rollout_steps
         self.rollouts = max(1, train.epsilon_steps // self.rollout)
         explore = next((module for module in policy.modules() if isinstance(module, EGreedyModule)), None)
-        self.end = 0.0 if explore is None else float(explore.eps)
+        self.end = 0.0 if explore is None else float(explore.eps_end)
         if explore is not None and self.end > self.start:
             raise ProfileError(f"policy.epsilon: {self.end:g}: must be at most train.epsilon_start ({self.start:g})")
 

@@ -8,10 +8,11 @@ import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
+from torchrl.envs.utils import ExplorationType
 
-from stages.common.policy import observation_keys
+from stages.common.errors import ProfileError
 from stages.common.preprocess import IS_INIT
-from stages.program.memory import next_key, state_keys, state_spec
+from stages.program.memory import find_memory, state_spec
 
 
 class Driver:
@@ -20,15 +21,21 @@ class Driver:
     Args:
         env: of batch size ``(num_envs,)``.
         policy: from the environment's entries, its states and ``is_init`` to ``action`` and the next states.
+        exploration_type: under which the policy will be called.
+
+    Raises:
+        ProfileError: the policy's memory starts otherwise than with zeros.
     """
 
-    def __init__(self, env: EnvBase, policy: TensorDictModuleBase) -> None:
+    def __init__(self, env: EnvBase, policy: TensorDictModuleBase, exploration_type: ExplorationType) -> None:
         self.env, self.policy = env, policy
-        self.observations, self.states = observation_keys(policy), state_keys(policy)
+        found = find_memory(policy, env.observation_spec[0].cpu().update(state_spec(policy)), exploration_type)
+        if found.restarts:
+            raise ProfileError(f"the policy starts {found.in_place} otherwise than with zeros, which cannot be trained")
+        self.observations, self.states = found.observations, found.written
         self.device = next((tensor.device for tensor in policy.parameters()), torch.device("cpu"))
         self.entries = env.reset()
-        spec = state_spec(policy)
-        self.memory = spec.expand(*env.batch_size, *spec.shape).zero().to(self.device)
+        self.memory = found.spec.expand(*env.batch_size, *found.spec.shape).zero().to(self.device)
         if self.states:
             self.memory[IS_INIT] = torch.ones(*env.batch_size, 1, dtype=torch.bool, device=self.device)
 
@@ -45,7 +52,7 @@ class Driver:
         stepped, self.entries = self.env.step_and_maybe_reset(self.entries.set("action", decision["action"].cpu()))
         outcome, after, done = stepped["next"], self.memory, stepped["next", "done"].to(self.device)
         if self.states:
-            after = TensorDict({key: decision[next_key(key)] for key in self.states}, self.env.batch_size)
+            after = TensorDict({key: decision[place] for key, place in self.states.items()}, self.env.batch_size)
             self.memory = after.apply(lambda state: state.masked_fill(done.view(-1, *[1] * (state.ndim - 1)), 0))
             after[IS_INIT], self.memory[IS_INIT] = torch.zeros_like(done), done
         return outcome, after
@@ -59,6 +66,9 @@ class Rollouts(Driver):
         policy: explores where the mode of exploration says so.
         keep: entries of a decision that a rollout holds, beside what the policy reads.
         value: of a decision, ``(num_envs, 1)``; none where a rollout is to hold the next entries instead.
+
+    Raises:
+        ProfileError: the policy writes its memory in place, over what learning needs.
     """
 
     def __init__(
@@ -68,7 +78,9 @@ class Rollouts(Driver):
         keep: Sequence[NestedKey],
         value: Callable[[TensorDictBase], torch.Tensor] | None,
     ) -> None:
-        super().__init__(env, policy)
+        super().__init__(env, policy, ExplorationType.RANDOM)
+        if in_place := [key for key, place in self.states.items() if key == place]:
+            raise ProfileError(f"the policy writes its memory in place ({in_place}): only algorithm 'none' takes that")
         self.keep, self.value = keep, value
         self.scores = torch.zeros(env.batch_size)
 

@@ -25,7 +25,6 @@ from stages.common.program import Step
 from stages.compile_aoti import compile_to
 from stages.export_onnx import convert
 from stages.faults.subject import Subject, insert, save
-from stages.policies.q_value import EpsilonGreedy
 
 Fault = Callable[[Subject, Path], Path]
 
@@ -261,7 +260,7 @@ def explores_more_often(subject: Subject, folder: Path) -> Path:
     return save(folder / "policy_random.pt2", subject, Step(agent.policy, agent.input_spec, ExplorationType.RANDOM))
 
 
-class OneDraw(EpsilonGreedy):
+class OneDraw(EGreedyModule):
     """One coin for all rows of a batch."""
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:

@@ -2,38 +2,13 @@
 
 from __future__ import annotations
 
-import torch
-from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import nn
 from torchrl.data import Categorical, Composite, TensorSpec
-from torchrl.envs.utils import ExplorationType, exploration_type
 from torchrl.modules import EGreedyModule, QValueModule
 
 from stages.common.profile import Convolution, Count, Probability
 from stages.policies.networks import make_network, number_of_actions, only_observation
-
-
-class EpsilonGreedy(EGreedyModule):
-    """TorchRL's epsilon-greedy exploration for a categorical action, written so that it exports.
-
-    The library's own ``forward`` expands its spec to the batch at hand, which fixes the batch size of an exported
-    program. Here epsilon is no weight: it is not in the module's ``state_dict``.
-    """
-
-    def __init__(self, num_actions: int, epsilon: float) -> None:
-        super().__init__(Categorical(num_actions), epsilon, epsilon, annealing_num_steps=1)
-        for name, buffer in list(self.named_buffers()):
-            self.register_buffer(name, buffer, persistent=False)
-        self.num_actions = num_actions
-
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        if exploration_type() not in (ExplorationType.RANDOM, None):
-            return tensordict
-        greedy = tensordict[self.action_key]
-        explores = torch.rand_like(greedy, dtype=torch.float32) < self.eps
-        drawn = torch.randint_like(greedy, self.num_actions)
-        return tensordict.set(self.action_key, torch.where(explores, drawn, greedy))
 
 
 def make_policy(
@@ -62,5 +37,12 @@ def make_policy(
 
 
 def choose(num_actions: int, epsilon: float) -> list[nn.Module]:
-    """Modules from ``action_value`` to ``action``."""
-    return [QValueModule(spec=Composite(action=Categorical(num_actions))), EpsilonGreedy(num_actions, epsilon)]
+    """Modules from ``action_value`` to ``action``.
+
+    Here epsilon is no weight: it is not in the exploration's ``state_dict``.
+    """
+    spec = Categorical(num_actions)
+    explore = EGreedyModule(spec, epsilon, epsilon, annealing_num_steps=1)
+    for name, buffer in list(explore.named_buffers()):
+        explore.register_buffer(name, buffer, persistent=False)
+    return [QValueModule(spec=Composite(action=spec)), explore]

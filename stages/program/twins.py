@@ -15,7 +15,7 @@ import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import nn
-from torchrl.data import Binary, Bounded, Categorical, Composite, MultiOneHot, OneHot
+from torchrl.data import Binary, Bounded, Categorical, Composite, MultiCategorical, MultiOneHot, OneHot
 from torchrl.envs.utils import ExplorationType, exploration_type
 from torchrl.modules import EGreedyModule, GRUModule, LSTMModule
 
@@ -58,7 +58,9 @@ class EpsilonGreedy(TensorDictModuleBase):
         self.action_key, self.action_mask_key = module.action_key, module.action_mask_key
         self.register_buffer("eps", module.eps)
         spec = module.spec[self.action_key] if isinstance(module.spec, Composite) else module.spec
-        if not isinstance(spec, Categorical | OneHot | Bounded) or isinstance(spec, MultiOneHot | Binary):
+        if not isinstance(spec, Categorical | OneHot | Bounded) or isinstance(
+            spec, MultiOneHot | MultiCategorical | Binary
+        ):
             raise ProfileError(f"EGreedyModule: draws actions of a {type(spec).__name__} spec, which does not export")
         self.spec = spec
         if isinstance(spec, Bounded):
@@ -98,8 +100,12 @@ TWINS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
 
 
 def twin_of(module: nn.Module) -> nn.Module:
-    """What takes a module's place in a program: its twin, or the module itself."""
-    make = next((make for kind, make in TWINS.items() if isinstance(module, kind)), None)
+    """What takes a module's place in a program: its twin, or the module itself.
+
+    A subclass that computes something else has no twin.
+    """
+    kinds = (kind for kind in TWINS if isinstance(module, kind) and type(module).forward is kind.forward)
+    make = next((TWINS[kind] for kind in kinds), None)
     return module if make is None else make(module)
 
 
