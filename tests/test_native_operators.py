@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable
+import subprocess
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +15,10 @@ from torch.nn import functional
 
 from stages import compile_native
 from stages.common import runtimes
-from stages.common.archive import load_program, save_program
+from stages.common.archive import save_program
 from stages.common.errors import UserError
 from stages.common.instructions import find_target
-from stages.lowering import native_operators
-from stages.lowering.native_operators import find_unsupported, tell_operator
+from stages.lowering.native_operators import find_unsupported, tell_operator, tell_place
 from stages.lowering.single import lower_single
 
 TOLERANCE = 1e-5
@@ -39,7 +38,7 @@ def named(outputs: dict[str, object]) -> Outputs:
 class Images(nn.Module):
     """Of bytes and floats: convolutions, pools, norms, resizes."""
 
-    SHAPES = {"screen": ((3, 34, 26), torch.uint8), "line": ((4, 19), torch.float32)}
+    OBSERVATION = ((3, 34, 26), torch.uint8)
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,8 +75,9 @@ class Images(nn.Module):
             if isinstance(module, nn.BatchNorm2d):
                 nn.init.normal_(module.running_mean)
 
-    def forward(self, screen: torch.Tensor, line: torch.Tensor) -> Outputs:
-        pixels = screen / 255
+    def forward(self, observation: torch.Tensor) -> Outputs:
+        pixels = observation / 255
+        line = pixels.flatten(1)[:, :76].reshape(-1, 4, 19)
         found = {
             name: layer(torch.cat([pixels, 1 - pixels], 1) if name == "grouped" else pixels)
             for name, layer in self.layers.items()
@@ -87,7 +87,7 @@ class Images(nn.Module):
         for mode in ("bilinear", "bicubic"):
             for size in ((15, 11), (40, 26)):
                 scaled = functional.interpolate(pixels, size, mode=mode, antialias=True)
-                rounded = functional.interpolate(screen, size, mode=mode, antialias=True)
+                rounded = functional.interpolate(observation, size, mode=mode, antialias=True)
                 found |= {f"{mode}_{size[0]}": scaled, f"{mode}_{size[0]}_bytes": rounded}
         return named(found)
 
@@ -95,9 +95,11 @@ class Images(nn.Module):
 class Vectors(nn.Module):
     """Orders, running sums, indices, and functions of a number."""
 
-    SHAPES = {"numbers": ((40,), torch.float32), "ties": ((9,), torch.int64), "indices": ((6,), torch.int64)}
+    OBSERVATION = ((55,), torch.float32)
 
-    def forward(self, numbers: torch.Tensor, ties: torch.Tensor, indices: torch.Tensor) -> Outputs:
+    def forward(self, observation: torch.Tensor) -> Outputs:
+        numbers, whole = observation[:, :40], (observation[:, 40:].abs() * 3).long().clamp(max=8)
+        ties, indices = whole[:, :9], whole[:, 9:]
         few, part = numbers[:, :9], numbers[:, :6]
         positive = numbers.abs() + 0.1
         inside = numbers.tanh() * 0.9
@@ -157,7 +159,7 @@ class Vectors(nn.Module):
 class Sequences(nn.Module):
     """Attention, recurrence, and products of what no weights are in."""
 
-    SHAPES = {"tokens": ((5, 8), torch.float32), "words": ((5,), torch.int64)}
+    OBSERVATION = ((5, 9), torch.float32)
 
     def __init__(self) -> None:
         super().__init__()
@@ -171,7 +173,8 @@ class Sequences(nn.Module):
         self.bilinear = nn.Bilinear(8, 8, 3)
         self.exact = nn.Linear(8, 20, dtype=torch.float64)
 
-    def forward(self, tokens: torch.Tensor, words: torch.Tensor) -> Outputs:
+    def forward(self, observation: torch.Tensor) -> Outputs:
+        tokens, words = observation[..., :8], (observation[..., 8].abs() * 3).long().clamp(max=8)
         heads = tokens.reshape(-1, 5, 2, 4).transpose(1, 2)
         mask = torch.ones(5, 5, dtype=torch.bool).tril(-1)  # of the first row nothing is left
         matrix = tokens[0]
@@ -212,12 +215,9 @@ def export(module: nn.Module, row: dict[str, torch.Tensor]) -> torch.export.Expo
     return torch.export.export(module, (), row)
 
 
-def draw(kind: tuple[tuple[int, ...], torch.dtype]) -> torch.Tensor:
-    shape, dtype = kind
-    if dtype.is_floating_point:
-        return torch.randn(ROWS, *shape, dtype=dtype)
-    limit = 256 if dtype == torch.uint8 else shape[0] if len(shape) == 1 else 9
-    return torch.randint(limit, (ROWS, *shape), dtype=dtype)
+def draw(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    size = (ROWS, *shape)
+    return torch.randn(size) if dtype == torch.float32 else torch.randint(256, size, dtype=dtype)
 
 
 @pytest.mark.slow
@@ -225,8 +225,8 @@ def draw(kind: tuple[tuple[int, ...], torch.dtype]) -> torch.Tensor:
 @pytest.mark.parametrize("kind", [Images, Vectors, Sequences])
 def test_native_library_computes_as_eager(kind, tmp_path):
     torch.manual_seed(0)
-    module, rows = kind(), {name: draw(shape) for name, shape in kind.SHAPES.items()}
-    row = {name: tensor[:1] for name, tensor in rows.items()}
+    module, rows = kind(), draw(*kind.OBSERVATION)
+    row = {"observation": rows[:1]}
     single = lower_single(export(module, row), describe(row))
     facts = {"policy": "operators", "actions": [], "states": [], "inputs": describe(row)}
     facts["outputs"] = describe(module(**row))
@@ -237,11 +237,134 @@ def test_native_library_computes_as_eager(kind, tmp_path):
     library = runtimes.load(tmp_path / "build/libpolicy.so", 1)
     failures = []
     for number in range(ROWS):
-        given = {name: tensor[[number]] for name, tensor in rows.items()}
-        found = library({name: tensor.numpy() for name, tensor in given.items()})
-        for name, expected in module(**given).items():
+        found = library({"observation": rows[[number]].numpy()})
+        for name, expected in module(rows[[number]]).items():
             try:
                 np.testing.assert_allclose(found[name], expected.numpy(), rtol=0, atol=TOLERANCE, strict=True)
             except AssertionError as error:
                 failures.append(f"row {number}, {name}: {error}")
     assert not failures, "\n".join(failures)
+
+
+class Refused(nn.Module):
+    """What has no kernel, once through a library's module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bag = nn.EmbeddingBag(9, 4)
+        self.first = nn.Linear(9, 9)
+
+    def forward(self, observation: torch.Tensor) -> Outputs:
+        values = self.first(observation)
+        bags = self.bag(observation.long().clamp(0, 8))
+        inverse = torch.linalg.inv(values[:, None] * values[:, :, None])
+        waves = torch.fft.rfft(values).real
+        return {"action": values.mode(-1).values, "bags": bags, "inverse": inverse, "waves": waves.sort(-1).values}
+
+
+def line_of(text: str) -> int:
+    """Where a text stands first in this file."""
+    lines = Path(__file__).read_text().splitlines()
+    return next(number for number, line in enumerate(lines, 1) if text in line)
+
+
+REFUSED = {
+    "an embedding bag": "self.bag(observation",
+    "the inverse of a matrix": "torch.linalg.inv(",
+    "a Fourier transform": "torch.fft.rfft(",
+    "the most frequent number (mode)": "values.mode(",
+}
+
+
+def refused_program() -> tuple[torch.export.ExportedProgram, dict[str, object]]:
+    rows = {"observation": torch.randn(2, 9)}
+    module = Refused().eval().requires_grad_(requires_grad=False)
+    batch = {"observation": {0: torch.export.Dim("batch", min=1)}}
+    program = torch.export.export(module, (), rows, dynamic_shapes=batch)
+    return program, {"policy": "refused", "inputs": describe(rows)}
+
+
+def test_what_has_no_kernel_is_named_with_its_line_without_a_compiler(monkeypatch):
+    def forbidden(*_arguments: object, **_options: object) -> None:
+        raise AssertionError("nothing is compiled")
+
+    monkeypatch.setattr(subprocess, "Popen", forbidden)
+    program, facts = refused_program()
+    found = find_unsupported(program, facts["inputs"])
+    path = Path(__file__).relative_to(Path.cwd()) if Path(__file__).is_relative_to(Path.cwd()) else Path(__file__)
+    for words, text in REFUSED.items():
+        assert f"{words} at {path}:{line_of(text)}" in found
+    assert not any("sort" in words for words in found)
+
+
+def test_policy_with_what_has_no_kernel_is_refused_before_it_is_compiled(tmp_path, monkeypatch):
+    program, facts = refused_program()
+    path = tmp_path / "models/refused/policy.pt2"
+    path.parent.mkdir(parents=True)
+    save_program(path, program, facts)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(compile_native, "generate", lambda *_: pytest.fail("it is compiled"))
+    place = re.escape(f"{Path(__file__)}:{line_of('self.bag(observation')}")
+    message = (
+        rf"^compile_native: the program uses what only PyTorch's library computes: an embedding bag at {place}, .*"
+    )
+    with pytest.raises(UserError, match=rf"{message}; write the policy with other operators$"):
+        compile_native.compile_target("refused", "native", tmp_path)
+
+
+class ManyNumbers(nn.Module):
+    def forward(self, observation: torch.Tensor) -> Outputs:
+        return {"action": observation.sort(-1).indices[:, 0]}
+
+
+def test_too_many_numbers_are_counted():
+    row = {"observation": torch.randn(1, 5000)}
+    (found,) = find_unsupported(export(ManyNumbers(), row), describe(row))
+    assert re.fullmatch(r"`sort` of 5,000 numbers at .*test_native_operators\.py:\d+", found)
+
+
+def test_nothing_is_found_where_all_is_written():
+    row = {"observation": draw(*Sequences.OBSERVATION)[:1]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = export(Sequences(), row)
+    assert find_unsupported(program, describe(row)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("aten::median.dim", "`median`"),
+        ("aten.sort.stable", "`sort`"),
+        ("torch.ops.aten._fft_r2c.default", "a Fourier transform"),
+        ("aoti_torch_cpu__embedding_bag", "an embedding bag"),
+        ("aoti_torch_cpu_histc", "`histc`"),
+        ("extern_kernels.convolution", "`convolution`"),
+        ("Sleef_betaf8_u10", "`Sleef_betaf8_u10`"),
+    ],
+)
+def test_operators_in_words(name, told):
+    assert tell_operator(name) == told
+
+
+@pytest.mark.parametrize(
+    ("meta", "place"),
+    [
+        ({}, ""),
+        ({"stack_trace": 'File "/a/mine.py", line 3, in forward'}, " at /a/mine.py:3"),
+        (
+            {"stack_trace": 'File "/a/mine.py", line 3\n  x\nFile "/lib/torch/nn/modules/conv.py", line 7\n  y'},
+            " at /a/mine.py:3",
+        ),
+        (
+            {
+                "stack_trace": 'File "/lib/torch/nn/modules/conv.py", line 7\n  y',
+                "nn_module_stack": {"": ("", "Policy"), "a": ("net.convolution", "Conv2d")},
+            },
+            " in the module net.convolution",
+        ),
+    ],
+    ids=["nothing known", "a line", "a library's line behind it", "only a library's line"],
+)
+def test_places_in_words(meta, place):
+    assert tell_place(meta) == place

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -152,7 +153,8 @@ def stopped_before_code(found: list[str]) -> Iterator[None]:
 def find_unwritten(single: torch.export.ExportedProgram) -> list[str]:
     """The same as :func:`find_unsupported`, of a program for one row that has been lowered."""
     found: list[str] = []
-    with tempfile.TemporaryDirectory() as folder, stopped_before_code(found):
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), stopped_before_code(found):
+        warnings.simplefilter("ignore")  # what they warn of is what is found here
         package(single, find_target("native"), Path(folder, "policy.pt2"))
     return list(dict.fromkeys(found))
 
