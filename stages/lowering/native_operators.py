@@ -28,6 +28,7 @@ WORDS = {
     "bincount": "a histogram (bincount)",
     "complex": "complex numbers",
     "embedding_bag": "an embedding bag",
+    "embedding_bag_forward_only": "an embedding bag",
     "fft_c2c": "a Fourier transform",
     "fft_c2r": "a Fourier transform",
     "fft_r2c": "a Fourier transform",
