@@ -6,6 +6,7 @@ A call of a library's convolution costs more than the few thousand products of a
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -42,9 +43,9 @@ def multiply_patches(patches: torch.Tensor, weight: torch.Tensor, bias: torch.Te
     axes = weight.ndim - 2
     positions, kernel = range(2, 2 + axes), range(2 + axes, 2 + 2 * axes)
     batch, channels, *sizes = patches.shape[: 2 + axes]
-    count = torch.Size(sizes).numel()
+    count = math.prod(sizes)
     rows = patches.permute(0, *positions, 1, *kernel)
-    flat = rows.reshape(batch * count, channels * weight.shape[2:].numel())
+    flat = rows.reshape(math.prod(sizes, start=batch), math.prod(weight.shape[2:], start=channels))
     product = functional.linear(flat, weight.flatten(1), bias)
     return product.reshape(batch, count, len(weight)).transpose(1, 2).reshape(batch, -1, *sizes)
 
@@ -191,16 +192,16 @@ def as_product(  # noqa: PLR0917  the operator's own arguments
 ) -> torch.Tensor:
     """``torch.ops.aten.conv2d`` as a product of the images' patches and the kernels.
 
-    Args and result as of :func:`convolve`; what has groups stays the convolution that it is, for which PyTorch's
-    library has kernels that are as fast.
+    Args and result as of :func:`convolve`. What has groups or dilation stays the convolution that it is: in batches,
+    PyTorch's library is faster at it.
     """
-    if groups != 1:
+    if groups != 1 or any(step != 1 for step in dilation):
         return torch.ops.aten.convolution(
             images, weight, bias, stride, padding, dilation, transposed=False, output_padding=[0, 0], groups=groups
         )
-    return convolve(images, weight, bias, stride, padding, dilation)
+    return convolve(images, weight, bias, stride, padding)
 
 
 def use_products(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """The program with every convolution of images that has no groups as a matrix product."""
+    """The program with every plain convolution of images as a matrix product."""
     return program.run_decompositions({torch.ops.aten.conv2d.default: as_product})

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.export.graph_signature import InputKind
 
 from stages.lowering import layers, orders, running
 from stages.lowering.convolutions import convolve, convolve_any, convolve_transposed
@@ -84,4 +85,8 @@ def lower_single(
     }
     with torch.no_grad():
         single = torch.export.export(program.module(), (), examples)
-        return single.run_decompositions(OPERATORS)
+        lowered = single.run_decompositions(OPERATORS)
+    for spec in lowered.graph_signature.input_specs:
+        if spec.kind is InputKind.CONSTANT_TENSOR:  # AOTInductor packs what is a buffer
+            spec.kind, spec.persistent = InputKind.BUFFER, False
+    return lowered
