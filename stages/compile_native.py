@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import tempfile
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from stages.common.files import replacing
 from stages.common.golden import write_golden
 from stages.common.instructions import Target, find_target
 from stages.common.processes import processes
+from stages.lowering.native_operators import find_unwritten, package, tell_operator
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +34,6 @@ SOURCES = Path(__file__).parents[1] / "native"
 UNDEFINED = re.compile(r"undefined (?:reference to|symbol:) [`']?(\w+)")
 # How PyTorch compiles generated code that is not linked to its library.
 DEFINITIONS = ("-DTORCH_INDUCTOR_CPP_WRAPPER", "-DSTANDALONE_TORCH_HEADER", "-DC10_USING_CUSTOM_GENERATED_MACROS")
-SHIM = re.compile(r"aoti_torch_(?:(?:cpu|cuda)_)?_?(\w+?)(?:_out)?$")
 # Of a compiler the line, of CMake all lines that are indented below it.
 ERROR = re.compile(r"(?:fatal )?error: .*|CMake Error.*(?:\n(?:[ \t].*)?)*")
 MODEL_HEADER = "#include <torch/csrc/inductor/aoti_runtime/model.h>\n"
@@ -40,22 +41,7 @@ MODEL_HEADER = "#include <torch/csrc/inductor/aoti_runtime/model.h>\n"
 CALLED_BY_NAME = ".wrapper.json"
 
 
-def inductor_options() -> dict[str, Any]:
-    """What AOTInductor is told about the code that it makes."""
-    return {
-        "cpp.threads": 1,
-        "freezing": True,
-        "max_autotune": True,
-        "max_autotune_gemm_backends": "CPP",
-        "aot_inductor.precompile_headers": False,  # CMake compiles the code, without them
-        "aot_inductor.link_libtorch": False,
-        "aot_inductor.package_cpp_only": True,
-        "aot_inductor.package_constants_in_so": False,
-        "aot_inductor.package_constants_on_disk_format": "binary_blob",
-    }
-
-
-def needs_pytorch(operators: list[str], detail: str = "") -> UserError:
+def needs_pytorch(operators: Iterable[str], detail: str = "") -> UserError:
     return UserError(
         f"compile_native: the program uses what only PyTorch's library computes: {', '.join(operators)}{detail}; "
         "write the policy with other operators"
@@ -70,12 +56,9 @@ def generate(program: torch.export.ExportedProgram, target: Target, folder: Path
     """
     import torch._inductor
 
-    package = folder / "policy.pt2"
-    with torch.no_grad(), target.chosen():
-        torch._inductor.aoti_compile_and_package(
-            program, package_path=str(package), inductor_configs=inductor_options()
-        )
-    with zipfile.ZipFile(package) as archive:
+    path = folder / "policy.pt2"
+    package(program, target, path)
+    with zipfile.ZipFile(path) as archive:
         for ending, name in ((".wrapper.cpp", "model.cpp"), ("_weights.blob", "weights.bin")):
             found = [entry for entry in archive.namelist() if entry.endswith(ending)]
             (folder / name).write_bytes(archive.read(found[0]) if found else b"")
@@ -85,9 +68,9 @@ def generate(program: torch.export.ExportedProgram, target: Target, folder: Path
         (folder / "model.cpp").write_text(model.replace(interface.read_text(), MODEL_HEADER))
         called = [entry for entry in archive.namelist() if entry.endswith(CALLED_BY_NAME)]
         nodes = [node["node"] for entry in called for node in json.loads(archive.read(entry))["nodes"]]
-    package.unlink()
+    path.unlink()
     if nodes:
-        raise needs_pytorch(list(dict.fromkeys(node["target"].removeprefix("aten::") for node in nodes)))
+        raise needs_pytorch(dict.fromkeys(tell_operator(node["target"]) for node in nodes))
 
 
 def write_facts(path: Path, facts: dict[str, Any], weights: Path) -> None:
@@ -161,8 +144,7 @@ def call(*command: str | Path) -> None:
         return
     output = done.stdout + done.stderr
     if missing := list(dict.fromkeys(UNDEFINED.findall(output))):
-        operators = [match[1] if (match := SHIM.match(name)) else name for name in missing]
-        raise needs_pytorch(operators, f" (undefined: {', '.join(missing)})")
+        raise needs_pytorch(map(tell_operator, missing), f" (undefined: {', '.join(missing)})")
     reason = ERROR.search(output)
     told = " ".join(reason[0].split()) if reason else output.strip()[-300:]
     raise UserError(f"compile_native: {command[0]} fails: {told}")
@@ -193,7 +175,11 @@ def install(source: Path, path: Path, mode: int = 0o644) -> None:
 
 
 def compile_target(policy: str, name: str, folder: Path) -> str:
-    """Compile a policy for one instruction set into a folder; returns what to tell the user."""
+    """Compile a policy for one instruction set into a folder; returns what to tell the user.
+
+    Raises:
+        UserError: the policy has operators that only PyTorch's library computes, or a tool of the build fails.
+    """
     from stages.lowering.single import lower_single
 
     target = find_target(name)
@@ -201,7 +187,10 @@ def compile_target(policy: str, name: str, folder: Path) -> str:
     with tempfile.TemporaryDirectory() as temporary:
         generated, built = Path(temporary, "generated"), Path(temporary, "build")
         generated.mkdir()
-        generate(lower_single(program, facts["inputs"]), target, generated)
+        single = lower_single(program, facts["inputs"])
+        if unsupported := find_unwritten(single):
+            raise needs_pytorch(unsupported)
+        generate(single, target, generated)
         write_facts(generated / "facts.h", facts, generated / "weights.bin")
         build(generated, target, built)
         install(built / "libpolicy.so", folder / "libpolicy.so")

@@ -50,18 +50,18 @@ inline float tanh_of(float x) {
     return size < 0.625f ? small : x == x ? large : x;
 }
 
-template <int lanes, typename Vector, typename Function>
+template <typename Number, int lanes, typename Vector, typename Function>
 inline Vector each(Vector vector, Function function) {
-    float values[lanes];
+    Number values[lanes];
     std::memcpy(values, &vector, sizeof values);
-    for (float &value : values) value = function(value);
+    for (Number &value : values) value = function(value);
     std::memcpy(&vector, values, sizeof values);
     return vector;
 }
 
-template <int lanes, typename Vector, typename Function>
+template <typename Number, int lanes, typename Vector, typename Function>
 inline Vector each(Vector vector, Vector other, Function function) {
-    float values[lanes], others[lanes];
+    Number values[lanes], others[lanes];
     std::memcpy(values, &vector, sizeof values);
     std::memcpy(others, &other, sizeof others);
     for (int i = 0; i < lanes; ++i) values[i] = function(values[i], others[i]);
@@ -71,42 +71,60 @@ inline Vector each(Vector vector, Vector other, Function function) {
 
 }  // namespace
 
-#define ONE(NAME, LANES, VECTOR, ACCURACY, FUNCTION)                                        \
-    extern "C" VECTOR Sleef_##NAME##f##LANES##_u##ACCURACY(VECTOR x);                       \
-    extern "C" VECTOR Sleef_##NAME##f##LANES##_u##ACCURACY(VECTOR x) {                      \
-        return each<LANES>(x, [](float value) { return FUNCTION(value); });                 \
+// NUMBER is float or double, SUFFIX what SLEEF's name has behind the function's: lanes, and the accuracy where it has one.
+#define ONE(NAME, NUMBER, LANES, SUFFIX, VECTOR, FUNCTION)                                          \
+    extern "C" VECTOR Sleef_##NAME##SUFFIX(VECTOR x);                                               \
+    extern "C" VECTOR Sleef_##NAME##SUFFIX(VECTOR x) {                                              \
+        return each<NUMBER, LANES>(x, [](NUMBER value) { return FUNCTION(value); });                \
     }
 
-#define TWO(NAME, LANES, VECTOR, ACCURACY, FUNCTION)                                        \
-    extern "C" VECTOR Sleef_##NAME##f##LANES##_u##ACCURACY(VECTOR x, VECTOR y);             \
-    extern "C" VECTOR Sleef_##NAME##f##LANES##_u##ACCURACY(VECTOR x, VECTOR y) {            \
-        return each<LANES>(x, y, [](float one, float other) { return FUNCTION(one, other); }); \
+#define TWO(NAME, NUMBER, LANES, SUFFIX, VECTOR, FUNCTION)                                          \
+    extern "C" VECTOR Sleef_##NAME##SUFFIX(VECTOR x, VECTOR y);                                     \
+    extern "C" VECTOR Sleef_##NAME##SUFFIX(VECTOR x, VECTOR y) {                                    \
+        return each<NUMBER, LANES>(x, y, [](NUMBER one, NUMBER other) { return FUNCTION(one, other); }); \
     }
 
-#define ALL(LANES, VECTOR)                        \
-    ONE(exp, LANES, VECTOR, 10, exp_of)           \
-    ONE(tanh, LANES, VECTOR, 10, tanh_of)         \
-    ONE(exp2, LANES, VECTOR, 10, std::exp2)       \
-    ONE(expm1, LANES, VECTOR, 10, std::expm1)     \
-    ONE(log, LANES, VECTOR, 10, std::log)         \
-    ONE(log2, LANES, VECTOR, 10, std::log2)       \
-    ONE(log10, LANES, VECTOR, 10, std::log10)     \
-    ONE(log1p, LANES, VECTOR, 10, std::log1p)     \
-    ONE(erf, LANES, VECTOR, 10, std::erf)         \
-    ONE(sinh, LANES, VECTOR, 10, std::sinh)       \
-    ONE(cosh, LANES, VECTOR, 10, std::cosh)       \
-    ONE(sin, LANES, VECTOR, 35, std::sin)         \
-    ONE(cos, LANES, VECTOR, 35, std::cos)         \
-    ONE(tan, LANES, VECTOR, 10, std::tan)         \
-    ONE(asin, LANES, VECTOR, 10, std::asin)       \
-    ONE(acos, LANES, VECTOR, 10, std::acos)       \
-    ONE(atan, LANES, VECTOR, 10, std::atan)       \
-    TWO(atan2, LANES, VECTOR, 10, std::atan2)     \
-    TWO(pow, LANES, VECTOR, 10, std::pow)
+#define ALL(NUMBER, LANES, KIND, VECTOR, EXP, TANH)              \
+    ONE(exp, NUMBER, LANES, KIND##_u10, VECTOR, EXP)             \
+    ONE(tanh, NUMBER, LANES, KIND##_u10, VECTOR, TANH)           \
+    ONE(exp2, NUMBER, LANES, KIND##_u10, VECTOR, std::exp2)      \
+    ONE(expm1, NUMBER, LANES, KIND##_u10, VECTOR, std::expm1)    \
+    ONE(log, NUMBER, LANES, KIND##_u10, VECTOR, std::log)        \
+    ONE(log2, NUMBER, LANES, KIND##_u10, VECTOR, std::log2)      \
+    ONE(log10, NUMBER, LANES, KIND##_u10, VECTOR, std::log10)    \
+    ONE(log1p, NUMBER, LANES, KIND##_u10, VECTOR, std::log1p)    \
+    ONE(erf, NUMBER, LANES, KIND##_u10, VECTOR, std::erf)        \
+    ONE(sinh, NUMBER, LANES, KIND##_u10, VECTOR, std::sinh)      \
+    ONE(cosh, NUMBER, LANES, KIND##_u10, VECTOR, std::cosh)      \
+    ONE(sin, NUMBER, LANES, KIND##_u10, VECTOR, std::sin)        \
+    ONE(cos, NUMBER, LANES, KIND##_u10, VECTOR, std::cos)        \
+    ONE(tan, NUMBER, LANES, KIND##_u10, VECTOR, std::tan)        \
+    ONE(asin, NUMBER, LANES, KIND##_u10, VECTOR, std::asin)      \
+    ONE(acos, NUMBER, LANES, KIND##_u10, VECTOR, std::acos)      \
+    ONE(atan, NUMBER, LANES, KIND##_u10, VECTOR, std::atan)      \
+    ONE(asinh, NUMBER, LANES, KIND##_u10, VECTOR, std::asinh)    \
+    ONE(acosh, NUMBER, LANES, KIND##_u10, VECTOR, std::acosh)    \
+    ONE(atanh, NUMBER, LANES, KIND##_u10, VECTOR, std::atanh)    \
+    ONE(lgamma, NUMBER, LANES, KIND##_u10, VECTOR, std::lgamma)  \
+    ONE(erfc, NUMBER, LANES, KIND##_u15, VECTOR, std::erfc)      \
+    TWO(atan2, NUMBER, LANES, KIND##_u10, VECTOR, std::atan2)    \
+    TWO(pow, NUMBER, LANES, KIND##_u10, VECTOR, std::pow)        \
+    TWO(hypot, NUMBER, LANES, KIND##_u05, VECTOR, std::hypot)    \
+    TWO(fmod, NUMBER, LANES, KIND, VECTOR, std::fmod)            \
+    TWO(nextafter, NUMBER, LANES, KIND, VECTOR, std::nextafter)  \
+    TWO(copysign, NUMBER, LANES, KIND, VECTOR, std::copysign)
+
+#define ROUGH(LANES, KIND, VECTOR)                                \
+    ONE(sin, float, LANES, KIND##_u35, VECTOR, std::sin)         \
+    ONE(cos, float, LANES, KIND##_u35, VECTOR, std::cos)
 
 #if defined(__AVX512F__)
-ALL(16, __m512)
+ALL(float, 16, f16, __m512, exp_of, tanh_of)
+ROUGH(16, f16, __m512)
+ALL(double, 8, d8, __m512d, std::exp, std::tanh)
 #endif
-ALL(8, __m256)
+ALL(float, 8, f8, __m256, exp_of, tanh_of)
+ROUGH(8, f8, __m256)
+ALL(double, 4, d4, __m256d, std::exp, std::tanh)
 
 #endif
