@@ -14,6 +14,7 @@ from stages.common.archive import EXPORTS, load_program
 from stages.common.errors import run
 from stages.common.files import replacing
 from stages.common.processes import processes
+from stages.program.failures import in_one_line
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +56,9 @@ def compile_program(policy: str, name: str, settings: params.CompileAoti) -> str
     """Compile one of a policy's programs; returns what to tell the user."""
     folder = Path("models", policy)
     path = folder / f"{name}.aoti.pt2"
-    compile_to(path, *load_program(folder / f"{name}.pt2", policy), settings)
+    program, facts = load_program(folder / f"{name}.pt2", policy)
+    with in_one_line(policy, "compile_aoti", program):
+        compile_to(path, program, facts, settings)
     return f"compile_aoti {policy}  {path.name}  {path.stat().st_size:,} bytes"
 
 

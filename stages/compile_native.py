@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import tempfile
 import zipfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,8 @@ from stages.common.files import replacing
 from stages.common.golden import write_golden
 from stages.common.instructions import Target, find_target
 from stages.common.processes import processes
-from stages.lowering.native_operators import find_unwritten, package, tell_operator
+from stages.lowering.native_operators import find_unwritten, needs_pytorch, package, tell_operator
+from stages.program.failures import in_one_line
 
 if TYPE_CHECKING:
     import torch
@@ -39,13 +39,6 @@ ERROR = re.compile(r"(?:fatal )?error: .*|CMake Error.*(?:\n(?:[ \t].*)?)*")
 MODEL_HEADER = "#include <torch/csrc/inductor/aoti_runtime/model.h>\n"
 # What AOTInductor's code calls by name, through PyTorch's library.
 CALLED_BY_NAME = ".wrapper.json"
-
-
-def needs_pytorch(operators: Iterable[str], detail: str = "") -> UserError:
-    return UserError(
-        f"compile_native: the program uses what only PyTorch's library computes: {', '.join(operators)}{detail}; "
-        "write the policy with other operators"
-    )
 
 
 def generate(program: torch.export.ExportedProgram, target: Target, folder: Path) -> None:
@@ -184,7 +177,7 @@ def compile_target(policy: str, name: str, folder: Path) -> str:
 
     target = find_target(name)
     program, facts = load_program(Path("models", policy, "policy.pt2"), policy)
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as temporary, in_one_line(policy, "compile_native", program):
         generated, built = Path(temporary, "generated"), Path(temporary, "build")
         generated.mkdir()
         single = lower_single(program, facts["inputs"])

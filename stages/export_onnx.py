@@ -19,6 +19,7 @@ from stages.common.files import replacing
 from stages.common.processes import processes
 from stages.lowering.byte_products import use_byte_products
 from stages.lowering.moves import drop_moves
+from stages.program.failures import in_one_line
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +66,9 @@ def convert(program: torch.export.ExportedProgram, facts: dict[str, Any], opset:
 def convert_program(policy: str, name: str, opset: int) -> str:
     """Convert one of a policy's programs; returns what to tell the user."""
     folder = Path("models", policy)
-    model = convert(*load_program(folder / f"{name}.pt2", policy), opset)
+    program, facts = load_program(folder / f"{name}.pt2", policy)
+    with in_one_line(policy, "export_onnx", program):
+        model = convert(program, facts, opset)
     with replacing(folder / f"{name}.onnx") as temporary:
         onnx.save(model, temporary)
     return f"export_onnx {policy}  {name}.onnx  {len(model.graph.node)} nodes, {model.ByteSize():,} bytes"

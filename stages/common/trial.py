@@ -1,4 +1,4 @@
-"""Whether a policy can be built, found out before anything is trained.
+"""Whether a policy can be built and exported, found out before anything is trained.
 
 A policy is built in a process of its own, the only one that imports PyTorch, and not again until something that it is
 made of has changed.
@@ -12,12 +12,16 @@ import json
 import os
 from collections.abc import Iterable
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stages.common.errors import ProfileError, UserError, naming
 from stages.common.processes import processes
 from stages.common.profile import Profile, Untrained, load_profile
 from stages.common.sources import module_file
+from stages.program.failures import in_one_line
+
+if TYPE_CHECKING:
+    from stages.common.policy import Agent
 
 LIBRARIES = ("torch", "torchrl", "tensordict", "gymnasium", "ale-py")
 
@@ -30,7 +34,7 @@ def digest(profile: Profile, sources: tuple[dict[str, str], ...]) -> str:
 
 
 def try_policy(name: str) -> list[str]:
-    """Build a policy, untrained, with its environment, here and on a device, and with what trains it.
+    """Build a policy, untrained, with its environment, here and on a device, and with what trains it; and export it.
 
     Returns:
         the project's modules that the environment is made of, which its id need not name.
@@ -46,6 +50,7 @@ def try_policy(name: str) -> list[str]:
     profile = load_profile(name)
     agent = make_agent(name, profile)
     with naming(name):
+        try_programs(name, agent)
         known = find_env(profile)
         env = make_env(known, profile.preprocess, 1, 0, one_hot=agent.one_hot)
         if not isinstance(profile.train, Untrained):
@@ -56,6 +61,28 @@ def try_policy(name: str) -> list[str]:
         except PlayError as error:
             raise ProfileError(f"env.id: {profile.env.id!r}: {error}") from None
     return own_modules(played.env) if isinstance(played, GymEnvironment) else []
+
+
+def try_programs(name: str, agent: Agent) -> None:
+    """Export an untrained policy, and look for what the native library could not have.
+
+    Raises:
+        UserError: it does not export, or uses operators that only PyTorch's library computes.
+    """
+    from torchrl.envs.utils import ExplorationType
+
+    from stages.common.archive import EXPORTS
+    from stages.common.program import make_step
+    from stages.lowering.native_operators import find_unsupported, needs_pytorch
+    from stages.program.export import export
+
+    agent.policy.eval().requires_grad_(requires_grad=False)
+    with in_one_line(name, "machine"):
+        steps = {exploration: make_step(agent, ExplorationType[exploration]) for exploration in EXPORTS.values()}
+        programs = {exploration: export(step) for exploration, step in steps.items()}
+        inputs = steps["DETERMINISTIC"].signature.as_dict()["inputs"]
+        if unsupported := find_unsupported(programs["DETERMINISTIC"], inputs):
+            raise needs_pytorch(unsupported)
 
 
 def own_modules(env: Any) -> list[str]:

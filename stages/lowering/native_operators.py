@@ -8,18 +8,18 @@ from __future__ import annotations
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from stages.common.errors import ProfileError
 from stages.common.instructions import Target, find_target
+from stages.program.failures import source_of
 
 if TYPE_CHECKING:
     import torch
 
-FRAME = re.compile(r'File "([^"]+)", line (\d+)')
-LIBRARIES = re.compile(r"/(?:torch|torchvision|torchrl|tensordict)/|/stages/(?:common|lowering)/")
 NAMESPACES = {"aten", "extern_kernels", "mkldnn", "prims", "quantized"}
 SHIM = re.compile(r"^aoti_torch_(?:(?:cpu|cuda)_)?")  # PyTorch's C interface
 # What an operator is called where its name says little. The names are without their namespace, overload and "_".
@@ -94,14 +94,18 @@ def tell_operator(name: str) -> str:
     return WORDS.get(name, f"`{name}`")
 
 
-def tell_place(meta: dict[str, Any]) -> str:
+def needs_pytorch(operators: Iterable[str], detail: str = "") -> ProfileError:
+    return ProfileError(
+        f"compile_native: the program uses what only PyTorch's library computes: {', '.join(operators)}{detail}; "
+        "write the policy with other operators"
+    )
+
+
+def tell_place(node: torch.fx.Node) -> str:
     """Where in the user's source a node of a program comes from, `` at my_policy.py:41``, or in which module."""
-    frames = [frame for frame in FRAME.findall(meta.get("stack_trace") or "") if not LIBRARIES.search(frame[0])]
-    if frames:
-        path = Path(frames[-1][0])
-        path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-        return f" at {path}:{frames[-1][1]}"
-    modules = [str(path) for path, _ in (meta.get("nn_module_stack") or {}).values() if path]
+    if (place := source_of(node)) is not None:
+        return f" at {place}"
+    modules = [str(path) for path, _ in (node.meta.get("nn_module_stack") or {}).values() if path]
     return f" in the module {modules[-1]}" if modules else ""
 
 
@@ -115,7 +119,7 @@ def tell_node(name: str, node: torch.fx.Node | None) -> str:
     value = node.args[0].meta.get("val") if node.args and isinstance(node.args[0], torch.fx.Node) else None
     if told.strip("`") in LONG and isinstance(value, torch.Tensor):
         told = f"{told} of {max(value.shape, default=1):,} numbers"
-    return told + tell_place(node.meta)
+    return told + tell_place(node)
 
 
 @contextmanager

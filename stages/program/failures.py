@@ -11,14 +11,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.common.errors import UserError
+from stages.common.errors import ProfileError, UserError
 from stages.common.files import write_text
 
 if TYPE_CHECKING:
     import torch
 
 # Frames of these are never to blame: libraries, and what calls a policy here.
-NOT_TO_BLAME = ("site-packages/", sysconfig.get_path("stdlib"), "/stages/program/", "/stages/common/", "<")
+NOT_TO_BLAME = (
+    "site-packages/",
+    sysconfig.get_path("stdlib"),
+    "/stages/program/",
+    "/stages/common/",
+    "/stages/lowering/",
+    "<",
+)
 LIBRARIES = ("/torchrl/",)
 WRAPPER = "TensorDictModule failed with operation"
 SYMBOLS = logging.getLogger("torch.fx.experimental.symbolic_shapes")
@@ -143,7 +150,7 @@ def in_one_line(policy: str, stage: str, program: torch.export.ExportedProgram |
     """Turn whatever ends an export inside into one line, and write the whole trace into a file that the line names.
 
     Raises:
-        UserError: something was raised inside.
+        ProfileError: something was raised inside.
     """
     path = Path("results", policy, "failures", f"{stage}.txt")
     path.unlink(missing_ok=True)
@@ -153,4 +160,4 @@ def in_one_line(policy: str, stage: str, program: torch.export.ExportedProgram |
         raise
     except Exception as error:
         write_text(path, "".join(traceback.format_exception(error)))
-        raise UserError(f"{stage}: {policy}: {explain(error, program)}; the whole trace: {path}") from None
+        raise ProfileError(f"{stage}: {explain(error, program)}; the whole trace: {path}") from None
