@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import torch
     from tensordict.nn import TensorDictModuleBase
 
-FOLDER = Path("baselines/tutorial")
-FILES = {"tutorial_aoti": "policy.aoti.pt2", "tutorial_onnx": "policy.onnx"}
+FOLDER = Path("baselines")
+FILES = {"tutorial_aoti": "tutorial.aoti.pt2", "tutorial_onnx": "tutorial.onnx"}
 
 
 def make_policy() -> tuple[TensorDictModuleBase, torch.Tensor]:
