@@ -225,7 +225,7 @@ def test_recurrent_state_without_reset_is_named(monkeypatch, program):
     location = locate("drqn", program)
     assert location.tensor in ("where", "where_1")
     assert location.note.startswith("the program lacks ")
-    assert location.source.startswith("stages/export_pt2.py:")
+    assert location.source.startswith("stages/program/twins.py:")
 
 
 def edit_graph(change: Callable[[torch.fx.Graph], None]) -> None:
