@@ -15,7 +15,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import nn
 from torchrl.data import Composite
 from torchrl.envs.utils import ExplorationType, set_exploration_type
-from torchrl.modules import DistributionalQValueModule
+from torchrl.modules import DistributionalQValueModule, QValueHook
 
 from stages.common.decisions import VALUES
 from stages.common.errors import UserError
@@ -183,10 +183,11 @@ def _like(flags: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
 
 def _expected_values(policy: TensorDictModuleBase) -> Callable[[TensorDictBase], torch.Tensor] | None:
     """How the values that a distributional policy chooses by are computed: ``(batch, actions)`` float32."""
-    modules = [module for module in policy.modules() if isinstance(module, DistributionalQValueModule)]
-    if not modules:
+    hooks = [hook for module in policy.modules() for hook in module._forward_hooks.values()]
+    modules = [*policy.modules(), *(hook.qvalue_model for hook in hooks if isinstance(hook, QValueHook))]
+    chooser = next((module for module in modules if isinstance(module, DistributionalQValueModule)), None)
+    if chooser is None:
         return None
-    chooser = modules[0]
 
     def expect(entries: TensorDictBase) -> torch.Tensor:
         return (entries[chooser.action_value_key].exp() * chooser.support.unsqueeze(-1)).sum(-2)

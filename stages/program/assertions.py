@@ -2,7 +2,8 @@
 
 A graph has no branches. TorchRL, tensordict and PyTorch's distributions check the values that they are given
 (``if not (high > low).all(): raise ...``), and so may a user's module. Such a check changes no result, so that tracing
-may take it for passed. A branch that computes something is left alone, and ends the export.
+may take it for passed: a tensor's truth, and what ``item()``, ``any(....tolist())`` and ``all(...)`` make of a tensor.
+A branch that computes something is left alone, and ends the export.
 """
 
 from __future__ import annotations
@@ -26,6 +27,12 @@ Place = tuple[int, int]  # line and column
 WARNINGS = ("warn", "warning")
 # Frames of these stand between a module's line and what is called when it asks for a tensor's truth.
 MACHINERY = ("torch/overrides.py", "torch/_export/", "torch/utils/", __file__)
+# What gives a tensor's values to Python, and as what.
+VALUES: dict[Any, Callable[[list[bool]], Any]] = {
+    torch.Tensor.tolist: list,
+    torch.Tensor.__iter__: iter,
+    torch.Tensor.item: lambda values: values[0],
+}
 
 
 @dataclass(frozen=True)
@@ -122,6 +129,24 @@ def passing_truth(frame: FrameType) -> bool | None:
     return None
 
 
+def passing_values(frame: FrameType) -> list[bool] | None:
+    """What a tensor's values may be taken for by which the check passes that a frame stands in.
+
+    None where the frame asks for anything else than ``any`` or ``all`` of them, or the only one.
+    """
+    span = _span(frame)
+    for check in _checks(frame.f_code.co_filename) if span is not None else []:
+        for operand, truth in check.operands:
+            match operand:
+                case ast.Call(func=ast.Name(id="any" | "all"), args=[asked]):
+                    places = [(_start(operand), _end(operand)), (_start(asked), _end(asked))]
+                case _:
+                    places = [(_start(operand), _end(operand))]
+            if span in places:
+                return [truth]
+    return None
+
+
 def _start(node: ast.stmt | ast.expr) -> Place:
     return node.lineno, node.col_offset
 
@@ -136,6 +161,8 @@ class AssumeChecksPass(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.__bool__ and (truth := passing_truth(_asking_frame())) is not None:
             return truth
+        if func in VALUES and (values := passing_values(_asking_frame())) is not None:
+            return VALUES[func](values)
         return func(*args, **(kwargs or {}))
 
 

@@ -104,7 +104,8 @@ class Trial:
                     for tensor in tensors
                     if isinstance(tensor, torch.Tensor) and not isinstance(tensor, nn.Parameter)
                 }
-        return {name: tensor.detach().clone() for name, tensor in found.items()}
+        # TorchRL's networks of several agents hold a network without values, into which they put each agent's weights.
+        return {name: tensor.detach().clone() for name, tensor in found.items() if not tensor.is_meta}
 
 
 def initialise(policy: TensorDictModuleBase, input_spec: Composite) -> None:
@@ -171,20 +172,24 @@ def find_memory(policy: TensorDictModuleBase, input_spec: Composite, exploration
     trial = Trial(policy, exploration_type)
     entries = {key: example(input_spec, key) for key in [*read, *declared]}
     entries[IS_INIT] = torch.zeros(ROWS, 1, dtype=torch.bool)
-    kept = trial.kept()
-    try:
-        first = trial(entries)
-    except (KeyError, UserError) as error:
-        entries |= {key: torch.zeros_like(example(input_spec, key)) for key in primed}
-        missing = [key for key in policy.in_keys if key not in entries]
+    zeros = {key: torch.zeros_like(example(input_spec, key)) for key in primed}
+    kept, errors = trial.kept(), list[Exception]()
+    # Some modules do not start in the middle of an episode without the entries that they have written before.
+    for given in (entries, entries | zeros, entries | zeros | {IS_INIT: torch.ones(ROWS, 1, dtype=torch.bool)}):
         try:
-            first = trial(entries)
-        except (KeyError, UserError):
-            if not missing and isinstance(error, UserError):
-                raise
-            has = sorted((key for key in known if key not in declared and key not in primed), key=str)
-            raise ProfileError(f"the policy reads {missing or error}, the environment has {has}") from None
-    refuse_hidden(trial, kept, first, entries)
+            first = trial(given)
+        except (KeyError, UserError) as error:
+            errors.append(error)
+        else:
+            break
+    else:
+        missing = [key for key in policy.in_keys if key not in entries and key not in zeros]
+        if not missing and isinstance(errors[0], UserError):
+            raise errors[0]
+        has = sorted((key for key in known if key not in declared and key not in primed), key=str)
+        raise UserError(f"the policy reads {missing or errors[0]}, the environment has {has}")
+    refuse_hidden(trial, kept, first, given)
+    entries = given | {IS_INIT: entries[IS_INIT]}
 
     decisions = ["action", *VALUES, *map(next_key, declared)]
     others = [key for key in first if key not in entries and key not in decisions and key[0] != "next"]

@@ -15,9 +15,19 @@ import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import nn
-from torchrl.data import Binary, Bounded, Categorical, Composite, MultiCategorical, MultiOneHot, OneHot
+from torchrl.data import (
+    Binary,
+    Bounded,
+    Categorical,
+    Composite,
+    MultiCategorical,
+    MultiOneHot,
+    OneHot,
+    TensorSpec,
+    Unbounded,
+)
 from torchrl.envs.utils import ExplorationType, exploration_type
-from torchrl.modules import EGreedyModule, GRUModule, LSTMModule
+from torchrl.modules import EGreedyModule, GRUModule, LSTMModule, MultiStepActorWrapper, VmapModule
 
 from stages.common.errors import ProfileError
 
@@ -49,7 +59,7 @@ class EpsilonGreedy(TensorDictModuleBase):
     The library's ``forward`` expands its spec to the batch at hand, which fixes the batch size of an exported program.
 
     Raises:
-        ProfileError: the action's spec is of a kind that has no uniform draw here.
+        UserError: the action's spec is of a kind that has no draw here.
     """
 
     def __init__(self, module: EGreedyModule) -> None:
@@ -58,14 +68,15 @@ class EpsilonGreedy(TensorDictModuleBase):
         self.action_key, self.action_mask_key = module.action_key, module.action_mask_key
         self.register_buffer("eps", module.eps)
         spec = module.spec[self.action_key] if isinstance(module.spec, Composite) else module.spec
-        if not isinstance(spec, Categorical | OneHot | Bounded) or isinstance(
-            spec, MultiOneHot | MultiCategorical | Binary
-        ):
-            raise ProfileError(f"EGreedyModule: draws actions of a {type(spec).__name__} spec, which does not export")
-        self.spec = spec
+        self.sizes = choices(spec)
+        self.one_hot, self.many = isinstance(spec, OneHot), isinstance(spec, MultiCategorical | MultiOneHot)
+        self.unbounded = isinstance(spec, Unbounded) and spec.dtype.is_floating_point
         if isinstance(spec, Bounded):
             self.register_buffer("low", spec.space.low)
             self.register_buffer("high", spec.space.high)
+        elif not self.sizes and not self.unbounded:
+            kind = f"{type(spec).__name__}[{spec.dtype}]".replace("torch.", "")
+            raise UserError(f"EGreedyModule: draws actions of a {kind} spec, which does not export")
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         if exploration_type() not in (ExplorationType.RANDOM, None):
@@ -77,18 +88,95 @@ class EpsilonGreedy(TensorDictModuleBase):
         return tensordict.set(self.action_key, torch.where(explores, drawn, action))
 
     def draw(self, action: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """Any action, each with the same chance, in the shape and dtype of ``action``."""
-        if isinstance(self.spec, Bounded):
+        """Any action, each with the same chance, in the shape and dtype of ``action``; normal values without bounds."""
+        if self.unbounded:
+            return torch.randn_like(action)
+        if not self.sizes:
+            return self.draw_between(action)
+        if not self.many:
+            return self.draw_choice(action[..., 0] if self.one_hot else action, self.sizes[0], mask).to(action.dtype)
+        places = [0] * len(self.sizes) if self.one_hot else range(len(self.sizes))
+        masks = [None] * len(self.sizes) if mask is None else mask.split(self.sizes, -1)
+        drawn = [
+            self.draw_choice(action[..., place], size, one)
+            for place, size, one in zip(places, self.sizes, masks, strict=True)
+        ]
+        return (torch.cat(drawn, -1) if self.one_hot else torch.stack(drawn, -1)).to(action.dtype)
+
+    def draw_between(self, action: torch.Tensor) -> torch.Tensor:
+        """Numbers between the bounds, both of which are drawn where they are whole numbers."""
+        if action.dtype.is_floating_point:
             return self.low + (self.high - self.low) * torch.rand_like(action)
-        one_hot = isinstance(self.spec, OneHot)
-        index = action[..., 0] if one_hot else action
-        number = self.spec.space.n
+        number = self.high.to(torch.int64) - self.low.to(torch.int64) + 1
+        offset = (torch.rand_like(action, dtype=torch.float64) * number).to(torch.int64)
+        return (self.low + offset.minimum(number - 1)).to(action.dtype)
+
+    def draw_choice(self, like: torch.Tensor, number: int, mask: torch.Tensor | None) -> torch.Tensor:
+        """One of ``number`` choices in the shape of ``like``, as an index or as a one-hot vector."""
         if mask is None:
-            index = torch.randint_like(index, number, dtype=torch.int64)
+            index = torch.randint_like(like, number, dtype=torch.int64)
         else:
-            index = torch.multinomial(mask.to(torch.float32).flatten(0, -2), 1).view(index.shape)
-        drawn = nn.functional.one_hot(index, number) if one_hot else index
-        return drawn.to(action.dtype)
+            index = torch.multinomial(mask.to(torch.float32).flatten(0, -2), 1).view(like.shape)
+        return nn.functional.one_hot(index, number) if self.one_hot else index
+
+
+def choices(spec: TensorSpec) -> list[int]:
+    """How many choices each part of an action has; none where an action is no choice."""
+    match spec:
+        case MultiOneHot():
+            return [space.n for space in spec.space]
+        case MultiCategorical():
+            return [int(number) for number in spec.nvec] if spec.nvec.ndim == 1 else []
+        case Binary():
+            return [2]
+        case OneHot() | Categorical():
+            return [spec.space.n]
+        case _:
+            return []
+
+
+class ActionChunk(TensorDictModuleBase):
+    """One step of TorchRL's ``MultiStepActorWrapper``: the next action of a row's chunk, or the first of a new one.
+
+    The library calls its actor only where a row needs a new chunk, and a graph has no branches: here the actor decides
+    for all rows, and those that do not need a new chunk keep theirs.
+    """
+
+    def __init__(self, module: MultiStepActorWrapper) -> None:
+        super().__init__()
+        self.actor = twin_of(module.actor)
+        self.in_keys, self.out_keys = module.in_keys, module.out_keys
+        self.init_key, self.counter_key, self.keep_dim = module.init_key, module.counter_key, module.keep_dim
+        self.interval = module.n_steps if module.replan_interval is None else module.replan_interval
+        # Each action's key, those of the chunk that the actor writes, and of the chunk that is remembered.
+        self.keys = [(key, module._chunk_keys_map[key], cache) for key, cache in module._actor_keys_map.items()]
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        renews, counter = tensordict[self.init_key], tensordict[self.counter_key]
+        if self.interval is not None:
+            renews = renews | (counter >= self.interval)
+        counter = counter.masked_fill(renews, 0)
+        written = self.actor(tensordict.copy())
+        for key, chunk_key, cache_key in self.keys:
+            new, old = written[chunk_key], tensordict[cache_key]
+            chunk = torch.where(renews.view(-1, *[1] * (new.ndim - 1)), new, old)
+            index = counter[:, 0].to(torch.int64)
+            if self.interval is None:
+                index = index.remainder(chunk.shape[1])
+            index = index.view(-1, *[1] * (chunk.ndim - 1)).expand(-1, 1, *chunk.shape[2:])
+            action = chunk.gather(1, index)
+            tensordict[cache_key] = chunk
+            tensordict[key] = action if self.keep_dim else action.squeeze(1)
+        return tensordict.set(self.counter_key, counter + 1)
+
+
+def refuse_vmap(_module: VmapModule) -> nn.Module:
+    """There is no twin for it.
+
+    Raises:
+        UserError: always.
+    """
+    raise UserError("VmapModule: a program maps over its batch by itself; write the inner module for a batch of rows")
 
 
 # Each module that needs a twin, and what makes it.
@@ -96,6 +184,8 @@ TWINS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
     LSTMModule: RecurrentStep,
     GRUModule: RecurrentStep,
     EGreedyModule: EpsilonGreedy,
+    MultiStepActorWrapper: ActionChunk,
+    VmapModule: refuse_vmap,
 }
 
 
