@@ -52,10 +52,12 @@ def inputs_of(step, generator):
     for key in step.memory.observations:
         spec = step.input_spec[key]
         shape = (ROWS, *spec.shape)
-        screen = spec.dtype == torch.uint8
-        entries[key] = (
-            torch.randint(256, shape, dtype=spec.dtype, generator=generator) if screen else torch.randn(shape)
-        )
+        if spec.dtype == torch.bool:  # a mask, which leaves one choice at least
+            entries[key] = torch.randint(2, shape, generator=generator).index_fill_(-1, torch.tensor(0), 1).bool()
+        elif spec.dtype == torch.uint8:
+            entries[key] = torch.randint(256, shape, dtype=spec.dtype, generator=generator)
+        else:
+            entries[key] = torch.randn(shape, generator=generator)
     return {name: entries[key] for name, key in step.inputs.items() if key in entries}
 
 

@@ -24,6 +24,7 @@ from torchrl.data import (
     OneHot,
     Unbounded,
 )
+from torchrl.envs import TensorDictPrimer
 from torchrl.modules.models.exploration import LazygSDEModule, gSDEModule
 
 SIZE, ACTIONS, NUMBERS, AGENTS = 4, 3, 2, 2
@@ -419,10 +420,18 @@ def dreamer_v3_state():
     posterior = modules.RSSMPosteriorV3(
         hidden_dim=8, rnn_hidden_dim=8, obs_embed_dim=SIZE, num_categoricals=2, num_classes=4
     )
-    estimate = modules.RSSMStateEstimatorV3(
-        prior, posterior, in_keys=["state", "belief", "previous_action", "observation", "is_init"]
+
+    class Estimator(modules.RSSMStateEstimatorV3):
+        def make_tensordict_primer(self):
+            shapes = {"state": 8, "belief": 8, "previous_action": NUMBERS}
+            return TensorDictPrimer({key: Unbounded(size) for key, size in shapes.items()}, expand_specs=True)
+
+    keys = ["state", "belief", "previous_action", "observation", "is_init"]
+    return TensorDictSequential(
+        Estimator(prior, posterior, in_keys=keys),
+        layer(mlp(NUMBERS, 16), ["state", "belief"]),
+        layer(nn.Identity(), ["action"], ["previous_action"]),
     )
-    return TensorDictSequential(estimate, layer(mlp(NUMBERS, 16), ["state"]))
 
 
 # Distributions.
@@ -433,12 +442,6 @@ def tanh_normal():
     network = nn.Sequential(mlp(2 * NUMBERS), modules.NormalParamExtractor())
     bounds = {"low": BOX.space.low, "high": BOX.space.high}
     return actor(modules.TanhNormal, ["loc", "scale"], network, spec=BOX, distribution_kwargs=bounds)
-
-
-@case("NormalParamWrapper")
-def normal_wrapper():
-    network = modules.NormalParamWrapper(mlp(2 * NUMBERS))
-    return actor(modules.TanhNormal, ["loc", "scale"], network)
 
 
 @case("IndependentNormal")

@@ -130,14 +130,15 @@ class Step(nn.Module):
         return forward
 
     def example_inputs(self, batch: int) -> dict[str, torch.Tensor]:
-        """Zeros for every input, at the start of an episode, with ``batch`` rows."""
+        """Zeros for every input, at the start of an episode, with ``batch`` rows; a mask leaves all choices."""
         examples = {}
         for name, key in self.inputs.items():
             if key == IS_INIT:
                 examples[name] = torch.ones(batch, 1, dtype=torch.bool)
             else:
                 spec = (self.memory.spec if name in self.states else self.input_spec)[key]
-                examples[name] = torch.zeros(batch, *spec.shape, dtype=spec.dtype)
+                mask = spec.dtype == torch.bool and name not in self.states
+                examples[name] = torch.full((batch, *spec.shape), mask, dtype=spec.dtype)
         return examples
 
     @property

@@ -2,7 +2,7 @@
 
 A graph has no branches. TorchRL, tensordict and PyTorch's distributions check the values that they are given
 (``if not (high > low).all(): raise ...``), and so may a user's module. Such a check changes no result, so that tracing
-may take it for passed: a tensor's truth, and what ``item()``, ``any(....tolist())`` and ``all(...)`` make of a tensor.
+may take it for passed: a tensor's truth, its ``item()``, and ``any`` and ``all`` of its ``tolist()``.
 A branch that computes something is left alone, and ends the export.
 """
 
@@ -16,7 +16,7 @@ import linecache
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -26,12 +26,12 @@ Place = tuple[int, int]  # line and column
 
 WARNINGS = ("warn", "warning")
 # Frames of these stand between a module's line and what is called when it asks for a tensor's truth.
-MACHINERY = ("torch/overrides.py", "torch/_export/", "torch/utils/", __file__)
-# What gives a tensor's values to Python, and as what.
-VALUES: dict[Any, Callable[[list[bool]], Any]] = {
-    torch.Tensor.tolist: list,
-    torch.Tensor.__iter__: iter,
-    torch.Tensor.item: lambda values: values[0],
+MACHINERY = ("torch/overrides.py", "torch/_export/", "torch/_subclasses/", "torch/_tensor.py", "torch/utils/", __file__)
+# What gives a tensor's values to Python, and as what. While it is traced, ``tolist`` asks ``unbind`` and ``item``.
+VALUES: dict[Any, Callable[[bool], Any]] = {
+    torch.Tensor.tolist: lambda value: [value],
+    torch.Tensor.unbind: lambda value: [SimpleNamespace(item=lambda: value)],
+    torch.Tensor.item: lambda value: value,
 }
 
 
@@ -129,21 +129,26 @@ def passing_truth(frame: FrameType) -> bool | None:
     return None
 
 
-def passing_values(frame: FrameType) -> list[bool] | None:
+def passing_value(frame: FrameType) -> bool | None:
     """What a tensor's values may be taken for by which the check passes that a frame stands in.
 
-    None where the frame asks for anything else than ``any`` or ``all`` of them, or the only one.
+    None where the check is anything else than an ``item()``, or than ``any`` or ``all`` of a ``tolist()``.
     """
     span = _span(frame)
     for check in _checks(frame.f_code.co_filename) if span is not None else []:
         for operand, truth in check.operands:
             match operand:
-                case ast.Call(func=ast.Name(id="any" | "all"), args=[asked]):
-                    places = [(_start(operand), _end(operand)), (_start(asked), _end(asked))]
+                case ast.Call(func=ast.Attribute(attr="item")) as asked:
+                    pass
+                case ast.Call(
+                    func=ast.Name(id="any" | "all"), args=[ast.Call(func=ast.Attribute(attr="tolist")) as asked]
+                ):
+                    pass
                 case _:
-                    places = [(_start(operand), _end(operand))]
-            if span in places:
-                return [truth]
+                    continue
+            # Where the method's name stands in another line than its object, Python tells the name's place.
+            if span is not None and _start(asked) <= span[0] and span[1] == _end(asked):
+                return truth
     return None
 
 
@@ -161,8 +166,8 @@ class AssumeChecksPass(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.__bool__ and (truth := passing_truth(_asking_frame())) is not None:
             return truth
-        if func in VALUES and (values := passing_values(_asking_frame())) is not None:
-            return VALUES[func](values)
+        if func in VALUES and (value := passing_value(_asking_frame())) is not None:
+            return VALUES[func](value)
         return func(*args, **(kwargs or {}))
 
 

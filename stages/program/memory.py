@@ -209,7 +209,10 @@ def example(spec: Composite, key: NestedKey) -> torch.Tensor:
     if entry.dtype == torch.uint8:
         return torch.randint(256, shape, dtype=entry.dtype, generator=generator)
     if entry.dtype == torch.bool:
-        return torch.randint(2, shape, generator=generator).bool()
+        values = torch.randint(2, shape, generator=generator).bool()
+        if shape[-1] > 1:
+            values[..., 0] = True  # a mask leaves one choice at least
+        return values
     if not entry.dtype.is_floating_point:
         return torch.zeros(shape, dtype=entry.dtype)
     values = torch.randn(shape, dtype=entry.dtype, generator=generator)

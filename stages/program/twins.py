@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModuleBase
+from tensordict.nn import ProbabilisticTensorDictModule, TensorDictModuleBase
 from torch import nn
 from torchrl.data import (
     Binary,
@@ -27,7 +27,16 @@ from torchrl.data import (
     Unbounded,
 )
 from torchrl.envs.utils import ExplorationType, exploration_type
-from torchrl.modules import EGreedyModule, GRUModule, LSTMModule, MultiStepActorWrapper, VmapModule
+from torchrl.modules import (
+    EGreedyModule,
+    GRUModule,
+    LSTMModule,
+    MultiStepActorWrapper,
+    TanhDelta,
+    TruncatedNormal,
+    VmapModule,
+)
+from torchrl.modules.distributions.continuous import SafeTanhTransform
 
 from stages.common.errors import ProfileError
 
@@ -152,13 +161,15 @@ class ActionChunk(TensorDictModuleBase):
         self.keys = [(key, module._chunk_keys_map[key], cache) for key, cache in module._actor_keys_map.items()]
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        renews, counter = tensordict[self.init_key], tensordict[self.counter_key]
+        renews = tensordict[self.init_key]
+        counter = tensordict.get(self.counter_key, renews.to(torch.int32))  # the library's own start
         if self.interval is not None:
             renews = renews | (counter >= self.interval)
         counter = counter.masked_fill(renews, 0)
         written = self.actor(tensordict.copy())
         for key, chunk_key, cache_key in self.keys:
-            new, old = written[chunk_key], tensordict[cache_key]
+            new = written[chunk_key]
+            old = tensordict.get(cache_key, new)
             chunk = torch.where(renews.view(-1, *[1] * (new.ndim - 1)), new, old)
             index = counter[:, 0].to(torch.int64)
             if self.interval is None:
@@ -168,6 +179,28 @@ class ActionChunk(TensorDictModuleBase):
             tensordict[cache_key] = chunk
             tensordict[key] = action if self.keep_dim else action.squeeze(1)
         return tensordict.set(self.counter_key, counter + 1)
+
+
+class TracedTanhDelta(TanhDelta):
+    """TorchRL's ``TanhDelta``, whose constructor refuses its own default, ``safe=True``, while it is traced.
+
+    PyTorch before 2.6 could not trace the safe transform. It can now, and ``TanhNormal`` uses it.
+    """
+
+    def __init__(self, *args: Any, safe: bool = True, **keywords: Any) -> None:
+        super().__init__(*args, safe=False, **keywords)
+        if safe:
+            self.transforms[0].parts[0] = SafeTanhTransform()
+
+
+class TracedTruncatedNormal(TruncatedNormal):
+    """TorchRL's ``TruncatedNormal``, whose log-probability branches on whether any value is beyond the bounds."""
+
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        base, margin = self.base_dist, self.base_dist._dtype_min_gt_0
+        beyond = (self.low > value) | (self.high < value)
+        inside = value.minimum(base._non_std_b - margin).maximum(base._non_std_a + margin)
+        return super(TruncatedNormal, self).log_prob(inside).masked_fill(beyond.any(-1), -torch.inf)
 
 
 def refuse_vmap(_module: VmapModule) -> nn.Module:
@@ -186,6 +219,12 @@ TWINS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
     EGreedyModule: EpsilonGreedy,
     MultiStepActorWrapper: ActionChunk,
     VmapModule: refuse_vmap,
+}
+
+# The same of distributions.
+DISTRIBUTIONS: dict[type[torch.distributions.Distribution], type[torch.distributions.Distribution]] = {
+    TanhDelta: TracedTanhDelta,
+    TruncatedNormal: TracedTruncatedNormal,
 }
 
 
@@ -219,6 +258,8 @@ def exportable(policy: TensorDictModuleBase) -> TensorDictModuleBase:
     policy = copy.deepcopy(policy)
     for parent in list(policy.modules()):
         use_plain_flags(parent)
+        if isinstance(parent, ProbabilisticTensorDictModule):
+            parent.distribution_class = DISTRIBUTIONS.get(parent.distribution_class, parent.distribution_class)
         for name, child in list(parent.named_children()):
             twin = twin_of(child)
             if twin is not child:
