@@ -10,20 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from tensordict.nn import CompositeDistribution, ProbabilisticTensorDictModule, TensorDictModule, TensorDictSequential
-from tensordict.nn import NormalParamExtractor as Extractor
+from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import nn
 from torchrl import modules
-from torchrl.data import (
-    Binary,
-    Bounded,
-    Categorical,
-    Composite,
-    MultiCategorical,
-    MultiOneHot,
-    OneHot,
-    Unbounded,
-)
+from torchrl.data import Binary, Bounded, Categorical, OneHot, Unbounded
 from torchrl.envs import TensorDictPrimer
 from torchrl.modules.models.exploration import LazygSDEModule, gSDEModule
 
@@ -36,6 +26,7 @@ SPECS = {
     "pixels": Unbounded((3, 12, 12)),
     "large_pixels": Unbounded((3, 64, 64)),
     "video": Unbounded((3, 5, 7, 7)),
+    "window": Unbounded((2, SIZE)),
     "mask": Binary(ACTIONS, dtype=torch.bool),
     "agents": Unbounded((AGENTS, SIZE)),
     "agents_pixels": Unbounded((AGENTS, 3, 12, 12)),
@@ -100,34 +91,24 @@ def actor(distribution, parameters, network, key="observation", **arguments):
 
 
 def loc_and_scale(outputs=NUMBERS):
-    return nn.Sequential(mlp(2 * outputs), Extractor())
+    return nn.Sequential(mlp(2 * outputs), modules.NormalParamExtractor())
 
 
 # Networks.
 
 
-@case("MLP", "Actor")
-def multi_layer_perceptron():
-    return modules.Actor(mlp(NUMBERS), in_keys=["observation"], spec=BOX)
-
-
-@case("ConvNet", "SqueezeLayer", "Squeeze2dLayer", reads=("pixels",))
+@case("ConvNet", "Conv3dNet", "SqueezeLayer", "Squeeze2dLayer", reads=("pixels", "video"))
 def convolutions():
     sizes = {"num_cells": [4, NUMBERS], "kernel_sizes": [8, 5], "strides": 1}
-    return layer(
-        nn.Sequential(
-            modules.ConvNet(in_features=3, aggregator_class=modules.Squeeze2dLayer, aggregator_kwargs={}, **sizes),
-            nn.Unflatten(-1, (NUMBERS, 1)),
-            modules.SqueezeLayer((-1,)),
-        ),
-        ["pixels"],
+    flat = modules.ConvNet(in_features=3, aggregator_class=modules.Squeeze2dLayer, aggregator_kwargs={}, **sizes)
+    deep = modules.Conv3dNet(in_features=3, num_cells=[4], kernel_sizes=[3])
+    squeeze = nn.Sequential(nn.Unflatten(-1, (NUMBERS, 1)), modules.SqueezeLayer((-1,)))
+    return TensorDictSequential(
+        layer(flat, ["pixels"], ["flat"]),
+        layer(nn.Sequential(deep, nn.LazyLinear(8)), ["video"], ["deep"]),
+        layer(mlp(NUMBERS, NUMBERS + 8), ["flat", "deep"], ["squeezed"]),
+        layer(squeeze, ["squeezed"]),
     )
-
-
-@case("Conv3dNet", reads=("video",))
-def convolutions_of_video():
-    network = modules.Conv3dNet(in_features=3, num_cells=[4], kernel_sizes=[3])
-    return layer(nn.Sequential(network, nn.LazyLinear(NUMBERS)), ["video"])
 
 
 @case("DdpgCnnActor", reads=("large_pixels",))
@@ -137,11 +118,13 @@ def ddpg_on_pixels():
     return layer(network, ["large_pixels"], ["action", "hidden"])
 
 
-@case("DdpgMlpActor", "TanhModule")
+@case("DdpgMlpActor", "TanhModule", "AdditiveGaussianModule")
 def ddpg():
     network = modules.DdpgMlpActor(NUMBERS, mlp_net_kwargs={"num_cells": [8, 8], "depth": 2})
     return TensorDictSequential(
-        layer(network, writes=["raw"]), modules.TanhModule(in_keys=["raw"], out_keys=["action"], spec=BOX)
+        layer(network, writes=["raw"]),
+        modules.TanhModule(in_keys=["raw"], out_keys=["action"], spec=BOX),
+        modules.AdditiveGaussianModule(BOX, sigma_init=0.3, sigma_end=0.3),
     )
 
 
@@ -152,54 +135,39 @@ def dueling():
     return TensorDictSequential(layer(network, ["pixels"], ["action_value"]), modules.QValueModule(spec=CHOICE))
 
 
-@case("BatchRenorm1d")
-def batch_renormalisation():
-    return layer(nn.Sequential(nn.Linear(SIZE, 8), modules.BatchRenorm1d(8), nn.Linear(8, NUMBERS)))
-
-
-@case("NoisyLinear", "NoisyLazyLinear", "reset_noise")
+@case("NoisyLinear", "NoisyLazyLinear", "BatchRenorm1d", "QValueActor")
 def noisy_weights():
-    network = nn.Sequential(modules.NoisyLazyLinear(8), nn.ReLU(), modules.NoisyLinear(8, ACTIONS))
-    return modules.QValueActor(network.apply(modules.reset_noise), in_keys=["observation"], spec=CHOICE)
+    network = nn.Sequential(
+        modules.NoisyLazyLinear(8), modules.BatchRenorm1d(8), nn.ReLU(), modules.NoisyLinear(8, ACTIONS)
+    )
+    return modules.QValueActor(network, in_keys=["observation"], spec=CHOICE)
 
 
-@case("ConsistentDropout")
+@case("ConsistentDropout", "ConsistentDropoutModule")
 def consistent_dropout():
-    return layer(nn.Sequential(nn.Linear(SIZE, 8), modules.ConsistentDropout(0.5), nn.Linear(8, NUMBERS)))
-
-
-@case("ConsistentDropoutModule")
-def consistent_dropout_module():
     return TensorDictSequential(
-        layer(nn.Linear(SIZE, 8), writes=["hidden"]),
+        layer(nn.Sequential(nn.Linear(SIZE, 8), modules.ConsistentDropout(0.5)), writes=["hidden"]),
         modules.ConsistentDropoutModule(0.5, in_keys="hidden", input_shape=(8,)),
         layer(nn.Linear(8, NUMBERS), ["hidden"]),
     )
 
 
-@case("RBFController", reads=("observation", "covariance"))
+@case("RBFController", how=REFUSED, says="linalg_solve", reads=("observation", "covariance"))
 def radial_basis_functions():
     controller = modules.RBFController(SIZE, NUMBERS, max_action=1.0, n_basis=3)
     return layer(controller, ["observation", "covariance"], ["action", "action_covariance", "cross_covariance"])
 
 
-@case("MultiAgentNetBase", "MultiAgentMLP", reads=("agents",))
-def agents_of_their_own():
-    network = modules.MultiAgentMLP(SIZE, NUMBERS, AGENTS, centralized=False, share_params=False, depth=1, num_cells=8)
-    return layer(network, ["agents"])
-
-
-@case("MultiAgentMLP", reads=("agents",))
-def agents_that_share():
-    network = modules.MultiAgentMLP(SIZE, NUMBERS, AGENTS, centralized=False, share_params=True, depth=1, num_cells=8)
-    return layer(network, ["agents"])
-
-
-@case("MultiAgentConvNet", reads=("agents_pixels",))
-def agents_that_see():
-    sizes = {"num_cells": [4], "kernel_sizes": [4], "strides": [4]}
-    network = modules.MultiAgentConvNet(n_agents=AGENTS, centralized=False, share_params=True, **sizes)
-    return layer(nn.Sequential(network, nn.LazyLinear(NUMBERS)), ["agents_pixels"])
+@case("MultiAgentNetBase", "MultiAgentMLP", "MultiAgentConvNet", reads=("agents", "agents_pixels"))
+def agents():
+    """With weights of their own, and with shared ones."""
+    how = {"n_agents": AGENTS, "centralized": False}
+    seeing = modules.MultiAgentConvNet(share_params=True, num_cells=[4], kernel_sizes=[4], strides=[4], **how)
+    own = {"depth": 1, "num_cells": 8, "share_params": False}
+    return TensorDictSequential(
+        layer(nn.Sequential(seeing, nn.LazyLinear(8)), ["agents_pixels"], ["hidden"]),
+        layer(modules.MultiAgentMLP(SIZE + 8, NUMBERS, **own, **how), ["agents", "hidden"]),
+    )
 
 
 @case("DreamerActor", reads=("state", "belief"))
@@ -214,77 +182,61 @@ def dreamer_v3():
     return modules.DreamerV3DiscreteActor(SIZE + 8, ACTIONS, depth=1, num_cells=8)
 
 
-@case("DreamerV3MLP", reads=("state", "belief"))
-def dreamer_v3_perceptron():
-    return layer(modules.DreamerV3MLP(SIZE + 8, NUMBERS, depth=1, num_cells=8), ["belief", "state"])
-
-
-@case("DreamerV3ImageEncoder", reads=("large_pixels",))
-def dreamer_v3_encoder():
-    return layer(nn.Sequential(modules.DreamerV3ImageEncoder(), nn.LazyLinear(NUMBERS)), ["large_pixels"])
-
-
-@case("ObsEncoder", reads=("large_pixels",))
-def dreamer_encoder():
-    return layer(nn.Sequential(modules.ObsEncoder(channels=4), nn.LazyLinear(NUMBERS)), ["large_pixels"])
-
-
-@case("DreamerV3BlockGRUCell", reads=("observation", "belief"))
-def dreamer_v3_cell():
-    cell = modules.DreamerV3BlockGRUCell(SIZE, 8, num_blocks=2)
+@case("ObsEncoder", "DreamerV3ImageEncoder", "DreamerV3MLP", reads=("large_pixels",))
+def dreamer_encoders():
     return TensorDictSequential(
-        layer(cell, ["observation", "belief"], ["hidden"]), layer(nn.Linear(8, NUMBERS), ["hidden"])
+        layer(nn.Sequential(modules.ObsEncoder(channels=2), nn.LazyLinear(8)), ["large_pixels"], ["first"]),
+        layer(nn.Sequential(modules.DreamerV3ImageEncoder(depth=2), nn.LazyLinear(8)), ["large_pixels"], ["second"]),
+        layer(modules.DreamerV3MLP(16, NUMBERS, depth=1, num_cells=8), ["first", "second"]),
     )
 
 
-@case("GRUCell", reads=("observation", "belief"))
-def gru_cell():
+@case("GRUCell", "LSTMCell", "DreamerV3BlockGRUCell", reads=("observation", "belief"))
+def cells():
     return TensorDictSequential(
-        layer(modules.GRUCell(SIZE, 8), ["observation", "belief"], ["hidden"]), layer(nn.Linear(8, NUMBERS), ["hidden"])
+        layer(modules.DreamerV3BlockGRUCell(SIZE, 8, num_blocks=2), ["observation", "belief"], ["first"]),
+        layer(modules.GRUCell(8, 8), ["first", "belief"], ["second"]),
+        layer(LstmStep(8, 8), ["second", "belief"], ["third"]),
+        layer(nn.Linear(8, NUMBERS), ["third"]),
     )
 
 
-@case("LSTMCell", reads=("observation", "belief"))
-def lstm_cell():
-    class Cell(modules.LSTMCell):
-        def forward(self, observation, belief):
-            return super().forward(observation, (belief, belief))
+class LstmStep(nn.Module):
+    def __init__(self, inputs, size):
+        super().__init__()
+        self.cell = modules.LSTMCell(inputs, size)
 
-    return TensorDictSequential(
-        layer(Cell(SIZE, 8), ["observation", "belief"], ["hidden", "cell"]), layer(nn.Linear(8, NUMBERS), ["hidden"])
-    )
+    def forward(self, value, state):
+        return self.cell(value, (state, state))[0]
 
 
-@case("GRU", reads=("video",))
-def gru_over_a_window():
-    class Window(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.gru, self.head = modules.GRU(7, 8, batch_first=True), nn.Linear(8, NUMBERS)
-
-        def forward(self, video):
-            return self.head(self.gru(video[:, 0, 0])[0][:, -1])
-
-    return layer(Window(), ["video"])
+@case("GRU", "LSTM", "DreamerV3BlockGRU", reads=("window",))
+def layers_over_a_window():
+    first, second = modules.GRU(SIZE, 8, batch_first=True), modules.LSTM(8, 8, batch_first=True)
+    third = modules.DreamerV3BlockGRU(8, 8, num_blocks=2)
+    return layer(nn.Sequential(*map(Window, (first, second, third)), Last(), nn.Linear(8, NUMBERS)), ["window"])
 
 
-@case("LSTM", reads=("video",))
-def lstm_over_a_window():
-    class Window(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.lstm, self.head = modules.LSTM(7, 8, batch_first=True), nn.Linear(8, NUMBERS)
+class Window(nn.Module):
+    """What a recurrent layer makes of each of a window's observations."""
 
-        def forward(self, video):
-            return self.head(self.lstm(video[:, 0, 0])[0][:, -1])
+    def __init__(self, rnn):
+        super().__init__()
+        self.rnn = rnn
 
-    return layer(Window(), ["video"])
+    def forward(self, window):
+        return self.rnn(window)[0]
+
+
+class Last(nn.Module):
+    def forward(self, window):
+        return window[:, -1]
 
 
 # TensorDict modules.
 
 
-@case("QValueActor", "EGreedyModule", how=TWIN)
+@case("EGreedyModule", how=TWIN)
 def epsilon_greedy():
     explore = modules.EGreedyModule(CHOICE, eps_init=0.5, eps_end=0.5)
     return TensorDictSequential(modules.QValueActor(mlp(ACTIONS), in_keys=["observation"], spec=CHOICE), explore)
@@ -292,11 +244,9 @@ def epsilon_greedy():
 
 @case("QValueHook", one_hot=True)
 def hook():
-    module = layer(mlp(ACTIONS), writes=["action_value"])
     network = nn.Sequential(mlp(ACTIONS))
     network.register_forward_hook(modules.QValueHook("one_hot"))
-    del module
-    return layer(network, writes=["action", "action_value", "chosen_action_value"])
+    return layer(network, writes=["action", "action_value", "chosen"])
 
 
 @case("DistributionalQValueHook", one_hot=True)
@@ -317,12 +267,6 @@ def distributional():
 def diffusion():
     network = nn.Sequential(nn.Linear(NUMBERS + SIZE + 1, 8), nn.SiLU(), nn.Linear(8, NUMBERS))
     return modules.DiffusionActor(NUMBERS, score_network=network, num_steps=3, spec=BOX)
-
-
-@case("AdditiveGaussianModule")
-def gaussian_noise():
-    noise = modules.AdditiveGaussianModule(BOX, sigma_init=0.3, sigma_end=0.3)
-    return TensorDictSequential(layer(mlp(NUMBERS)), noise)
 
 
 @case("OrnsteinUhlenbeckProcessModule", how=MEMORY)
@@ -358,15 +302,20 @@ def state_dependent(noise):
     return TensorDictSequential(layer(mlp(NUMBERS), writes=["loc"]), layer(noise, *keys))
 
 
-@case("VmapModule", reads=("agents",))
+@case("VmapModule", how=REFUSED, says="write the inner module for a batch", reads=("agents",))
 def vmap():
     return modules.VmapModule(layer(mlp(NUMBERS), ["agents"]), 0)
 
 
-@case("ActorValueOperator", "ValueOperator", "SafeModule", "SafeSequential")
+@case(
+    *("ActorValueOperator", "ValueOperator", "SafeModule", "SafeSequential"),
+    *("ProbabilisticActor", "TanhNormal", "NormalParamExtractor"),
+)
 def actor_and_value():
     common = modules.SafeModule(mlp(8), in_keys=["observation"], out_keys=["hidden"])
-    policy = actor(modules.TanhNormal, ["loc", "scale"], nn.Sequential(mlp(2 * NUMBERS, 8), Extractor()), "hidden")
+    network = nn.Sequential(mlp(2 * NUMBERS, 8), modules.NormalParamExtractor())
+    bounds = {"low": BOX.space.low, "high": BOX.space.high}
+    policy = actor(modules.TanhNormal, ["loc", "scale"], network, "hidden", spec=BOX, distribution_kwargs=bounds)
     value = modules.ValueOperator(mlp(1, 8), in_keys=["hidden"])
     return modules.ActorValueOperator(common, policy, value)
 
@@ -379,13 +328,13 @@ def actor_and_critic():
     return modules.ActorCriticOperator(common, policy, critic)
 
 
-@case("ActorCriticWrapper")
+@case("MLP", "Actor", "ActorCriticWrapper")
 def actor_beside_critic():
-    policy = modules.SafeModule(mlp(NUMBERS), in_keys=["observation"], out_keys=["action"])
+    policy = modules.Actor(mlp(NUMBERS), in_keys=["observation"], spec=BOX)
     return modules.ActorCriticWrapper(policy, modules.ValueOperator(mlp(1), in_keys=["observation"]))
 
 
-@case("SafeProbabilisticModule", "SafeProbabilisticTensorDictSequential")
+@case("SafeProbabilisticModule", "SafeProbabilisticTensorDictSequential", "IndependentNormal")
 def safe_probabilistic():
     return modules.SafeProbabilisticTensorDictSequential(
         layer(loc_and_scale(), writes=["loc", "scale"]),
@@ -434,22 +383,21 @@ def dreamer_v3_state():
     )
 
 
+@case("RSSMPrior", "RSSMPosterior", how=REFUSED, says="draws random numbers", reads=("observation", "belief"))
+def dreamer_state():
+    sizes = {"hidden_dim": 8, "state_dim": 8, "rnn_hidden_dim": 8}
+    posterior, prior = modules.RSSMPosterior(obs_embed_dim=SIZE, **sizes), modules.RSSMPrior(BOX, **sizes)
+    return TensorDictSequential(
+        layer(posterior, ["belief", "observation"], ["loc", "scale", "state"]),
+        layer(mlp(NUMBERS, 8), ["state"]),
+        layer(prior, ["state", "belief", "action"], ["loc", "scale", "next_state", "next_belief"]),
+    )
+
+
 # Distributions.
 
 
-@case("ProbabilisticActor", "TanhNormal", "NormalParamExtractor")
-def tanh_normal():
-    network = nn.Sequential(mlp(2 * NUMBERS), modules.NormalParamExtractor())
-    bounds = {"low": BOX.space.low, "high": BOX.space.high}
-    return actor(modules.TanhNormal, ["loc", "scale"], network, spec=BOX, distribution_kwargs=bounds)
-
-
-@case("IndependentNormal")
-def independent_normal():
-    return actor(modules.IndependentNormal, ["loc", "scale"], loc_and_scale(), spec=BOX, safe=True)
-
-
-@case("TruncatedNormal")
+@case("TruncatedNormal", how=TWIN)
 def truncated_normal():
     return actor(modules.TruncatedNormal, ["loc", "scale"], loc_and_scale(), spec=BOX)
 
@@ -459,7 +407,7 @@ def delta():
     return actor(modules.Delta, ["param"], mlp(NUMBERS))
 
 
-@case("TanhDelta")
+@case("TanhDelta", how=TWIN)
 def tanh_delta():
     return actor(modules.TanhDelta, ["param"], mlp(NUMBERS), spec=BOX)
 
@@ -500,10 +448,83 @@ def categorical():
     return actor(torch.distributions.Categorical, ["logits"], mlp(ACTIONS))
 
 
-@case("safe=True with a OneHot spec", how=REFUSED, says="the deterministic program draws random numbers")
+@case("`safe=True` with a one-hot spec", how=REFUSED, says="the deterministic program draws random numbers")
 def safe_one_hot():
     return modules.QValueActor(mlp(ACTIONS), in_keys=["observation"], spec=OneHot(ACTIONS), safe=True)
 
 
-NO_PART: dict[str, str] = {}
-_ = CompositeDistribution, ProbabilisticTensorDictModule, Composite, MultiCategorical, MultiOneHot
+CRITIC = "a critic: it judges actions, and decides none"
+WORLD = "a world model: it tells what follows an action"
+TREE = "a score of a tree search"
+PLANNER = "a planner: it searches for an action with a model of the environment"
+TEXT = "it reads or writes text"
+HISTORY = "it reads the returns to go, which no environment observes"
+VALUES = "it scales what a loss learns"
+FUNCTION = "a function or a constant"
+WRAPPER = "deprecated: it only raises"
+NO_PART = {
+    "AdditiveGaussianWrapper": WRAPPER,
+    "CEMPlanner": PLANNER,
+    "ComposeValueTransform": VALUES,
+    "CrossCriticGroupSpec": CRITIC,
+    "CrossGroupCritic": CRITIC,
+    "DTActor": HISTORY,
+    "DdpgCnnQNet": CRITIC,
+    "DdpgMlpQNet": CRITIC,
+    "DecisionTransformer": HISTORY,
+    "DecisionTransformerInferenceWrapper": HISTORY,
+    "DreamerV3ImageDecoder": WORLD,
+    "EGreedyWrapper": WRAPPER,
+    "EXP3Score": TREE,
+    "GPWorldModel": WORLD,
+    "IdentityValueTransform": VALUES,
+    "LLMMaskedCategorical": TEXT,
+    "LMHeadActorValueOperator": TEXT,
+    "LeRobotPolicyWrapper": TEXT,
+    "MCTSScore": TREE,
+    "MCTSScores": TREE,
+    "MPCPlannerBase": PLANNER,
+    "MPPIPlanner": PLANNER,
+    "NormalParamWrapper": WRAPPER,
+    "ObsDecoder": WORLD,
+    "OnlineDTActor": HISTORY,
+    "OrnsteinUhlenbeckProcessWrapper": WRAPPER,
+    "PUCTScore": TREE,
+    "PercentileValueNorm": VALUES,
+    "PopArtValueNorm": VALUES,
+    "QMixer": CRITIC,
+    "RSSMRollout": WORLD,
+    "RSSMRolloutV3": WORLD,
+    "RandomPolicy": "no TensorDict module: it draws any action, whatever is observed",
+    "RecurrentMatmulPrecision": FUNCTION,
+    "RecurrentMatmulPrecisionUserMode": FUNCTION,
+    "ReparamGradientStrategy": FUNCTION,
+    "RunningValueNorm": VALUES,
+    "SignedHyperbolicValueTransform": VALUES,
+    "SymExpTwoHot": CRITIC,
+    "SymLogValueTransform": VALUES,
+    "TinyVLA": TEXT,
+    "UCB1TunedScore": TREE,
+    "UCBScore": TREE,
+    "VDNMixer": CRITIC,
+    "VLAWrapperBase": TEXT,
+    "ValueNorm": VALUES,
+    "ValueTransform": VALUES,
+    "WorldModel": WORLD,
+    "WorldModelWrapper": WORLD,
+    "canonicalize_rnn_subset": FUNCTION,
+    "distributions_maps": FUNCTION,
+    "functional": FUNCTION,
+    "get_env_transforms_from_module": FUNCTION,
+    "get_primers_from_module": FUNCTION,
+    "get_recurrent_matmul_precision": FUNCTION,
+    "recurrent_mode": FUNCTION,
+    "reset_noise": FUNCTION,
+    "set_exploration_modules_spec_from_env": FUNCTION,
+    "set_recurrent_matmul_precision": FUNCTION,
+    "set_recurrent_mode": FUNCTION,
+    "signed_hyperbolic": FUNCTION,
+    "signed_parabolic": FUNCTION,
+    "symexp": FUNCTION,
+    "symlog": FUNCTION,
+}

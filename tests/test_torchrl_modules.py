@@ -1,0 +1,207 @@
+"""What becomes of each class of ``torchrl.modules`` in a policy, and that the documentation says the same."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from pipeline_helpers import ROOT
+from program_helpers import onnx_program, play
+from tensordict import TensorDict
+from tensordict.nn import ProbabilisticTensorDictModule, TensorDictSequential
+from torch.export import ExportedProgram
+from torchrl import modules
+from torchrl.data import Binary, Bounded, Composite, MultiCategorical, MultiOneHot, Unbounded
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.modules import EGreedyModule
+from torchrl_modules import ACTIONS, BOTH, CASES, MEMORY, NO_PART, REFUSED, SPECS, TWIN
+
+from stages.common.errors import UserError
+from stages.common.program import Step
+from stages.program.export import export, random_operators
+from stages.program.failures import explain
+from stages.program.memory import initialise, state_spec
+from stages.program.twins import DISTRIBUTIONS, TWINS, EpsilonGreedy, erfinv
+
+# Whoever puts an ordinal distribution into a policy reads this in training as well.
+pytestmark = pytest.mark.filterwarnings("ignore:deterministic_sample wasn't found")
+
+DETERMINISTIC, RANDOM = ExplorationType.DETERMINISTIC, ExplorationType.RANDOM
+
+
+def step_of(case, exploration_type):
+    """The policy of a case, always the same one, as a function of named tensors."""
+    torch.manual_seed(0)
+    policy = TensorDictSequential(case.make())
+    spec = Composite({key: SPECS[key] for key in case.reads})
+    spec.update(state_spec(policy))
+    initialise(policy, spec)
+    policy.eval().requires_grad_(requires_grad=False)
+    return Step(policy, spec, exploration_type, one_hot=case.one_hot)
+
+
+def seeded(run):
+    """A function that draws the same random numbers at each call."""
+
+    def call(**inputs):
+        torch.manual_seed(1)
+        return run(**inputs)
+
+    return call
+
+
+def by_twin(policy):
+    """Whether any module of a policy has a twin."""
+    distributions = {getattr(module, "distribution_class", None) for module in policy.modules()}
+    return bool(distributions & set(DISTRIBUTIONS)) or any(
+        isinstance(module, tuple(TWINS)) for module in policy.modules()
+    )
+
+
+def assert_alike(found, expected, names):
+    for name in names:
+        torch.testing.assert_close(found[name], expected[name], atol=1e-5, rtol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.how != REFUSED], ids=lambda case: case.id)
+def test_a_policy_exports(case):
+    step, exploring = step_of(case, DETERMINISTIC), step_of(case, RANDOM)
+    assert by_twin(step.policy) is (case.how in (TWIN, BOTH))
+    assert bool(exploring.states) is (case.how in (MEMORY, BOTH))
+
+    program = export(step)
+    for expected, *found in play(step, [step, program.module(), onnx_program(program, step)]):
+        for outputs in found:
+            assert_alike(outputs, expected, step.outputs)
+
+    explores = export(exploring)
+    if explores.graph_module.code != program.graph_module.code:
+        check_exploring(case, exploring, explores)
+
+
+def check_exploring(case, step: Step, program: ExportedProgram):
+    """Hold an exploring program against its policy: in all that is not drawn, or in all if the draws are the same."""
+    runs = [seeded(step), seeded(program.module()), onnx_program(program, step)]
+    drawn = {"action", *step.states.values()} if random_operators(program) else set()
+    for expected, eager, onnx in play(step, runs):
+        assert_alike(eager, expected, step.outputs if case.how not in (TWIN, BOTH) else set(step.outputs) - drawn)
+        assert_alike(onnx, expected, set(step.outputs) - drawn)
+        for outputs in (eager, onnx):
+            action = outputs["action"]
+            assert (action.shape, action.dtype) == (expected["action"].shape, expected["action"].dtype)
+            assert action.isfinite().all()
+            assert action.dtype.is_floating_point or ((action >= 0) & (action < ACTIONS)).all()
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.how == REFUSED], ids=lambda case: case.id)
+def test_a_policy_is_refused(case):
+    """By one of its programs, in one line."""
+    with pytest.raises(UserError, match=re.escape(case.says)) as caught:
+        make_programs(case)
+    assert "\n" not in str(caught.value)
+
+
+def make_programs(case):
+    for exploration_type in (DETERMINISTIC, RANDOM):
+        step = step_of(case, exploration_type)
+        program = export(step)
+        try:
+            onnx_program(program, step)
+        except torch.onnx.errors.OnnxExporterError as error:
+            raise UserError(explain(error, program)) from error
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_a_policy_has_what_its_entry_tells(case):
+    policy = TensorDictSequential(case.make())
+    parts = [type(module) for module in policy.modules()]
+    parts += [
+        module.distribution_class for module in policy.modules() if isinstance(module, ProbabilisticTensorDictModule)
+    ]
+    parts += [type(hook) for module in policy.modules() for hook in module._forward_hooks.values()]
+    found = {kind.__name__ for part in parts for kind in part.__mro__}
+    assert {name.rpartition(".")[2] for name in case.names if " " not in name} <= found
+
+
+def test_every_name_of_torchrl_has_an_entry():
+    """A new version of TorchRL fails here until somebody has looked at what is new in it."""
+    tried = {name for case in CASES for name in case.names}
+    assert not tried & set(NO_PART)
+    assert set(modules.__all__) - tried - set(NO_PART) == set()
+    assert set(NO_PART) <= set(modules.__all__)
+
+
+def test_the_documentation_tells_the_same():
+    text = (ROOT / "docs/policies.md").read_text()
+    section = text.split("## Modules of TorchRL")[1].split("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| `")]
+    told = {name: (how, why) for names, how, why in rows for name in re.findall(r"`([^`]+)`", names)}
+    assert {name: how for name, (how, _) in told.items()} == {
+        **{name.split(" ")[0].strip("`"): case.how for case in CASES for name in case.names},
+        **dict.fromkeys(NO_PART, "no part"),
+    }
+    assert {name: told[name][1] for name in NO_PART} == NO_PART
+
+
+SPECS_TO_DRAW = {
+    "several choices": MultiCategorical([2, 3]),
+    "several one-hot choices": MultiOneHot([2, 3]),
+    "bits": Binary(3, dtype=torch.int8),
+    "whole numbers": Bounded(-1, 2, (2,), dtype=torch.int32),
+    "numbers": Bounded(-1.0, 3.0, (2,)),
+    "numbers without bounds": Unbounded((2,)),
+}
+
+
+@pytest.mark.parametrize("spec", SPECS_TO_DRAW.values(), ids=SPECS_TO_DRAW)
+def test_epsilon_greedy_draws_as_the_library_does(spec):
+    rows = 20000
+    module = EGreedyModule(spec, eps_init=1.0, eps_end=1.0)
+    means = []
+    for made in (module, EpsilonGreedy(module)):
+        torch.manual_seed(0)
+        entries = TensorDict({"action": torch.zeros(rows, *spec.shape, dtype=spec.dtype)}, [rows])
+        with set_exploration_type(RANDOM):
+            action = made(entries)["action"]
+        assert action.dtype == spec.dtype
+        assert spec.expand(rows, *spec.shape).is_in(action)
+        means.append(torch.stack([action.double().mean(0), action.double().std(0)]))
+    torch.testing.assert_close(means[1], means[0], atol=0.04, rtol=0)
+
+
+@pytest.mark.parametrize("spec", [MultiCategorical([2, 3]), MultiOneHot([2, 3])], ids=["indices", "one-hot"])
+def test_epsilon_greedy_draws_what_the_mask_leaves(spec):
+    mask = torch.tensor([[True, False, False, True, True], [False, True, True, False, False]]).repeat(500, 1)
+    twin = EpsilonGreedy(EGreedyModule(spec, eps_init=1.0, eps_end=1.0, action_mask_key="mask"))
+    action = torch.zeros(len(mask), *spec.shape, dtype=spec.dtype)
+    with set_exploration_type(RANDOM):
+        drawn = twin(TensorDict({"action": action, "mask": mask}, [len(mask)]))["action"]
+    one_hot = drawn if isinstance(spec, MultiOneHot) else spec.to_one_hot(drawn)
+    assert not (one_hot.bool() & ~mask).any()
+    assert (one_hot[::2].bool().any(0) == mask[0]).all()
+
+
+def test_epsilon_greedy_of_all_whole_numbers_is_refused():
+    with pytest.raises(UserError, match=r"draws actions of a Unbounded\w*\[int64\] spec"):
+        EpsilonGreedy(EGreedyModule(Unbounded((2,), dtype=torch.int64), eps_init=1.0, eps_end=1.0))
+
+
+def test_the_inverse_of_erf():
+    values = torch.linspace(-1 + 2e-6, 1 - 2e-6, 10001, dtype=torch.float64)
+    torch.testing.assert_close(erfinv(values), torch.erfinv(values), atol=1e-12, rtol=0)
+
+
+def test_truncated_normals_draw_and_score_as_the_librarys():
+    twin, rows = DISTRIBUTIONS[modules.TruncatedNormal], 20000
+    loc, scale = torch.tensor([[-0.5, 3.0]]).expand(rows, -1), torch.tensor([[0.3, 2.0]]).expand(rows, -1)
+    bounds = {"low": torch.tensor([-1.0, -2.0]), "high": torch.tensor([1.0, 2.0])}
+    drawn = []
+    for kind in (modules.TruncatedNormal, twin):
+        torch.manual_seed(0)
+        drawn.append(kind(loc, scale, **bounds).rsample())
+    torch.testing.assert_close(drawn[1], drawn[0], atol=1e-3, rtol=0)
+    values = torch.cat([drawn[0][1:], torch.tensor([[1.5, 0.0]])])
+    scores = [kind(loc, scale, **bounds).log_prob(values) for kind in (modules.TruncatedNormal, twin)]
+    torch.testing.assert_close(scores[1], scores[0], atol=1e-5, rtol=0)
+    assert scores[1][-1] == -torch.inf
