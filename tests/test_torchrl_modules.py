@@ -24,8 +24,11 @@ from stages.program.failures import explain
 from stages.program.memory import initialise, state_spec
 from stages.program.twins import DISTRIBUTIONS, TWINS, EpsilonGreedy, erfinv
 
-# Whoever puts an ordinal distribution into a policy reads this in training as well.
-pytestmark = pytest.mark.filterwarnings("ignore:deterministic_sample wasn't found")
+# What TorchRL tells of ordinal distributions, and PyTorch of a switch that tensordict asks for; in training as well.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:deterministic_sample wasn't found"),
+    pytest.mark.filterwarnings("ignore:torch._dynamo.config.inline_inbuilt_nn_modules"),
+]
 
 DETERMINISTIC, RANDOM = ExplorationType.DETERMINISTIC, ExplorationType.RANDOM
 
