@@ -256,3 +256,46 @@ def test_programs_of_the_stage_know_what_they_are(workspace):
         assert bool(random_operators(program)) == (exploration == "RANDOM")
         assert [action["ale_id"] for action in facts["actions"]] == [0, 1, 3, 4, 11, 12]
         assert json.loads(json.dumps(facts)) == facts
+
+
+class Checking(nn.Module):
+    """Asks for its values in checks that only raise, in all ways that are left out of a program."""
+
+    def forward(self, obs):
+        beyond = obs.abs() > 1000
+        if any(
+            beyond.view(
+                -1,
+            ).tolist()
+        ):
+            raise ValueError("too large")
+        if not all((~beyond).flatten().tolist()):
+            raise ValueError("too large")
+        if beyond.any().item() or beyond.any():
+            raise ValueError("too large")
+        return obs.sum(-1)
+
+
+class Branching(nn.Module):
+    """Computes something else where its check fails."""
+
+    def forward(self, obs):
+        if (obs.abs() > 1000).any().item():
+            obs = obs / 1000
+        return obs.sum(-1)
+
+
+def step_of(module):
+    policy = TensorDictSequential(TensorDictModule(module, in_keys=["obs"], out_keys=["action"]))
+    return Step(policy, Composite({"obs": Unbounded(3)}), DETERMINISTIC)
+
+
+def test_checks_of_lists_are_left_out():
+    program = export(step_of(Checking())).module()
+    for rows in (1, 5):
+        torch.testing.assert_close(program(obs=torch.ones(rows, 3))["action"], torch.full((rows,), 3.0))
+
+
+def test_a_branch_that_computes_is_no_check():
+    with pytest.raises(Exception, match="data-dependent"):
+        export(step_of(Branching()))

@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 from pipeline_helpers import ROOT
-from program_helpers import onnx_program, play
+from program_helpers import ROWS, onnx_program, play
 from tensordict import TensorDict
 from tensordict.nn import ProbabilisticTensorDictModule, TensorDictSequential
 from torch.export import ExportedProgram
@@ -15,7 +15,7 @@ from torchrl import modules
 from torchrl.data import Binary, Bounded, Composite, MultiCategorical, MultiOneHot, Unbounded
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import EGreedyModule
-from torchrl_modules import ACTIONS, BOTH, CASES, MEMORY, NO_PART, REFUSED, SPECS, TWIN
+from torchrl_modules import ACTIONS, BOTH, CASES, MEMORY, NO_PART, REFUSED, SIZE, SPECS, TWIN
 
 from stages.common.errors import UserError
 from stages.common.program import Step
@@ -81,6 +81,24 @@ def test_a_policy_exports(case):
     explores = export(exploring)
     if explores.graph_module.code != program.graph_module.code:
         check_exploring(case, exploring, explores)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.how == BOTH], ids=lambda case: case.id)
+def test_rows_begin_on_their_own(case):
+    """Whatever the memory holds where an episode begins, and whenever that is."""
+    step = step_of(case, DETERMINISTIC)
+    program = export(step).module()
+    generator = torch.Generator().manual_seed(0)
+    flags = [torch.ones(ROWS, 1, dtype=torch.bool)]
+    flags += [torch.rand(ROWS, 1, generator=generator) < 0.3 for _ in range(8)]
+    feeds = [{name: torch.full_like(tensor, 7) for name, tensor in step.example_inputs(ROWS).items()} for _ in range(2)]
+    for is_init in flags:
+        observation, outputs = torch.randn(ROWS, SIZE, generator=generator), []
+        for run, feed in zip((step, program), feeds, strict=True):
+            feed |= {"observation": observation, "is_init": is_init}
+            outputs.append(run(**feed))
+            feed |= {name: outputs[-1][written] for name, written in step.states.items()}
+        assert_alike(outputs[1], outputs[0], step.outputs)
 
 
 def check_exploring(case, step: Step, program: ExportedProgram):

@@ -10,6 +10,7 @@ from tensordict.nn import (
     TensorDictSequential,
 )
 from torch import nn
+from torch.distributions import TanhTransform
 from torchrl.data import OneHot, Unbounded
 from torchrl.envs import GrayScale, ObservationNorm, Resize, TensorDictPrimer, ToTensorImage
 from torchrl.modules import (
@@ -131,7 +132,7 @@ def gsde(observations, actions):
     """Noise that depends on the state, drawn once an episode."""
     size, outputs = observations["observation"].shape[-1], actions.shape[-1]
     noise = TensorDictModule(
-        gSDEModule(outputs, size),
+        gSDEModule(outputs, size, transform=TanhTransform()),  # which keeps actions within their bounds
         in_keys=["loc", "observation", "_eps_gSDE"],
         out_keys=["loc", "scale", "action", "_eps_gSDE"],
     )

@@ -8,6 +8,7 @@ own modules everywhere else: in training, and as the reference of every check. E
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -194,13 +195,46 @@ class TracedTanhDelta(TanhDelta):
 
 
 class TracedTruncatedNormal(TruncatedNormal):
-    """TorchRL's ``TruncatedNormal``, whose log-probability branches on whether any value is beyond the bounds."""
+    """TorchRL's ``TruncatedNormal``, which writes into ``.data`` of what it draws, and branches in its ``log_prob``.
+
+    The branch is on whether any value is beyond the bounds; what is computed then changes no other value. ``erfinv``
+    stands here in operators that ONNX has.
+    """
+
+    def rsample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> torch.Tensor:
+        base = self.base_dist
+        chance = torch.rand(base._extended_shape(sample_shape), dtype=base.a.dtype, device=base.a.device)
+        chance = base._dtype_min_gt_0 + (base._dtype_max_lt_1 - base._dtype_min_gt_0) * chance
+        below = (base._big_phi_a + chance * base._Z).clamp(base.eps, 1 - base.eps)
+        drawn = base._from_std_rv(math.sqrt(2) * erfinv(2 * below - 1))
+        return drawn.maximum(base._non_std_a).minimum(base._non_std_b)
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         base, margin = self.base_dist, self.base_dist._dtype_min_gt_0
         beyond = (self.low > value) | (self.high < value)
         inside = value.minimum(base._non_std_b - margin).maximum(base._non_std_a + margin)
         return super(TruncatedNormal, self).log_prob(inside).masked_fill(beyond.any(-1), -torch.inf)
+
+
+def erfinv(value: torch.Tensor) -> torch.Tensor:
+    """The inverse of ``erf`` between -1 and 1, as PyTorch computes it: two steps of Newton's from a rational guess."""
+    square, far = value * value, torch.sqrt(-torch.log((1 - value.abs()) / 2))
+    near = value * polynomial(square, 0.886226899, -1.645349621, 0.914624893, -0.140543331)
+    near = near / polynomial(square, 1.0, -2.118377725, 1.442710462, -0.329097515, 0.012229801)
+    tail = value.sign() * polynomial(far, -1.970840454, -1.624906493, 3.429567803, 1.641345311)
+    tail = tail / polynomial(far, 1.0, 3.543889200, 1.637067800)
+    guess = torch.where(value.abs() <= 0.7, near, tail)
+    for _ in range(2):
+        guess = guess - (torch.erf(guess) - value) / (2 / math.sqrt(math.pi) * torch.exp(-guess * guess))
+    return guess
+
+
+def polynomial(value: torch.Tensor, *coefficients: float) -> torch.Tensor:
+    """The sum of each coefficient times the power of its place, the constant first."""
+    result = torch.full_like(value, coefficients[-1])
+    for coefficient in coefficients[-2::-1]:
+        result = result * value + coefficient
+    return result
 
 
 def refuse_vmap(_module: VmapModule) -> nn.Module:
