@@ -105,6 +105,11 @@ def _span(instruction: dis.Instruction) -> tuple[Place, Place] | None:
     return (line, column), (end_line, end_column)
 
 
+def _current(instructions: list[dis.Instruction], frame: FrameType) -> dis.Instruction:
+    """The instruction that a frame is at."""
+    return next(instruction for instruction in instructions if instruction.offset == frame.f_lasti)
+
+
 def _is_condition(instruction: dis.Instruction) -> bool:
     return "JUMP" in instruction.opname and "IF" in instruction.opname.split("_")
 
@@ -115,7 +120,7 @@ def passing_truth(frame: FrameType) -> bool | None:
     Python tells of a jump the place of the whole statement or of the expression, depending on its version.
     """
     instructions = list(dis.get_instructions(frame.f_code))
-    (at,) = (instruction for instruction in instructions if instruction.offset == frame.f_lasti)
+    at = _current(instructions, frame)
     if (span := _span(at)) is None:
         return None
     for check in _checks(frame.f_code.co_filename):
@@ -134,7 +139,7 @@ def passing_value(frame: FrameType) -> bool | None:
 
     None where the check is anything else than an ``item()``, or than ``any`` or ``all`` of a ``tolist()``.
     """
-    span = _span(frame)
+    span = _span(_current(list(dis.get_instructions(frame.f_code)), frame))
     for check in _checks(frame.f_code.co_filename) if span is not None else []:
         for operand, truth in check.operands:
             match operand:

@@ -187,7 +187,7 @@ def find_memory(policy: TensorDictModuleBase, input_spec: Composite, exploration
         if not missing and isinstance(errors[0], UserError):
             raise errors[0]
         has = sorted((key for key in known if key not in declared and key not in primed), key=str)
-        raise UserError(f"the policy reads {missing or errors[0]}, the environment has {has}")
+        raise ProfileError(f"the policy reads {missing or errors[0]}, the environment has {has}")
     refuse_hidden(trial, kept, first, given)
     entries = given | {IS_INIT: entries[IS_INIT]}
 
@@ -249,7 +249,11 @@ def depending(trial: Trial, entries: Entries, candidates: Entries, decisions: li
     """The candidates whose old entry, its value or its being there, reaches a decision, in one step or several."""
     watched = [*decisions, *candidates]
     given = entries | {key: disturbed(tensor) for key, tensor in candidates.items()}
-    expected = trial(given)
+    try:
+        expected = trial(given)
+    except (KeyError, UserError):  # not every entry may have any value
+        given = entries | candidates
+        expected = trial(given)
     try:
         if not differing(trial(entries), expected, watched):
             return []

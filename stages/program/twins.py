@@ -69,7 +69,7 @@ class EpsilonGreedy(TensorDictModuleBase):
     The library's ``forward`` expands its spec to the batch at hand, which fixes the batch size of an exported program.
 
     Raises:
-        UserError: the action's spec is of a kind that has no draw here.
+        ProfileError: the action's spec is of a kind that has no draw here.
     """
 
     def __init__(self, module: EGreedyModule) -> None:
@@ -86,7 +86,7 @@ class EpsilonGreedy(TensorDictModuleBase):
             self.register_buffer("high", spec.space.high)
         elif not self.sizes and not self.unbounded:
             kind = f"{type(spec).__name__}[{spec.dtype}]".replace("torch.", "")
-            raise UserError(f"EGreedyModule: draws actions of a {kind} spec, which does not export")
+            raise ProfileError(f"EGreedyModule: draws actions of a {kind} spec, which does not export")
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         if exploration_type() not in (ExplorationType.RANDOM, None):
@@ -241,9 +241,11 @@ def refuse_vmap(_module: VmapModule) -> nn.Module:
     """There is no twin for it.
 
     Raises:
-        UserError: always.
+        ProfileError: always.
     """
-    raise UserError("VmapModule: a program maps over its batch by itself; write the inner module for a batch of rows")
+    raise ProfileError(
+        "VmapModule: a program maps over its batch by itself; write the inner module for a batch of rows"
+    )
 
 
 # Each module that needs a twin, and what makes it.
