@@ -246,30 +246,37 @@ def differing(ones: Entries, others: Entries, keys: Iterable[NestedKey]) -> set[
 
 
 def depending(trial: Trial, entries: Entries, candidates: Entries, decisions: list[NestedKey]) -> list[NestedKey]:
-    """The candidates whose old entry, its value or its being there, reaches a decision, in one step or several."""
+    """The candidates whose old entry, its value or its being there, reaches a decision, in one step or several.
+
+    What an entry does may depend on the others, as a count of steps decides whether a plan is read at all. So each is
+    changed, and left out, among several values of the others.
+    """
     watched = [*decisions, *candidates]
-    given = entries | {key: disturbed(tensor) for key, tensor in candidates.items()}
-    try:
-        expected = trial(given)
-    except (KeyError, UserError):  # not every entry may have any value
-        given = entries | candidates
-        expected = trial(given)
-    try:
-        if not differing(trial(entries), expected, watched):
-            return []
-    except (KeyError, UserError):
-        pass
-    reached = {}
-    for key in candidates:
-        try:
-            reached[key] = differing(trial({other: given[other] for other in given if other != key}), expected, watched)
-        except (KeyError, UserError):  # it cannot be left out
-            reached[key] = set(watched)
+    reached: dict[NestedKey, set[NestedKey]] = {key: set() for key in candidates}
+    others = {key: disturbed(tensor) for key, tensor in candidates.items()}
+    for values in ({key: torch.zeros_like(tensor) for key, tensor in candidates.items()}, candidates, others):
+        given = entries | values
+        if (expected := attempt(trial, given)) is None:  # not every entry may have any value
+            continue
+        for key in candidates:
+            changed = attempt(trial, given | {key: others[key]})
+            if changed is not None:
+                reached[key] |= differing(changed, expected, watched)
+            missing = attempt(trial, {other: tensor for other, tensor in given.items() if other != key})
+            reached[key] |= set(watched) if missing is None else differing(missing, expected, watched)
     found, wanted = list[NestedKey](), set(decisions)
     while new := [key for key, keys in reached.items() if key not in found and keys & wanted]:
         found += new
         wanted |= set(new)
     return [key for key in candidates if key in found]
+
+
+def attempt(trial: Trial, entries: Entries) -> Entries | None:
+    """All entries after a call, or none where the policy fails."""
+    try:
+        return trial(entries)
+    except (KeyError, UserError):
+        return None
 
 
 def starts_otherwise(trial: Trial, entries: Entries, in_place: list[NestedKey], decisions: list[NestedKey]) -> bool:
