@@ -72,7 +72,7 @@ def export_naive(policy: str) -> None:
         whole = agent.policy
         if profile.preprocess is not None:
             whole = make_naive(whole, NaiveScreen(profile.preprocess, channels_first=name.endswith("channels_first")))
-        step = Step(whole, agent.input_spec, ExplorationType.DETERMINISTIC)
+        step = Step(whole, agent.input_spec, ExplorationType.DETERMINISTIC, one_hot=agent.one_hot)
         model = translate(export(step), step.signature.as_dict(), opset).model_proto
         path = naive_path(policy, name)
         with replacing(path) as temporary:

@@ -77,14 +77,13 @@ def torchrl_rollout(policy: str, threads: int) -> Callable[[int], object]:
     from stages.common.policy import find_env
     from stages.common.profile import load_profile
     from stages.common.program import load_agent
-    from stages.program.memory import state_keys
 
     torch.set_num_threads(threads)
     profile = load_profile(policy)
     agent = load_agent(policy, profile)
     actor, env = agent.actor, make_env(find_env(profile), profile.preprocess, 1, seed=0, one_hot=agent.one_hot)
-    if state_keys(actor):
-        env = TransformedEnv(TransformedEnv(env, InitTracker()), get_primers_from_module(actor))
+    if (primers := get_primers_from_module(actor, warn=False)) is not None:
+        env = TransformedEnv(TransformedEnv(env, InitTracker()), primers)
 
     last = env.reset()
 

@@ -105,7 +105,8 @@ class Step(nn.Module):
                 entries[key] = torch.where(_like(begins, entries[key]), torch.zeros_like(entries[key]), entries[key])
             return self.policy(entries)
         started, going_on = self.policy(entries.exclude(*in_place)), self.policy(entries)
-        for key in set(self.outputs.values()) & set(started.keys(include_nested=True)):
+        written = set(started.keys(include_nested=True))  # without what is computed from it afterwards
+        for key in [key for key in self.outputs.values() if key in written]:
             going_on[key] = torch.where(_like(begins, started[key]), started[key], going_on[key])
         return going_on
 
