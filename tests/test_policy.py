@@ -151,3 +151,15 @@ def test_agent_is_greedy_and_its_policy_explores(variant):
         decided = agent.actor(TensorDict(pixels=torch.randn(50, *frames), batch_size=[50]))
     assert torch.equal(decided["action"], decided["action_value"].argmax(-1))
     assert float(agent.actor[-1].eps) == pytest.approx(0.25)
+
+
+def test_weights_that_share_memory_come_back(tmp_path):
+    """As tied layers do, and the support of TorchRL's distributional actor, which two modules hold."""
+    network = make_small(seed=0)
+    network.add_module("again", next(network.children()))
+    save_weights(tmp_path / "weights.safetensors", "dqn", network)
+    other = make_small(seed=1)
+    other.add_module("again", next(other.children()))
+    load_weights(tmp_path / "weights.safetensors", "dqn", other)
+    found = other.state_dict()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in network.state_dict().items())

@@ -209,7 +209,11 @@ def _digest(tensors: dict[str, torch.Tensor]) -> str:
 
 def save_weights(path: Path, policy: str, network: nn.Module) -> None:
     """Write a module's weights as safetensors, with the policy's name and a digest in the header."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    # Copies, as safetensors refuses tensors that share memory: tied weights, and TorchRL's own C51 support.
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in network.state_dict().items()
+    }
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata={"header": json.dumps({"policy": policy, "sha256": _digest(tensors)})})
 
