@@ -63,7 +63,6 @@ def run_programs(
 ) -> Results:
     """Run all programs as the check needs it, in processes side by side, and tell what is done."""
     deterministic, exploring = list(runtimes.PROGRAMS), list(runtimes.RANDOM_PROGRAMS)
-    few = max(1, settings.random_calls // 4)  # enough to see that two processes draw the same
     observations = sum(len(episode.actions) for episode in recorded)
     with processes(settings.processes) as executor, processes(2, one_task_each=True) as starting:
         # Any memory will do; that of the fastest program takes a second, eager's many.
@@ -81,7 +80,9 @@ def run_programs(
             name: executor.submit(act_by_name, policy, name, few_situations)
             for name in (("eager_random", *exploring) if noise_states(manifest) else ())
         }
-        starts = [starting.submit(draw_by_name, policy, exploring, few_situations, few) for _ in range(2)]
+        starts = [
+            starting.submit(draw_by_name, policy, exploring, few_situations, settings.random_calls) for _ in range(2)
+        ]
         tasks: dict[Future[Any], str] = {
             opening: f"open loop, {observations} observations",
             **{task: f"closed loop, {settings.episodes} episodes of {name}" for name, task in playing.items()},

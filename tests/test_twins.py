@@ -8,13 +8,15 @@ from scipy import stats
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import nn
-from torchrl.data import Bounded, Categorical, MultiCategorical, OneHot
+from torchrl.data import Bounded, Categorical, Composite, OneHot, Unbounded
 from torchrl.envs import ObservationNorm
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import EGreedyModule
 
 from stages.common.errors import UserError
+from stages.common.program import Step
 from stages.policies.q_value import choose
+from stages.program.export import export, random_operators
 from stages.program.twins import EpsilonGreedy, exportable
 
 ROWS, ACTIONS = 60_000, 4
@@ -77,8 +79,17 @@ def test_no_exploration_unless_random(exploration_type):
 
 
 def test_other_specs_are_refused():
-    with pytest.raises(UserError, match=r"^EGreedyModule: draws actions of a MultiCategorical spec"):
-        EpsilonGreedy(EGreedyModule(MultiCategorical([2, 3])))
+    with pytest.raises(UserError, match=r"^EGreedyModule: draws actions of a UnboundedDiscrete\[int64\] spec"):
+        EpsilonGreedy(EGreedyModule(Unbounded((2,), dtype=torch.int64)))
+
+
+def test_one_operator_draws():
+    """ONNX Runtime's second random operator of a program would depend on the first."""
+    policy = TensorDictSequential(
+        TensorDictModule(nn.Linear(4, ACTIONS), ["observation"], ["action_value"]), *choose(ACTIONS, 0.5)
+    )
+    step = Step(policy.eval(), Composite(observation=Unbounded((4,), dtype=torch.float32)), ExplorationType.RANDOM)
+    assert len(random_operators(export(step))) == 1
 
 
 def test_epsilon_of_the_example_policies_is_no_weight():

@@ -106,8 +106,8 @@ def _span(instruction: dis.Instruction) -> tuple[Place, Place] | None:
 
 
 def _current(instructions: list[dis.Instruction], frame: FrameType) -> dis.Instruction:
-    """The instruction that a frame is at."""
-    return next(instruction for instruction in instructions if instruction.offset == frame.f_lasti)
+    """The instruction that a frame is at, or in whose cache it is."""
+    return [instruction for instruction in instructions if instruction.offset <= frame.f_lasti][-1]
 
 
 def _is_condition(instruction: dis.Instruction) -> bool:

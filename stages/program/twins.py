@@ -41,6 +41,9 @@ from torchrl.modules.distributions.continuous import SafeTanhTransform
 
 from stages.common.errors import ProfileError
 
+TINY = 1e-30  # stands for an epsilon of zero, which nothing is below
+BELOW_ONE = 1 - 2**-24  # the largest float32 below 1
+
 
 class RecurrentStep(TensorDictModuleBase):
     """One step of TorchRL's recurrent module, for a batch of one dimension, with the library's own cell.
@@ -67,6 +70,9 @@ class EpsilonGreedy(TensorDictModuleBase):
     """TorchRL's epsilon-greedy exploration.
 
     The library's ``forward`` expands its spec to the batch at hand, which fixes the batch size of an exported program.
+    It also draws twice, whether to explore and how. Here both come from one operator: ONNX Runtime seeds the second
+    operator of a program by the first one's seed plus a small number, and its generator is linear, so that what the two
+    draw differs by the same sequence after every start.
 
     Raises:
         ProfileError: the action's spec is of a kind that has no draw here.
@@ -92,41 +98,46 @@ class EpsilonGreedy(TensorDictModuleBase):
         if exploration_type() not in (ExplorationType.RANDOM, None):
             return tensordict
         action = tensordict[self.action_key]
-        explores = torch.rand_like(action[:, *[0] * (action.ndim - 1)], dtype=torch.float32) < self.eps
-        drawn = self.draw(action, None if self.action_mask_key is None else tensordict[self.action_mask_key])
+        mask = None if self.action_mask_key is None else tensordict[self.action_mask_key]
+        # One uniform number for each part of an action, which lie along the last dimension where there are several.
+        places = action.shape[1:-1] if self.one_hot or self.many else action.shape[1:]
+        places = torch.Size((*places, len(self.sizes))) if self.many else places
+        like = action.reshape(action.shape[0], -1)[:, :1].expand(-1, 1 if self.unbounded else places.numel())
+        uniform = torch.rand_like(like, dtype=torch.float32)
+        explores = uniform[:, 0] < self.eps
+        # What is below epsilon is itself uniform there: the same number says whether a row explores, and how.
+        first = (uniform[:, :1] / self.eps.clamp_min(TINY)).clamp(max=BELOW_ONE)
+        uniform = torch.cat([first, uniform[:, 1:]], 1)
+        drawn = torch.randn_like(action) if self.unbounded else self.draw(uniform.view(-1, *places), mask)
         explores = explores.view(-1, *[1] * (action.ndim - 1))
-        return tensordict.set(self.action_key, torch.where(explores, drawn, action))
+        return tensordict.set(self.action_key, torch.where(explores, drawn.to(action.dtype), action))
 
-    def draw(self, action: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """Any action, each with the same chance, in the shape and dtype of ``action``; normal values without bounds."""
-        if self.unbounded:
-            return torch.randn_like(action)
+    def draw(self, uniform: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Any action, each with the same chance, from uniform numbers, ``(batch, ...)`` float32."""
         if not self.sizes:
-            return self.draw_between(action)
+            return self.draw_between(uniform)
         if not self.many:
-            return self.draw_choice(action[..., 0] if self.one_hot else action, self.sizes[0], mask).to(action.dtype)
-        places = [0] * len(self.sizes) if self.one_hot else range(len(self.sizes))
+            return self.draw_choice(uniform, self.sizes[0], mask)
         masks = [None] * len(self.sizes) if mask is None else mask.split(self.sizes, -1)
-        drawn = [
-            self.draw_choice(action[..., place], size, one)
-            for place, size, one in zip(places, self.sizes, masks, strict=True)
-        ]
-        return (torch.cat(drawn, -1) if self.one_hot else torch.stack(drawn, -1)).to(action.dtype)
+        parts = zip(uniform.unbind(-1), self.sizes, masks, strict=True)
+        drawn = [self.draw_choice(number, size, one) for number, size, one in parts]
+        return torch.cat(drawn, -1) if self.one_hot else torch.stack(drawn, -1)
 
-    def draw_between(self, action: torch.Tensor) -> torch.Tensor:
+    def draw_between(self, uniform: torch.Tensor) -> torch.Tensor:
         """Numbers between the bounds, both of which are drawn where they are whole numbers."""
-        if action.dtype.is_floating_point:
-            return self.low + (self.high - self.low) * torch.rand_like(action)
+        if self.low.dtype.is_floating_point:
+            return self.low + (self.high - self.low) * uniform
         number = self.high.to(torch.int64) - self.low.to(torch.int64) + 1
-        offset = (torch.rand_like(action, dtype=torch.float64) * number).to(torch.int64)
-        return (self.low + offset.minimum(number - 1)).to(action.dtype)
+        return self.low + (uniform.to(torch.float64) * number).to(torch.int64).minimum(number - 1)
 
-    def draw_choice(self, like: torch.Tensor, number: int, mask: torch.Tensor | None) -> torch.Tensor:
-        """One of ``number`` choices in the shape of ``like``, as an index or as a one-hot vector."""
+    def draw_choice(self, uniform: torch.Tensor, number: int, mask: torch.Tensor | None) -> torch.Tensor:
+        """One of ``number`` choices, or of those that a mask leaves, as an index or as a one-hot vector."""
         if mask is None:
-            index = torch.randint_like(like, number, dtype=torch.int64)
+            index = (uniform * number).to(torch.int64).clamp(max=number - 1)
         else:
-            index = torch.multinomial(mask.to(torch.float32).flatten(0, -2), 1).view(like.shape)
+            left = mask.to(torch.int64).cumsum(-1)
+            place = (uniform * left[..., -1]).to(torch.int64).minimum(left[..., -1] - 1)
+            index = (left > place.unsqueeze(-1)).to(torch.int64).argmax(-1)
         return nn.functional.one_hot(index, number) if self.one_hot else index
 
 
