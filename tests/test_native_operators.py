@@ -221,7 +221,7 @@ def draw(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:The tensor attributes self.lstm._flat_weights:UserWarning")
+@pytest.mark.filterwarnings(r"ignore:The tensor attributes self\.(gru|lstm)\._flat_weights:UserWarning")
 @pytest.mark.parametrize("kind", [Images, Vectors, Sequences])
 def test_native_library_computes_as_eager(kind, tmp_path):
     torch.manual_seed(0)
