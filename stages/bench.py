@@ -1,60 +1,9 @@
-"""Time the verified programs by MLPerf LoadGen's rules, beside what others would have exported.
-
-Every program runs in a process of its own; many short rounds go through all of them, so that a noisy minute meets them
-all. Inputs are drawn from recorded observations, outputs are checked while they are timed, and no program is called
-faster than another inside the noise. A result is VALID, or INVALID with the reason.
-"""
+"""Time the verified programs by MLPerf LoadGen's rules."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from pathlib import Path
-
-from play import read_manifest
-from stages.benchmark import programs, report
-from stages.benchmark.command import Command
-from stages.benchmark.rollouts import ROLLOUTS, measure_rollout
-from stages.benchmark.roofline import count_work, measure_peak
-from stages.benchmark.workload import prepared, sessions
-from stages.common import params, runtimes
-from stages.common.errors import run
-from stages.common.files import write_json
-from stages.common.processes import processes
-
-
-def measure(policy: str, settings: params.Bench, tolerance: float) -> report.Findings:
-    """Go through all programs, and all rollouts, once a round, after a first round that only warms them up."""
-    names = programs.names(read_manifest(Path("models", policy)))
-    speeds: dict[str, list[float]] = {what: [] for what in ROLLOUTS}
-    with ExitStack() as stack:
-        rolling = {what: stack.enter_context(processes(1)) for what in ROLLOUTS}
-        warming = [rolling[what].submit(measure_rollout, policy, what, settings) for what in ROLLOUTS]
-        folder = stack.enter_context(prepared(policy, settings, tolerance))
-        for task in warming:
-            task.result()
-        started = stack.enter_context(sessions(policy, names, folder, settings))
-        command, starts = Command(policy, folder), []
-        work = rolling["torchrl"].submit(count_work, policy).result()
-        peak = rolling["torchrl"].submit(measure_peak, settings.threads).result()
-        for round_ in range(1, settings.rounds + 1):
-            started.measure(round_)
-            starts.append(command.start())
-            for what, speed in speeds.items():
-                speed.append(rolling[what].submit(measure_rollout, policy, what, settings).result())
-            print(f"bench {policy}  round {round_}/{settings.rounds}", flush=True)
-    return report.Findings(started.measured, starts, speeds, work, peak)
-
-
-def bench(policy: str) -> None:
-    everything = params.load()
-    runtimes.read_bundle(policy)
-    found = measure(policy, everything.bench, everything.parity_check.tolerance)
-    content = report.describe(policy, found, everything.bench)
-    folder = Path("results", policy)
-    write_json(folder / "bench.json", content)
-    report.write_tables(folder, content, found)
-    report.print_tables(policy, content)
-
+from policy_export.benchmark.bench import bench
+from policy_export.stage.command import run
 
 if __name__ == "__main__":
     run(bench, __doc__)

@@ -9,16 +9,16 @@ from pathlib import Path
 
 from torchrl.envs.utils import ExplorationType
 
-from play import sha256
-from stages.common.archive import EXPORTS, save_program
-from stages.common.env import environment_facts
-from stages.common.errors import run
-from stages.common.files import replacing, write_text
-from stages.common.policy import find_env
-from stages.common.profile import load_profile
-from stages.common.program import load_step
-from stages.program.export import export
-from stages.program.failures import in_one_line
+from policy_export.config.profile import load_profile
+from policy_export.device.manifest import sha256
+from policy_export.environments.env import environment_facts
+from policy_export.program.archive import EXPORTS, save_program
+from policy_export.program.export import export
+from policy_export.program.failures import in_one_line
+from policy_export.program.policy import find_env
+from policy_export.program.step import load_step
+from policy_export.stage.command import run
+from policy_export.stage.files import replacing, write_text
 
 
 def export_pt2(policy: str) -> None:

@@ -4,36 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from play import Player, make_environment
-from stages.common import episodes, params
-from stages.common.env import environment_facts
-from stages.common.episodes import Episode, hash_state, random_action
-from stages.common.errors import run
-from stages.common.policy import find_env
-from stages.common.profile import load_profile
-from stages.common.program import load_step
-from stages.common.runtimes import wrap
-
-
-def play_episode(player: Player, seed: int, epsilon: float) -> Episode:
-    """One full episode; each action is replaced by a random one with probability ``epsilon``."""
-    environment, random = make_environment(player.manifest, seed), np.random.default_rng(seed)
-    actions, rewards, state_hashes = [], [], []
-    player.reset()
-    while not environment.done:
-        action = player.act(environment.observation)
-        if random.random() < epsilon:
-            action = random_action(player.manifest, random)
-        actions.append(action)
-        rewards.append(environment.step(action))
-        state_hashes.append(hash_state(environment))
-    kind = np.int16 if isinstance(action, int) else np.float32
-    return Episode(
-        seed, epsilon, np.array(actions, kind), np.array(rewards, np.float32), np.array(state_hashes, np.uint64)
-    )
+from policy_export.config import params
+from policy_export.config.profile import load_profile
+from policy_export.device.player import Player
+from policy_export.environments import episodes
+from policy_export.environments.env import environment_facts
+from policy_export.environments.recording import play_episode
+from policy_export.program.calls import wrap
+from policy_export.program.policy import find_env
+from policy_export.program.step import load_step
+from policy_export.stage.command import run
 
 
 def record(policy: str) -> None:

@@ -8,10 +8,12 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from stages import export_onnx, export_pt2, manifest
-from stages.common.policy import Agent, make_agent, save_weights
-from stages.common.profile import Profile, load_profile
-from stages.common.program import Step
+from policy_export.backends import manifest
+from policy_export.config.profile import Profile, load_profile
+from policy_export.lowering import onnx as export_onnx
+from policy_export.program.policy import Agent, make_agent, save_weights
+from policy_export.program.step import Step
+from stages import export_pt2
 
 ROOT = Path(__file__).parents[1]
 EPISODE_STEPS = 300  # of the policy in `workspace`, so that its episodes are short

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnxruntime
 import torch
 
-from stages.export_onnx import convert
+from policy_export.lowering.onnx import convert
 
 ROWS, STEPS = 3, 4
 

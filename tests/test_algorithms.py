@@ -18,25 +18,25 @@ from torchrl.data import Composite, OneHot
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import EGreedyModule, OneHotCategorical, ProbabilisticActor, QValueModule
 
-from stages.algorithms import dqn, ppo, pqn
-from stages.algorithms.rollouts import Rollouts
-from stages.common.env import make_env
-from stages.common.errors import UserError
-from stages.common.policy import make_agent
-from stages.common.profile import Profile, check, read
-from stages.train import Checkpoint, evaluate, learn, train
+from policy_export.algorithms import dqn, ppo, pqn
+from policy_export.algorithms.rollouts import Rollouts
+from policy_export.algorithms.training import Checkpoint, evaluate, learn, train
+from policy_export.config.profile import Profile, check, read
+from policy_export.device.errors import UserError
+from policy_export.environments.env import make_env
+from policy_export.program.policy import make_agent
 
 PROFILES = read(ROOT / "params.yaml")["policies"]
 VECTOR = {"env": {"id": "CartPole-v1", "max_episode_steps": 200}, "preprocess": None}
 RECURRENT = {
-    "factory": "stages.policies.recurrent_q_value:make_policy",
+    "factory": "policy_export.policies.recurrent_q_value:make_policy",
     "conv": [],
     "hidden": [32],
     "rnn": "gru",
     "rnn_size": 32,
     "epsilon": 0.02,
 }
-ACTOR = {"factory": "stages.policies.actor:make_policy", "conv": [], "hidden": [64]}
+ACTOR = {"factory": "policy_export.policies.actor:make_policy", "conv": [], "hidden": [64]}
 SHORT = {"total_steps": 50000, "eval_episodes": 5}
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from stages.common.archive import load_program, save_program
-from stages.common.errors import UserError
+from policy_export.device.errors import UserError
+from policy_export.program.archive import load_program, save_program
 
 FACTS = {"policy": "dqn", "environment": {"id": "ALE/Pong-v5"}, "gamma": 0.99}
 

@@ -16,7 +16,7 @@ import pytest
 from pipeline_helpers import ROOT
 from safetensors.numpy import save_file
 
-from stages.benchmark.loadgen import (
+from policy_export.benchmark.loadgen import (
     CHECKED,
     PERCENTILES,
     allowed_over,
@@ -25,9 +25,9 @@ from stages.benchmark.loadgen import (
     throughput,
     time_queries,
 )
-from stages.benchmark.measured import Measured
-from stages.benchmark.ratios import Ratio, compare, fastest
-from stages.benchmark.session import EXPECTED, INPUTS, SETTINGS, TURN, Workload
+from policy_export.benchmark.measured import Measured
+from policy_export.benchmark.ratios import Ratio, compare, fastest
+from policy_export.benchmark.session import EXPECTED, INPUTS, SETTINGS, TURN, Workload
 
 
 @pytest.mark.parametrize(("percentile", "queries"), [(0.9, 64), (0.99, 662), (0.999, 6636)])
@@ -178,7 +178,7 @@ def test_program_that_keeps_its_answers_is_found_out(workload):
 
 
 STARTER = """
-from stages.benchmark.workload import emulator_beside
+from policy_export.benchmark.workload import emulator_beside
 
 with emulator_beside("dqn") as emulator:
     print(emulator, flush=True)

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from play import Arrays, read_manifest
-from stages.common.processes import processes
-from stages.parity.draws import (
+from policy_export.device.arrays import Arrays
+from policy_export.device.manifest import read_manifest
+from policy_export.parity.samples import (
     BEGINS_ANEW,
     ROWS,
     STEPS,
@@ -21,6 +21,7 @@ from stages.parity.draws import (
     judge_noise,
     persistence,
 )
+from policy_export.stage.processes import processes
 
 ACTIONS, CALLS, LEVEL, TOLERANCE = 6, 128, 1e-6 / 100, 1e-5
 GREEDY = np.array([0, 5, 2, 2, 1, 4, 3, 3])  # of eight situations

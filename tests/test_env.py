@@ -8,12 +8,14 @@ from torchrl.data import Categorical, OneHot
 from torchrl.envs import GymEnv as LibraryGymEnv
 from torchrl.envs import SerialEnv, check_env_specs
 
-from play import Emulator, PlayError, make_environment
-from stages.common.env import AtariEnv, environment_facts, make_env, make_specs
-from stages.common.errors import ProfileError, UserError
-from stages.common.policy import make_agent
-from stages.common.preprocess import OBSERVATION, PIXELS, Screen
-from stages.common.profile import GymEnv
+from policy_export.config.errors import ProfileError
+from policy_export.config.profile import GymEnv
+from policy_export.device.emulator import Emulator
+from policy_export.device.environments import make_environment
+from policy_export.device.errors import UserError
+from policy_export.environments.env import AtariEnv, environment_facts, make_env, make_specs
+from policy_export.environments.preprocess import OBSERVATION, PIXELS, Screen
+from policy_export.program.policy import make_agent
 
 PONG = [0, 1, 3, 4, 11, 12]
 
@@ -295,6 +297,6 @@ def test_actions_may_be_one_hot(profile, made):
 def test_device_without_the_environment(tmp_path, monkeypatch, env_id, message):
     (tmp_path / "half_there.py").write_text("import nosuch\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(PlayError) as caught:
+    with pytest.raises(UserError) as caught:
         make_environment({"environment": {"id": env_id, "max_episode_steps": 5}}, 0)
     assert str(caught.value).startswith(message)

@@ -6,11 +6,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from play import Player, make_environment
-from stages.common import episodes
-from stages.common.env import environment_facts
-from stages.common.errors import UserError
-from stages.record import play_episode
+from policy_export.device.environments import make_environment
+from policy_export.device.errors import UserError
+from policy_export.device.player import Player
+from policy_export.environments import episodes
+from policy_export.environments.env import environment_facts
+from policy_export.environments.recording import play_episode
 
 STEPS = 60
 

@@ -16,20 +16,25 @@ from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequ
 from torchrl.data import Composite, Unbounded
 from torchrl.envs.utils import ExplorationType
 
-from play import SCHEMA_VERSION, Arrays, Player, load_onnx
-from stages import parity_check as stage
-from stages.common import episodes, params, runtimes
-from stages.common.episodes import Episode
-from stages.common.errors import UserError
-from stages.common.files import write_json
-from stages.common.program import Step
-from stages.common.runtimes import Run, wrap
-from stages.export_onnx import convert
-from stages.parity.draws import ROWS, act, draw, judge, judge_draws, judge_noise
-from stages.parity.exploration import complete, exploring, noise_states, without_noise
-from stages.parity.open_loop import EXPLORING_STRIDE, check_open_loop
-from stages.program.export import export
-from stages.record import play_episode
+from policy_export.backends import runtimes
+from policy_export.config import params
+from policy_export.device.arrays import Arrays, Run
+from policy_export.device.errors import UserError
+from policy_export.device.manifest import SCHEMA_VERSION
+from policy_export.device.onnx_session import load_onnx
+from policy_export.device.player import Player
+from policy_export.environments import episodes
+from policy_export.environments.episodes import Episode
+from policy_export.environments.recording import play_episode
+from policy_export.lowering.onnx import convert
+from policy_export.parity import check as stage
+from policy_export.parity.exploration import complete, exploring, noise_states, without_noise
+from policy_export.parity.open_loop import EXPLORING_STRIDE, check_open_loop
+from policy_export.parity.samples import ROWS, act, draw, judge, judge_draws, judge_noise
+from policy_export.program.calls import wrap
+from policy_export.program.export import export
+from policy_export.program.step import Step
+from policy_export.stage.files import write_json
 
 LEVEL, TOLERANCE, OPSET = 1e-8, 1e-5, 21
 SETTINGS = params.ParityCheck(

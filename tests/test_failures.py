@@ -10,11 +10,11 @@ import torch
 from torchrl.data import Categorical, Composite, Unbounded
 from torchrl.envs.utils import ExplorationType
 
-from stages.common.errors import UserError
-from stages.common.program import Step
-from stages.export_onnx import convert
-from stages.program.export import export, random_operators
-from stages.program.failures import explain, in_one_line
+from policy_export.device.errors import UserError
+from policy_export.lowering.onnx import convert
+from policy_export.program.export import export, random_operators
+from policy_export.program.failures import explain, in_one_line
+from policy_export.program.step import Step
 
 DETERMINISTIC, RANDOM = ExplorationType.DETERMINISTIC, ExplorationType.RANDOM
 

@@ -21,7 +21,7 @@ def test_every_fault_is_caught_and_nothing_else(tmp_path):
         shutil.copyfile(ROOT / weights, tmp_path / weights)
         for stage in ("export_pt2", "compile_aoti", "export_onnx", "manifest"):
             python("-m", f"stages.{stage}", policy, cwd=tmp_path, project=tmp_path)
-    python("-m", "stages.fault_suite", cwd=tmp_path, project=tmp_path)
+    python("-m", "studies.fault_suite", cwd=tmp_path, project=tmp_path)
     score = json.loads((tmp_path / "results/fault_suite.json").read_text())
     assert (score["missed"], score["alarms"]) == ([], [])
     assert (score["killed"], score["false_alarms"]) == (score["total"], 0)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from stages.common.files import replacing, write_json, write_text
+from policy_export.stage.files import replacing, write_json, write_text
 
 
 def names(folder) -> list[str]:
@@ -66,7 +66,7 @@ def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from stages.common.files import replacing
+from policy_export.stage.files import replacing
 with replacing(Path(sys.argv[1])) as temporary:
     temporary.write_text("half of the ne")
     os.kill(os.getpid(), signal.SIGKILL)

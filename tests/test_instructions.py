@@ -8,9 +8,10 @@ import zipfile
 
 import pytest
 
-from stages.common import instructions, runtimes
-from stages.common.errors import UserError
-from stages.common.instructions import TARGETS, V3, V4, complain, find_target
+from policy_export.backends import runtimes
+from policy_export.device.errors import UserError
+from policy_export.lowering import instructions
+from policy_export.lowering.instructions import TARGETS, V3, V4, complain, find_target
 
 HERE = platform.machine()
 

@@ -14,20 +14,21 @@ import torch
 from pipeline_helpers import TINY, write_params
 from torchrl.envs.utils import ExplorationType
 
-from play import Arrays
-from stages.common import params, runtimes
-from stages.common.archive import load_program, save_program
-from stages.common.policy import load_weights, make_agent, save_weights
-from stages.common.preprocess import FrameStack
-from stages.common.profile import Profile, load_profile
-from stages.common.program import Step, load_step
-from stages.compile_aoti import compile_to
-from stages.compile_native import compile_target
-from stages.export_onnx import convert
-from stages.localise import package
-from stages.localise.locate import Location, localise
-from stages.program.export import export
-from stages.program.twins import RecurrentStep
+from policy_export.backends import runtimes
+from policy_export.backends.inspection import Location, localise
+from policy_export.config import params
+from policy_export.config.profile import Profile, load_profile
+from policy_export.device.arrays import Arrays
+from policy_export.environments.preprocess import FrameStack
+from policy_export.localise import package
+from policy_export.lowering.aoti import compile_to
+from policy_export.lowering.native import compile_target
+from policy_export.lowering.onnx import convert
+from policy_export.program.archive import load_program, save_program
+from policy_export.program.export import export
+from policy_export.program.policy import load_weights, make_agent, save_weights
+from policy_export.program.step import Step, load_step
+from policy_export.program.twins import RecurrentStep
 
 TOLERANCE = 1e-5
 SMALL = {"conv": [[4, 5, 3]], "hidden": [16]}

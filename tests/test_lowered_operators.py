@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from stages.lowering import images, layers, orders, running
-from stages.lowering.convolutions import convolve, convolve_transposed
+from policy_export.lowering import images, layers, orders, running
+from policy_export.lowering.convolutions import convolve, convolve_transposed
 
 aten = torch.ops.aten
 NAN, INFINITY = float("nan"), float("inf")

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 from torchrl.modules import GRU, LSTM
 
-from stages.common.preprocess import Screen
-from stages.common.profile import Preprocess
-from stages.lowering.byte_products import MAX_WEIGHT, use_byte_products
-from stages.lowering.convolutions import as_product, use_products
-from stages.lowering.moves import drop_moves
-from stages.lowering.single import as_flat_concatenation, lower_single
+from policy_export.config.profile import Preprocess
+from policy_export.environments.preprocess import Screen
+from policy_export.lowering.batch_one import as_flat_concatenation, lower_single
+from policy_export.lowering.convolutions import as_product, use_products
+from policy_export.lowering.integer_preprocessing import MAX_WEIGHT, use_byte_products
+from policy_export.lowering.redundant_reshapes import drop_moves
 
 CROP = {"top": 34, "left": 0, "height": 160, "width": 160}
 ODD_CROP = {"top": 17, "left": 8, "height": 168, "width": 144}

@@ -5,16 +5,16 @@ import shutil
 from importlib import metadata
 from pathlib import Path
 
+import play
 import pytest
 import torch
 
-import play
-from stages import manifest
-from stages.common import params
-from stages.common.archive import read_facts
-from stages.common.errors import UserError
-from stages.common.params import load as load_params
-from stages.common.policy import make_agent, save_weights
+from policy_export.backends import manifest
+from policy_export.config import params
+from policy_export.config.params import load as load_params
+from policy_export.device.errors import UserError
+from policy_export.program.archive import read_facts
+from policy_export.program.policy import make_agent, save_weights
 
 
 def test_manifest_tells_what_a_device_needs(workspace, profile):

@@ -13,9 +13,9 @@ from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import ObservationNorm
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from stages.common.errors import UserError
-from stages.common.program import Step
-from stages.program.memory import find_memory, initialise, state_spec
+from policy_export.device.errors import UserError
+from policy_export.program.memory import find_memory, initialise, state_spec
+from policy_export.program.step import Step
 
 DETERMINISTIC, RANDOM = ExplorationType.DETERMINISTIC, ExplorationType.RANDOM
 OBSERVATIONS = Composite(observation=Unbounded((4,), dtype=torch.float32))

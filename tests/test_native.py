@@ -15,20 +15,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import play
 import pytest
 import torch
 from pipeline_helpers import ROOT
 
-import play
-from play import Player, PlayError, load_native, load_onnx, read_golden, read_manifest, selftest
-from stages import compile_native, manifest
-from stages.benchmark.command import Command
-from stages.common import params, runtimes
-from stages.common.errors import UserError
-from stages.common.golden import pick_steps
-from stages.common.instructions import TARGETS, find_target
-from stages.common.processes import processes
-from stages.lowering.single import lower_single
+from policy_export.backends import manifest, runtimes
+from policy_export.benchmark.command import Command
+from policy_export.config import params
+from policy_export.device.errors import UserError
+from policy_export.device.golden import read_golden, selftest
+from policy_export.device.manifest import read_manifest
+from policy_export.device.native_library import load_native
+from policy_export.device.onnx_session import load_onnx
+from policy_export.device.player import Player
+from policy_export.lowering import native as compile_native
+from policy_export.lowering.batch_one import lower_single
+from policy_export.lowering.golden import pick_steps
+from policy_export.lowering.instructions import TARGETS, find_target
+from policy_export.stage.processes import processes
 from stages.record import record
 
 pytestmark = pytest.mark.slow
@@ -416,7 +421,7 @@ def test_player_notices_another_decision(folder, tmp_path):
     content = bytearray((folder / "native/golden.bin").read_bytes())
     content[-len(decisions[-1].tobytes()) + 1 + 100800] ^= 1  # the last action
     path.write_bytes(content)
-    with pytest.raises(PlayError, match=rf"decision {len(decisions) - 1} comes out otherwise: action \d, expected"):
+    with pytest.raises(UserError, match=rf"decision {len(decisions) - 1} comes out otherwise: action \d, expected"):
         selftest(Player(load_native(folder / "native/libpolicy.so"), facts), path)
     assert "a golden decision comes out otherwise" in command(folder / "native/policy", "selftest", path, status=1)
 
@@ -441,7 +446,7 @@ def test_golden_file_that_is_cut_off(folder, tmp_path, keep):
     path = tmp_path / "golden.bin"
     path.write_bytes((folder / "native/golden.bin").read_bytes()[:keep])
     assert "not a file of golden decisions" in command(folder / "native/policy", "selftest", path, status=1)
-    with pytest.raises(PlayError, match="not golden decisions of 'dqn'"):
+    with pytest.raises(UserError, match="not golden decisions of 'dqn'"):
         read_golden(path, read_manifest(folder))
 
 
@@ -456,7 +461,7 @@ def test_golden_file_that_proves_nothing(folder, tmp_path, place, changed):
     path.write_bytes(content if place > 72 else content[:112])
     for word in ("selftest", "play"):
         assert "not a file of golden decisions" in command(folder / "native/policy", word, path, status=1)
-    with pytest.raises(PlayError, match=r"not golden decisions of 'dqn': it has \d+ decisions, which may differ by"):
+    with pytest.raises(UserError, match=r"not golden decisions of 'dqn': it has \d+ decisions, which may differ by"):
         read_golden(path, read_manifest(folder))
 
 
@@ -488,7 +493,7 @@ def test_golden_steps_are_spread_over_the_episode():
 def test_what_is_no_library_is_refused(tmp_path, make, message):
     path = tmp_path / "libpolicy.so"
     make(path)
-    with pytest.raises(PlayError, match=message):
+    with pytest.raises(UserError, match=message):
         load_native(path)
     with pytest.raises(UserError, match=message):
         runtimes.load(path, 1)

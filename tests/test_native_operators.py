@@ -13,13 +13,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from stages import compile_native
-from stages.common import runtimes
-from stages.common.archive import save_program
-from stages.common.errors import UserError
-from stages.common.instructions import find_target
-from stages.lowering.native_operators import find_unsupported, tell_operator, tell_place
-from stages.lowering.single import lower_single
+from policy_export.backends import runtimes
+from policy_export.device.errors import UserError
+from policy_export.lowering import native as compile_native
+from policy_export.lowering.batch_one import lower_single
+from policy_export.lowering.instructions import find_target
+from policy_export.lowering.native_operators import find_unsupported, tell_operator, tell_place
+from policy_export.program.archive import save_program
 
 TOLERANCE = 1e-5
 ROWS = 4  # of inputs, compared one at a time

@@ -7,9 +7,9 @@ import operator
 import pytest
 from ruamel.yaml import YAML
 
-from stages.common import params
-from stages.common.errors import UserError
-from stages.common.profile import load_profile
+from policy_export.config import params
+from policy_export.config.profile import load_profile
+from policy_export.device.errors import UserError
 
 MISSING = object()
 DQN = "policies.dqn"

@@ -19,26 +19,31 @@ from PIL import Image
 from pipeline_helpers import ROOT, TINY, write_params
 from torchrl.envs.utils import ExplorationType
 
-from play import Arrays, Player, load_onnx, make_environment
-from stages import parity_check as stage
-from stages.common import episodes, params, runtimes
-from stages.common.env import environment_facts
-from stages.common.episodes import Episode, replay
-from stages.common.errors import UserError
-from stages.common.policy import load_weights, make_agent, save_weights
-from stages.common.profile import Profile, load_profile
-from stages.common.program import Step, load_step
-from stages.common.runtimes import Run, wrap
-from stages.export_onnx import export_onnx
+from policy_export.backends import runtimes
+from policy_export.backends.manifest import manifest as write_manifest
+from policy_export.config import params
+from policy_export.config.profile import Profile, load_profile
+from policy_export.device.arrays import Arrays, Run
+from policy_export.device.environments import make_environment
+from policy_export.device.errors import UserError
+from policy_export.device.onnx_session import load_onnx
+from policy_export.device.player import Player
+from policy_export.environments import episodes
+from policy_export.environments.env import environment_facts
+from policy_export.environments.episodes import Episode, replay
+from policy_export.lowering.onnx import export_onnx
+from policy_export.parity import check as stage
+from policy_export.parity import closed_loop as closed_loop_module
+from policy_export.parity.batch_invariance import BATCHES, ODD_ROWS, check_rows
+from policy_export.parity.closed_loop import ClosedLoop, Trace, compare_episodes, part_at_ties, play_episodes
+from policy_export.parity.comparison import MAX_FAILURES, Batch, Comparison, Place
+from policy_export.parity.open_loop import EXPLORING_STRIDE, check_open_loop
+from policy_export.parity.recorded_inputs import pick_situations
+from policy_export.parity.samples import ROWS, judge_draws
+from policy_export.program.calls import wrap
+from policy_export.program.policy import load_weights, make_agent, save_weights
+from policy_export.program.step import Step, load_step
 from stages.export_pt2 import export_pt2
-from stages.manifest import manifest as write_manifest
-from stages.parity import closed_loop as closed_loop_module
-from stages.parity.closed_loop import ClosedLoop, Trace, compare_episodes, part_at_ties, play_episodes
-from stages.parity.comparison import MAX_FAILURES, Batch, Comparison, Place
-from stages.parity.draws import ROWS, judge_draws
-from stages.parity.open_loop import EXPLORING_STRIDE, check_open_loop
-from stages.parity.rows import BATCHES, ODD_ROWS, check_rows
-from stages.parity.situations import pick_situations
 from stages.record import record
 
 FOLDER = Path("models/dqn")

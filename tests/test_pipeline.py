@@ -16,8 +16,8 @@ from dvc.repo import Repo
 from pipeline_helpers import ROOT, change_params, copy_project, python
 from ruamel.yaml import YAML
 
-from stages.common.errors import UserError
-from stages.common.sources import needed_files
+from policy_export.device.errors import UserError
+from policy_export.stage.sources import needed_files
 
 # DVC's own use of a library of its own.
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")
@@ -103,7 +103,7 @@ def unchanged(tmp_path_factory) -> Iterator[Repo]:
     change_params(folder / "params.yaml", {"policies": policies, "matrix": [*PARAMS["matrix"], "other"]})
     with contextlib.chdir(folder):
         repo = Repo(config={"core": {"site_cache_dir": str(folder / ".dvc/site")}})
-        python("-m", "stages.machine", cwd=folder, project=folder)
+        python("-m", "policy_export.machine.facts", cwd=folder, project=folder)
         for output in repo.index.outs:
             path = Path(output.fs_path)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -198,7 +198,7 @@ def test_changed_source_of_a_kind_reruns(pipeline, downstream, path, stages, pol
     text = Path(path).read_text()
     Path(path).write_text(f"{text}# changed\n")
     try:
-        python("-m", "stages.machine", cwd=Path(), project=Path().absolute())
+        python("-m", "policy_export.machine.facts", cwd=Path(), project=Path().absolute())
         found = reruns(pipeline, downstream)
     finally:
         Path(path).write_text(text)
@@ -211,20 +211,20 @@ def test_file_that_a_factory_is_given_counts_as_its_source(tmp_path):
     policy = {"factory": "my_policy:make_policy", "weights": "weights.safetensors"}
     change_params(tmp_path / "params.yaml", {"policies.cartpole.policy": policy, "matrix": ["cartpole"]})
     (tmp_path / "my_policy.py").write_text(
-        "from stages.policies import q_value\n"
+        "from policy_export.policies import q_value\n"
         "def make_policy(observations, actions, *, weights: str):\n"
         "    return q_value.make_policy(observations, actions, conv=[], hidden=[], epsilon=0.1)\n"
     )
     for content in ("one", "two", "two"):
         (tmp_path / "weights.safetensors").write_text(content)
-        python("-m", "stages.machine", cwd=tmp_path)
+        python("-m", "policy_export.machine.facts", cwd=tmp_path)
         found.append(path.read_text())
     assert found[0] != found[1] == found[2]
 
 
 MACHINE = """
 import runpy, sys
-runpy.run_module("stages.machine", run_name="__main__")
+runpy.run_module("policy_export.machine.facts", run_name="__main__")
 print(*{"torch", "torchrl", "tensordict", "onnxruntime"} & set(sys.modules))
 """
 
@@ -243,7 +243,7 @@ def test_machine_imports_no_torch_and_writes_the_same_again(tmp_path):
     assert python("-c", MACHINE, cwd=tmp_path).stdout == "\n"
     written = {path: path.read_bytes() for path in (tmp_path / "results").rglob("*.json")}
     assert len(written) == 1 + 3
-    python("-m", "stages.machine", cwd=tmp_path)
+    python("-m", "policy_export.machine.facts", cwd=tmp_path)
     assert {path: path.read_bytes() for path in (tmp_path / "results").rglob("*.json")} == written
     first = path.read_bytes()
     assert json.loads(first)["cpu"]
@@ -260,6 +260,6 @@ def test_machine_imports_no_torch_and_writes_the_same_again(tmp_path):
 def test_machine_checks_params(tmp_path, changes, message):
     (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     change_params(tmp_path / "params.yaml", changes)
-    (line,) = python("-m", "stages.machine", cwd=tmp_path, status=1).stderr.splitlines()
+    (line,) = python("-m", "policy_export.machine.facts", cwd=tmp_path, status=1).stderr.splitlines()
     assert line.startswith(message)
     assert not (tmp_path / "results").exists()

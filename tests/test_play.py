@@ -7,13 +7,13 @@ import subprocess
 import sys
 
 import numpy as np
+import play
 import pytest
 from PIL import Image
 
-import play
-from stages.common.profile import load_profile
-from stages.common.program import load_step
-from stages.common.runtimes import wrap
+from policy_export.config.profile import load_profile
+from policy_export.program.calls import wrap
+from policy_export.program.step import load_step
 
 # The player as a device has it: nothing of this repository, and none of what only training needs.
 ON_A_DEVICE = """
@@ -230,7 +230,7 @@ def test_episode_ends_after_its_steps(manifest):
 
 @pytest.mark.filterwarnings("ignore:Rom nosuch not supported:UserWarning")  # ale-py's own
 def test_game_that_is_not_there(manifest):
-    with pytest.raises(play.PlayError, match="nosuch"):
+    with pytest.raises(play.UserError, match="nosuch"):
         play.make_environment(manifest | {"environment": manifest["environment"] | {"rom": "nosuch"}}, 0)
 
 

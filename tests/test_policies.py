@@ -9,13 +9,13 @@ from tensordict import TensorDict
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import set_recurrent_mode
 
-from stages.common.errors import UserError
-from stages.common.policy import make_agent, state_keys
-from stages.common.profile import Profile, check, load_profile, read
-from stages.common.program import Step
-from stages.common.runtimes import wrap
-from stages.program.export import export
-from stages.program.twins import exportable
+from policy_export.config.profile import Profile, check, load_profile, read
+from policy_export.device.errors import UserError
+from policy_export.program.calls import wrap
+from policy_export.program.export import export
+from policy_export.program.policy import make_agent, state_keys
+from policy_export.program.step import Step
+from policy_export.program.twins import exportable
 
 KINDS = list(read(ROOT / "params.yaml")["policies"])
 
@@ -188,7 +188,11 @@ def test_own_factory(tmp_path, monkeypatch, factory, arguments, message):
         ("dqn", {"conv": [[16, 9, 8], [32, 11, 1]]}, "policies.dqn: policy.conv: [[16, 9, 8], [32, 11, 1]] leaves"),
         ("cartpole", {"conv": [[16, 8, 8]]}, "policies.cartpole: policy.conv: [[16, 8, 8]]: observations of shape"),
         ("drqn", {"rnn": "rnn"}, "policies.drqn.policy.rnn: 'rnn': input should be 'lstm' or 'gru'"),
-        ("pendulum", {"factory": "stages.policies.q_value:make_policy", "epsilon": 0.1}, "policies.pendulum: policy."),
+        (
+            "pendulum",
+            {"factory": "policy_export.policies.q_value:make_policy", "epsilon": 0.1},
+            "policies.pendulum: policy.",
+        ),
     ],
 )
 def test_arguments_that_do_not_fit(name, policy, said):

@@ -9,9 +9,9 @@ from torch import nn
 from torchrl.data import Unbounded
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from stages.common.errors import UserError
-from stages.common.policy import load_weights, make_agent, save_weights
-from stages.policies.networks import make_network
+from policy_export.device.errors import UserError
+from policy_export.policies.networks import make_network
+from policy_export.program.policy import load_weights, make_agent, save_weights
 
 
 def make_small(outputs=3, seed=0):

@@ -5,8 +5,8 @@ import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictSequential
 
-from stages.common.env import AtariEnv, make_env
-from stages.common.preprocess import (
+from policy_export.environments.env import AtariEnv, make_env
+from policy_export.environments.preprocess import (
     FRAME,
     FRAMES,
     IS_INIT,

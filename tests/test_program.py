@@ -11,13 +11,13 @@ from torchrl.data import Composite, Unbounded
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import EGreedyModule
 
-from play import load_onnx
-from stages.common.archive import load_program
-from stages.common.errors import UserError
-from stages.common.program import Step
-from stages.common.runtimes import wrap
-from stages.export_onnx import convert
-from stages.program.export import export, random_operators
+from policy_export.device.errors import UserError
+from policy_export.device.onnx_session import load_onnx
+from policy_export.lowering.onnx import convert
+from policy_export.program.archive import load_program
+from policy_export.program.calls import wrap
+from policy_export.program.export import export, random_operators
+from policy_export.program.step import Step
 
 DETERMINISTIC, RANDOM = ExplorationType.DETERMINISTIC, ExplorationType.RANDOM
 WITH_MEMORY = ["shipped", "four frames"]

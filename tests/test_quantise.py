@@ -14,15 +14,19 @@ from onnx import numpy_helper
 from pipeline_helpers import ROOT, python, write_params
 from ruamel.yaml import YAML
 
-from play import load_onnx
-from stages import export_onnx, export_pt2, machine, manifest, quantise, record
-from stages.benchmark.measured import Measured
-from stages.benchmark.programs import Candidate
-from stages.benchmark.ratios import Ratio
-from stages.common import params
-from stages.common.policy import make_agent, save_weights
-from stages.common.profile import load_profile
-from stages.lowering.narrow import OPERATORS, PRODUCTS, halved, layers, quantised
+from policy_export.backends import manifest
+from policy_export.benchmark.measured import Measured
+from policy_export.benchmark.programs import Candidate
+from policy_export.benchmark.ratios import Ratio
+from policy_export.config import params
+from policy_export.config.profile import load_profile
+from policy_export.device.onnx_session import load_onnx
+from policy_export.lowering import onnx as export_onnx
+from policy_export.lowering.quantisation import OPERATORS, PRODUCTS, halved, layers, quantised
+from policy_export.machine import facts as machine
+from policy_export.program.policy import make_agent, save_weights
+from stages import export_pt2, record
+from studies import quantise
 
 RANDOM = np.random.default_rng(0)
 BALANCE = '''

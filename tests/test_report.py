@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from stages.parity import report
-from stages.parity.comparison import Batch, Comparison, Place
+from policy_export.parity import report
+from policy_export.parity.comparison import Batch, Comparison, Place
 
 
 @pytest.mark.parametrize(("flips", "decisions"), [(0, 50_000), (3, 1000), (0, 1)])

@@ -18,14 +18,14 @@ import pytest
 from pipeline_helpers import ROOT, TINY, change_params, copy_project, python, run
 from ruamel.yaml import YAML
 
-from stages.benchmark.measured import Measured, Session
-from stages.benchmark.programs import NAIVE
-from stages.benchmark.ratios import fastest
-from stages.benchmark.workload import emulator_beside, prepare
-from stages.common import params, profile
-from stages.common.errors import UserError
-from stages.parity.open_loop import EXPLORING_STRIDE
-from stages.parity_check import MIN_OBSERVATIONS
+from policy_export.benchmark.measured import Measured, Session
+from policy_export.benchmark.programs import NAIVE
+from policy_export.benchmark.ratios import fastest
+from policy_export.benchmark.workload import emulator_beside, prepare
+from policy_export.config import params, profile
+from policy_export.device.errors import UserError
+from policy_export.parity.check import MIN_OBSERVATIONS
+from policy_export.parity.open_loop import EXPLORING_STRIDE
 
 pytestmark = pytest.mark.slow
 
@@ -283,7 +283,7 @@ def test_damaged_program_is_one_line_of_error(project, how):
     content = path.read_bytes()
     path.unlink()
     path.write_bytes(damage(content, how))
-    done = python("-m", "stages.parity_check", "dqn", cwd=project, status=1, project=project)
+    done = python("-m", "policy_export.parity.check", "dqn", cwd=project, status=1, project=project)
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: {MODEL}/policy.onnx: damaged")
 

@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from play import Arrays, PlayError, load_onnx, read_manifest
-from stages.common import params, runtimes
-from stages.common.errors import UserError
-from stages.compile_aoti import compile_program
-from stages.compile_native import compile_target
+from policy_export.backends import runtimes
+from policy_export.config import params
+from policy_export.device.arrays import Arrays
+from policy_export.device.errors import UserError
+from policy_export.device.manifest import read_manifest
+from policy_export.device.onnx_session import load_onnx
+from policy_export.lowering.aoti import compile_program
+from policy_export.lowering.native import compile_target
 
 FRAMES = "float32[batch, 1, 40, 40]"
 SCREEN = "uint8[batch, 210, 160, 3]"
@@ -99,14 +102,14 @@ def test_memory_may_lie_in_any_way(programs, inputs, name):
 @pytest.mark.parametrize(("change", "message"), WRONG)
 def test_player_s_program_refuses_the_same(workspace, inputs, change, message):
     """Without anything of the pipeline."""
-    with pytest.raises(PlayError, match=re.escape(message)):
+    with pytest.raises(UserError, match=re.escape(message)):
         load_onnx(workspace / "models/dqn/policy.onnx")(change(inputs))
 
 
 LOAD = """
 import sys
 from pathlib import Path
-from stages.common import runtimes
+from policy_export.backends import runtimes
 
 runtimes.load(Path(sys.argv[1]), 1)
 """

@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 from pipeline_helpers import ROOT, change_params
 
-from play import PlayError, load_onnx, session_options
-from stages import record, search_settings
-from stages.benchmark.measured import Measured
-from stages.benchmark.ratios import Ratio
-from stages.common import params, runtimes
-from stages.common.files import write_table
+from policy_export.backends import runtimes
+from policy_export.benchmark.measured import Measured
+from policy_export.benchmark.ratios import Ratio
+from policy_export.config import params
+from policy_export.device.errors import UserError
+from policy_export.device.onnx_session import load_onnx, session_options
+from policy_export.stage.files import write_table
+from stages import record
+from studies import search_settings
 
 CHOSEN = {"threads": 1, "spinning": False, "memory_pattern": True, "arena": True, "optimization": "all"}
 SMALL = {
@@ -80,7 +83,7 @@ def test_manifest_carries_the_settings(workspace):
     ],
 )
 def test_bad_settings_of_a_manifest(settings, message):
-    with pytest.raises(PlayError, match=f"^{message}"):
+    with pytest.raises(UserError, match=f"^{message}"):
         session_options(settings)
 
 

@@ -17,12 +17,12 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import EGreedyModule
 from torchrl_modules import ACTIONS, BOTH, CASES, MEMORY, NO_PART, REFUSED, SIZE, SPECS, TWIN
 
-from stages.common.errors import UserError
-from stages.common.program import Step
-from stages.program.export import export, random_operators
-from stages.program.failures import explain
-from stages.program.memory import initialise, state_spec
-from stages.program.twins import DISTRIBUTIONS, TWINS, EpsilonGreedy, erfinv
+from policy_export.device.errors import UserError
+from policy_export.program.export import export, random_operators
+from policy_export.program.failures import explain
+from policy_export.program.memory import initialise, state_spec
+from policy_export.program.step import Step
+from policy_export.program.twins import DISTRIBUTIONS, TWINS, EpsilonGreedy, erfinv
 
 # What TorchRL tells of ordinal distributions, and PyTorch of a switch that tensordict asks for; in training as well.
 pytestmark = [

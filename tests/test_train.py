@@ -14,13 +14,13 @@ from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import nn
 from torchrl.data import Composite
 
-from stages.algorithms.common import EpsilonSchedule, discount
-from stages.algorithms.pqn import Learner
-from stages.algorithms.rollouts import Rollouts
-from stages.common.env import make_env
-from stages.common.policy import load_weights, make_agent
-from stages.common.profile import Profile, load_profile
-from stages.train import Checkpoint, train
+from policy_export.algorithms.common import EpsilonSchedule, discount
+from policy_export.algorithms.pqn import Learner
+from policy_export.algorithms.rollouts import Rollouts
+from policy_export.algorithms.training import Checkpoint, train
+from policy_export.config.profile import Profile, load_profile
+from policy_export.environments.env import make_env
+from policy_export.program.policy import load_weights, make_agent
 
 WEIGHTS = Path("models/dqn/policy.safetensors")
 CURVE = Path("results/dqn/learning_curve.csv")
@@ -210,7 +210,7 @@ def test_training_gives_the_same_again(tmp_path, monkeypatch):
 DIES = """
 import itertools, os, signal, sys
 import torch
-import stages.common.policy, stages.train
+import policy_export.program.policy, policy_export.algorithms.training
 
 def die(owner, name, calls, halfway):
     write, counter = getattr(owner, name), itertools.count(1)
@@ -223,14 +223,14 @@ def die(owner, name, calls, halfway):
     setattr(owner, name, wrapped)
 
 die(*{
-    "rollout": (stages.train.Checkpoint, "save", 8, False),
+    "rollout": (policy_export.algorithms.training.Checkpoint, "save", 8, False),
     "checkpoint": (torch, "save", 8, True),
-    "output": (stages.common.policy, "save_file", 1, True),
+    "output": (policy_export.program.policy, "save_file", 1, True),
 }[sys.argv[1]])
-stages.train.CHECKPOINT_SECONDS = 0
-stages.train.train("dqn")
+policy_export.algorithms.training.CHECKPOINT_SECONDS = 0
+policy_export.algorithms.training.train("dqn")
 """
-GOES_ON = "import stages.train; stages.train.train('dqn')"
+GOES_ON = "import policy_export.algorithms.training; policy_export.algorithms.training.train('dqn')"
 
 
 @pytest.mark.slow

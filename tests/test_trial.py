@@ -10,9 +10,9 @@ import pytest
 from pipeline_helpers import ROOT, change_params, copy_project, python, run
 from ruamel.yaml import YAML
 
-from stages.common.errors import ProfileError
-from stages.common.profile import Profile, check, check_files, named_files, named_modules, read
-from stages.common.trial import try_policy
+from policy_export.config.errors import ProfileError
+from policy_export.config.profile import Profile, check, check_files, named_files, named_modules, read
+from policy_export.machine.trial import try_policy
 
 POLICY = """
 from pathlib import Path
@@ -61,9 +61,9 @@ MINE = {
 # What a device is told of the environment: by this id, it imports the module that registers it.
 FACTS = """
 import json
-from stages.common.env import environment_facts
-from stages.common.policy import find_env
-from stages.common.profile import load_profile
+from policy_export.environments.env import environment_facts
+from policy_export.program.policy import find_env
+from policy_export.config.profile import load_profile
 print(json.dumps(environment_facts(find_env(load_profile("mine")))["environment"]))
 """
 CARTPOLE = {"env": {"id": "CartPole-v1", "max_episode_steps": 10}}
@@ -82,7 +82,7 @@ def make_project(folder: Path, policies: dict[str, dict], environment: str = ENV
 
 def machine(folder: Path, status: int = 0) -> list[str]:
     """Run the stage; the lines of its errors."""
-    return python("-m", "stages.machine", cwd=folder, status=status).stderr.splitlines()
+    return python("-m", "policy_export.machine.facts", cwd=folder, status=status).stderr.splitlines()
 
 
 def sources(folder: Path, policy: str = "mine") -> dict[str, str]:

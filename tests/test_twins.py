@@ -13,11 +13,11 @@ from torchrl.envs import ObservationNorm
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import EGreedyModule
 
-from stages.common.errors import UserError
-from stages.common.program import Step
-from stages.policies.q_value import choose
-from stages.program.export import export, random_operators
-from stages.program.twins import EpsilonGreedy, exportable
+from policy_export.device.errors import UserError
+from policy_export.policies.q_value import choose
+from policy_export.program.export import export, random_operators
+from policy_export.program.step import Step
+from policy_export.program.twins import EpsilonGreedy, exportable
 
 ROWS, ACTIONS = 60_000, 4
 GREEDY = {"index": torch.full((ROWS,), 2), "one-hot": torch.tensor([[0, 0, 1, 0]]).expand(ROWS, -1)}

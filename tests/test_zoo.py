@@ -9,10 +9,10 @@ from pipeline_helpers import ROOT
 from program_helpers import ROWS, onnx_program, play
 from torchrl.envs.utils import ExplorationType
 
-from stages.common.policy import make_agent
-from stages.common.profile import Profile, check, read
-from stages.common.program import make_step
-from stages.program.export import export, random_operators
+from policy_export.config.profile import Profile, check, read
+from policy_export.program.export import export, random_operators
+from policy_export.program.policy import make_agent
+from policy_export.program.step import make_step
 
 CHOICES = (
     *("feed_forward", "c51", "one_hot", "one_hot_actor", "two_layer_gru", "lstm_with_dropout", "transformer", "trace"),

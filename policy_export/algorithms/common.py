@@ -1,0 +1,100 @@
+"""What the algorithms have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase, TensorDictSequential
+from torchrl.envs.utils import ExplorationType
+from torchrl.modules import EGreedyModule
+from torchrl.objectives import LossModule
+
+from policy_export.config.errors import ProfileError
+from policy_export.config.profile import EpsilonLearning, Learning
+
+
+def discount(train: Learning, steps: int) -> float:
+    """The discount after ``steps`` of the training: its horizon, ``1 / (1 - gamma)`` steps, grows linearly.
+
+    What is near is learned first, and sooner than with the long horizon from the start (François-Lavet et al., 2015,
+    "How to Discount Deep Reinforcement Learning").
+    """
+    start, end = 1 / (1 - train.gamma_start), 1 / (1 - train.gamma)
+    return 1 - 1 / (start + (end - start) * min(1.0, steps / train.total_steps))
+
+
+def ends(train: Learning, rollout: TensorDictBase) -> tuple[torch.Tensor, torch.Tensor]:
+    """``done`` and ``terminated`` of a rollout's steps; a reward ends the return too where the parameters say so."""
+    done, terminated = rollout["done"], rollout["terminated"]
+    if train.return_ends_at_reward:
+        scored = rollout["reward"] != 0
+        return done | scored, terminated | scored
+    return done, terminated
+
+
+def anneal_learning_rate(optimizer: torch.optim.Optimizer, train: Learning, steps: int) -> None:
+    """Linearly, to 0 at the end."""
+    for group in optimizer.param_groups:
+        group["lr"] = train.learning_rate * max(0.0, 1 - steps / train.total_steps)
+
+
+def minibatches(samples: TensorDictBase, size: int, generator: torch.Generator) -> Iterator[TensorDictBase]:
+    """``samples`` once, along their first dimension, in random order and in parts of ``size``."""
+    for indices in torch.randperm(len(samples), generator=generator).split(size):
+        yield samples[indices.to(samples["action"].device)]
+
+
+class EpsilonSchedule:
+    """The exploration of an epsilon-greedy policy while it is trained: falls linearly to the policy's own epsilon.
+
+    Raises:
+        ProfileError: it would rise.
+    """
+
+    def __init__(self, policy: TensorDictModuleBase, train: EpsilonLearning) -> None:
+        self.start, self.rollout = train.epsilon_start, train.num_envs * train.rollout_steps
+        self.rollouts = max(1, train.epsilon_steps // self.rollout)
+        explore = next((module for module in policy.modules() if isinstance(module, EGreedyModule)), None)
+        self.end = 0.0 if explore is None else float(explore.eps_end)
+        if explore is not None and self.end > self.start:
+            raise ProfileError(f"policy.epsilon: {self.end:g}: must be at most train.epsilon_start ({self.start:g})")
+
+    def apply(self, policy: TensorDictModuleBase, steps: int) -> float:
+        """Set a policy's epsilon to what it is after ``steps`` of the training, and return it."""
+        fallen = min(1.0, steps // self.rollout / self.rollouts)
+        epsilon = self.start + (self.end - self.start) * fallen
+        for module in policy.modules():
+            if isinstance(module, EGreedyModule):
+                module.eps.fill_(epsilon)
+        return epsilon
+
+
+def index_actions(rollout: TensorDictBase) -> TensorDictBase:
+    """A rollout whose ``action`` is an index, ``rollout.batch_size`` int64, also where the policy's is one-hot."""
+    action = rollout["action"]
+    return rollout.set("action", action.long().argmax(-1)) if action.ndim > rollout.ndim else rollout
+
+
+def keep_exploring(loss: LossModule) -> None:
+    """Let a loss leave the mode of exploration as it is while rollouts are collected.
+
+    TorchRL's losses switch exploration off while they compute, and the mode is one for the whole process: the thread
+    that collects would act greedily now and then, whenever the two happen to meet. Our losses do not sample.
+    """
+    loss.deterministic_sampling_mode = ExplorationType.RANDOM
+
+
+def values_of(policy: TensorDictModuleBase) -> TensorDictSequential:
+    """The part of a Q policy that writes ``action_value``, without choice and exploration.
+
+    Raises:
+        ProfileError: it has no such part.
+    """
+    if not isinstance(policy, TensorDictSequential) or "action_value" not in policy.out_keys:
+        raise ProfileError(
+            "train.algorithm: learns values, so policy.factory must make a TensorDictSequential that "
+            f"writes 'action_value', found a {type(policy).__name__} that writes {policy.out_keys}"
+        )
+    return policy.select_subsequence(out_keys=["action_value"])

@@ -1,0 +1,207 @@
+"""Train a policy with the algorithm that its profile names, and measure how well it plays.
+
+While the network learns from one rollout, a thread already collects the next one with the weights from before, so
+emulator and learner both have work all the time; which weights act when is fixed, so timing does not change what is
+learned.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib
+import math
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from policy_export.algorithms.rollouts import Driver, Rollouts
+from policy_export.config.profile import Profile, Untrained, load_profile, named_files, named_modules
+from policy_export.environments.env import make_env
+from policy_export.program.policy import Agent, find_env, make_agent, save_weights
+from policy_export.stage.files import replacing, write_json, write_table
+from policy_export.stage.sources import needed_files
+
+CHECKPOINTS = Path(".checkpoints")
+CHECKPOINT_SECONDS = 15.0
+PROGRESS_SECONDS = 5.0
+CURVE_POINTS = 100
+EVAL_SEED = 2_000_000_000  # beyond every seed that training uses
+
+
+Row = dict[str, float]
+
+
+class Checkpoint:
+    """Where an interrupted training goes on, kept outside of the pipeline's outputs.
+
+    The folder is named by a hash of the parameters, of the source of every module of this project that training runs,
+    the policy's own included, and of the files that its factory is given, so that a checkpoint is never taken up by
+    another training.
+    """
+
+    def __init__(self, policy: str, profile: Profile) -> None:
+        sha = hashlib.sha256(profile.model_dump_json().encode())
+        modules = [
+            "policy_export.algorithms.training",
+            f"policy_export.algorithms.{profile.train.algorithm}",
+            *named_modules(profile),
+        ]
+        for path in sorted(needed_files(modules) | named_files(profile)):
+            sha.update(path.read_bytes())
+        self.folder = CHECKPOINTS / f"{policy}-{sha.hexdigest()[:16]}"
+        self.path = self.folder / "checkpoint.pt"
+
+    def save(self, state: dict[str, Any]) -> None:
+        with replacing(self.path) as temporary:
+            torch.save(state, temporary)
+
+    def load(self) -> dict[str, Any] | None:
+        """The state, or nothing where there is none or where it cannot be read."""
+        try:
+            return torch.load(self.path, weights_only=True)
+        except FileNotFoundError:
+            return None
+        except Exception as error:  # torch.load raises many kinds for a damaged file; starting anew is always right
+            print(f"train: {self.path} is damaged and ignored ({type(error).__name__})", flush=True)
+            return None
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Progress:
+    """One line every few seconds: steps, speed, return and the time that is left."""
+
+    def __init__(self, policy: str, steps: int, total_steps: int) -> None:
+        self.policy, self.start_steps, self.total_steps = policy, steps, total_steps
+        self.start = self.printed = time.monotonic()
+
+    def report(self, row: Row) -> None:
+        now, steps = time.monotonic(), round(row["steps"])
+        if now - self.printed < PROGRESS_SECONDS and steps < self.total_steps:
+            return
+        self.printed = now
+        speed = (steps - self.start_steps) / (now - self.start)
+        left = timedelta(seconds=round(max(0, self.total_steps - steps) / speed))
+        print(
+            f"train {self.policy}  {steps:>9,}/{self.total_steps:,} steps  {speed:,.0f} steps/s  "
+            f"return {row['return']:+.2f}  loss {row['loss']:.4f}  ETA {left}",
+            flush=True,
+        )
+
+
+def learn(
+    policy: str, profile: Profile, agent: Agent, make_learner: Callable[..., Any], checkpoint: Checkpoint
+) -> tuple[int, list[Row]]:
+    """Train the agent's actor in place, from the checkpoint if there is one; returns steps and learning curve."""
+    train = profile.train
+    assert not isinstance(train, Untrained)
+    steps, curve, scores = 0, [], deque[float](maxlen=30)
+    seed = train.seed * 1_000_000
+    env = make_env(find_env(profile), profile.preprocess, train.num_envs, seed, one_hot=agent.one_hot)
+    learner = make_learner(agent.actor, train, env.observation_spec[0])
+    acting = copy.deepcopy(learner.behaviour)
+    if (saved := checkpoint.load()) is not None:
+        learner.behaviour.load_state_dict(saved["behaviour"])
+        learner.optimizer.load_state_dict(saved["optimizer"])
+        steps, curve = saved["steps"], saved["curve"]
+        scores.extend(saved["scores"])
+        env.set_seed(seed + steps % 900_000)
+        print(f"train {policy}  resumes at {steps:,} steps", flush=True)
+    if steps >= train.total_steps:  # it was interrupted while it was evaluated
+        explore_as_at_the_end(learner, agent, steps)
+        return steps, curve
+
+    rollouts = Rollouts(env, acting, learner.keep, learner.value)
+    progress, saved_at = Progress(policy, steps, train.total_steps), time.monotonic()
+
+    def collect() -> Future[tuple[TensorDictBase, list[float]]]:
+        acting.load_state_dict(learner.behaviour.state_dict())
+        if learner.exploration is not None:
+            learner.exploration.apply(acting, steps)
+        return executor.submit(rollouts.collect, train.rollout_steps)
+
+    # One mode for the whole process, so neither thread may change it while the other runs.
+    with (
+        set_exploration_type(ExplorationType.RANDOM),
+        ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as executor,
+    ):
+        collecting = collect()
+        while steps < train.total_steps:
+            rollout, finished = collecting.result()
+            scores.extend(finished)
+            steps += rollout.numel()
+            if steps < train.total_steps:
+                collecting = collect()
+            loss = learner.update(rollout, steps)
+            score = sum(scores) / len(scores) if scores else math.nan
+            row = {"steps": steps, "return": score, "loss": loss}
+            if scores and steps * CURVE_POINTS // train.total_steps > len(curve):
+                curve.append(row)
+            progress.report(row)
+            if time.monotonic() - saved_at > CHECKPOINT_SECONDS or steps >= train.total_steps:
+                saved_at = time.monotonic()
+                state = {"steps": steps, "curve": curve, "scores": list(scores)}
+                state |= {"behaviour": learner.behaviour.state_dict(), "optimizer": learner.optimizer.state_dict()}
+                checkpoint.save(state)
+    explore_as_at_the_end(learner, agent, steps)
+    return steps, curve
+
+
+def explore_as_at_the_end(learner: Any, agent: Agent, steps: int) -> None:
+    """Leave the policy with the exploration that its training has ended with, which its weights may hold."""
+    if learner.exploration is not None:
+        learner.exploration.apply(agent.actor, steps)
+
+
+@torch.no_grad()
+def evaluate(profile: Profile, agent: Agent) -> dict[str, float]:
+    """Scores of full episodes without exploration, one in each of as many environments, all with different seeds."""
+    agent.actor.eval()
+    episodes = profile.train.eval_episodes
+    env = make_env(find_env(profile), profile.preprocess, episodes, EVAL_SEED, one_hot=agent.one_hot)
+    driver = Driver(env, agent.actor, ExplorationType.DETERMINISTIC)
+    scores, playing, steps = torch.zeros(episodes), torch.ones(episodes, dtype=torch.bool), 0
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        while playing.any():
+            outcome, _ = driver.act(driver.decide(driver.entries, driver.memory))
+            scores += outcome["reward"][:, 0] * playing
+            steps += int(playing.sum())
+            playing &= ~outcome["done"][:, 0]
+    return {
+        "mean_score": float(scores.mean()),
+        "std_score": float(scores.std(correction=0)),
+        "min_score": float(scores.min()),
+        "episodes": episodes,
+        "steps": steps,
+    }
+
+
+def train(policy: str) -> None:
+    profile = load_profile(policy)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(1)  # the emulators and the collecting thread fill the other cores
+    learns = not isinstance(profile.train, Untrained)
+    algorithm = importlib.import_module(f"policy_export.algorithms.{profile.train.algorithm}") if learns else None
+    torch.manual_seed(profile.train.seed)  # after the imports, which may draw random numbers
+    agent = make_agent(policy, profile)
+    agent.actor.to(device)
+    checkpoint = Checkpoint(policy, profile)
+    steps, curve = learn(policy, profile, agent, algorithm.Learner, checkpoint) if algorithm else (0, [])
+    evaluation = evaluate(profile, agent)
+    print(f"train {policy}  greedy score {evaluation['mean_score']:+.2f} over {evaluation['episodes']} episodes")
+
+    save_weights(Path("models", policy, "policy.safetensors"), policy, agent.actor)
+    write_table(Path("results", policy, "learning_curve.csv"), ["steps", "return", "loss"], curve)
+    write_json(Path("results", policy, "train.json"), {"evaluation": evaluation, "env_steps": steps})
+    checkpoint.remove()

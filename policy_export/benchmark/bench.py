@@ -1,0 +1,56 @@
+"""Time the verified programs by MLPerf LoadGen's rules, beside what others would have exported.
+
+Every program runs in a process of its own; many short rounds go through all of them, so that a noisy minute meets them
+all. Inputs are drawn from recorded observations, outputs are checked while they are timed, and no program is called
+faster than another inside the noise. A result is VALID, or INVALID with the reason.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from policy_export.backends import runtimes
+from policy_export.benchmark import programs, report
+from policy_export.benchmark.command import Command
+from policy_export.benchmark.rollouts import ROLLOUTS, measure_rollout
+from policy_export.benchmark.roofline import count_work, measure_peak
+from policy_export.benchmark.workload import prepared, sessions
+from policy_export.config import params
+from policy_export.device.manifest import read_manifest
+from policy_export.stage.files import write_json
+from policy_export.stage.processes import processes
+
+
+def measure(policy: str, settings: params.Bench, tolerance: float) -> report.Findings:
+    """Go through all programs, and all rollouts, once a round, after a first round that only warms them up."""
+    names = programs.names(read_manifest(Path("models", policy)))
+    speeds: dict[str, list[float]] = {what: [] for what in ROLLOUTS}
+    with ExitStack() as stack:
+        rolling = {what: stack.enter_context(processes(1)) for what in ROLLOUTS}
+        warming = [rolling[what].submit(measure_rollout, policy, what, settings) for what in ROLLOUTS]
+        folder = stack.enter_context(prepared(policy, settings, tolerance))
+        for task in warming:
+            task.result()
+        started = stack.enter_context(sessions(policy, names, folder, settings))
+        command, starts = Command(policy, folder), []
+        work = rolling["torchrl"].submit(count_work, policy).result()
+        peak = rolling["torchrl"].submit(measure_peak, settings.threads).result()
+        for round_ in range(1, settings.rounds + 1):
+            started.measure(round_)
+            starts.append(command.start())
+            for what, speed in speeds.items():
+                speed.append(rolling[what].submit(measure_rollout, policy, what, settings).result())
+            print(f"bench {policy}  round {round_}/{settings.rounds}", flush=True)
+    return report.Findings(started.measured, starts, speeds, work, peak)
+
+
+def bench(policy: str) -> None:
+    everything = params.load()
+    runtimes.read_bundle(policy)
+    found = measure(policy, everything.bench, everything.parity_check.tolerance)
+    content = report.describe(policy, found, everything.bench)
+    folder = Path("results", policy)
+    write_json(folder / "bench.json", content)
+    report.write_tables(folder, content, found)
+    report.print_tables(policy, content)

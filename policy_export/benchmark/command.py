@@ -1,0 +1,75 @@
+"""The native command, which is no Python: from its start to its first decision, and the memory that it held."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+from policy_export.benchmark.measured import stream
+from policy_export.benchmark.session import peak_memory
+from policy_export.device.errors import UserError
+from policy_export.device.golden import GOLDEN_FILE, read_golden
+from policy_export.device.manifest import check_file, read_manifest
+from policy_export.device.native_library import NATIVE
+
+
+class Start(NamedTuple):
+    """Milliseconds from the start of the process to its first decision, and the most KiB that it had held by then."""
+
+    milliseconds: float
+    peak_memory: int
+
+
+class Command:
+    """A policy's command, to be started again and again.
+
+    Args:
+        policy: its name.
+        folder: for a copy of the command; ``dvc checkout`` forgets that the policy's own can be run.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+
+    def __init__(self, policy: str, folder: Path) -> None:
+        models = Path("models", policy)
+        try:
+            manifest = read_manifest(models)
+            path = check_file(models, str(Path(NATIVE).with_name("policy")), manifest)
+            decisions, _ = read_golden(check_file(models, GOLDEN_FILE, manifest), manifest)
+        except UserError as error:
+            raise UserError(str(error)) from None
+        self.path = Path(shutil.copyfile(path, folder / "policy"))
+        self.path.chmod(0o755)
+        self.observation = decisions["observation"][0].tobytes()
+
+    def start(self) -> Start:
+        """Start it, and let it decide on one recorded observation.
+
+        Raises:
+            UserError: it does not decide.
+        """
+        start = time.monotonic()
+        with subprocess.Popen(
+            [self.path, "play", "-"], bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as process:
+            with suppress(BrokenPipeError):  # it says itself why it ends
+                stream(process.stdin).write(self.observation)
+            decision = stream(process.stdout).readline()
+            passed = time.monotonic() - start
+            held = peak_memory(process.pid)
+        if not decision:
+            raise UserError(f"{self.path.name} play: ends with exit status {process.returncode}, without a decision")
+        return Start(passed * 1e3, held)
+
+
+def describe(starts: list[Start]) -> dict[str, Any]:
+    return {
+        "cold_start_ms": round(median(start.milliseconds for start in starts), 1),
+        "peak_memory_mb": round(max(start.peak_memory for start in starts) / 1024, 1),
+    }

@@ -1,0 +1,126 @@
+"""The benchmark's findings as JSON for ``dvc metrics``, as tables for ``dvc plots``, and printed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+from policy_export.benchmark import command, programs
+from policy_export.benchmark.measured import Measured
+from policy_export.benchmark.ratios import compare, fastest
+from policy_export.benchmark.rollouts import PLAYERS
+from policy_export.benchmark.roofline import Peak, Work
+from policy_export.config import params
+from policy_export.stage.files import write_table
+
+# How many times as fast the first is as the second: what exporting this way has bought.
+PAIRS = (
+    ("onnx", "eager"),
+    ("aoti", "eager"),
+    ("onnx", "pt2"),
+    ("onnx", "aoti"),
+    ("native", "onnx"),
+    ("native", "aoti"),
+    *(("onnx", name) for name in programs.NAIVE),
+    ("onnx", "tutorial_onnx"),
+    ("aoti", "tutorial_aoti"),
+    ("onnx", "tutorial_eager"),
+    ("aoti", "tutorial_eager"),
+    ("native", "tutorial_eager"),
+)
+COLUMNS = ("program", "valid", "cold_start_ms", "p50_us", "p90_us", "p99_us", "p99_9_us", "peak_memory_mb")
+
+
+class Findings(NamedTuple):
+    """What was measured of all programs, of the native command's starts, of rollouts (decisions a second, one a round),
+    and of the machine.
+    """
+
+    programs: dict[str, Measured]
+    starts: list[command.Start]
+    rollouts: dict[str, list[float]]
+    work: Work
+    peak: Peak
+
+
+def describe(policy: str, found: Findings, settings: params.Bench) -> dict[str, Any]:
+    """All findings: verdicts, ratios with their intervals, rollouts, and batches beside the machine's peak."""
+    measured, starts, speeds, work, peak = found
+    ratios = {
+        f"{one}_to_{other}": compare(measured[one].medians(), measured[other].medians())
+        for one, other in PAIRS
+        if other in measured
+    }
+    ratios |= {f"{player}_to_emulator": compare(speeds["emulator"], speeds[player]) for player in PLAYERS}
+    described = {name: one.describe(settings.noise) for name, one in measured.items()}
+    for name, entry in described.items():
+        if (size := programs.file_bytes(policy, name)) is not None:
+            entry["file_bytes"] = size
+    valid = {name: measured[name].medians() for name in programs.OWN if described[name]["valid"]}
+    return {
+        "threads": settings.threads,
+        "programs": described,
+        "native_command": command.describe(starts),
+        "fastest": fastest(valid),
+        "times_as_fast": {name: ratio.as_dict() for name, ratio in ratios.items()},
+        "rollout_decisions_per_s": {what: summarise(speed) for what, speed in speeds.items()},
+        "offline_rows_per_s": {
+            name: {size: summarise(speed) for size, speed in measured[name].offline.items()}
+            for name in programs.OFFLINE
+        },
+        "machine_peak": {"gflop_per_s": round(peak.flops / 1e9, 1), "copied_gb_per_s": round(peak.bytes / 1e9, 1)},
+        "flop_per_decision": work.flops,
+    }
+
+
+def summarise(samples: Sequence[float]) -> dict[str, float]:
+    return {"median": round(median(samples), 1), "min": round(min(samples), 1), "max": round(max(samples), 1)}
+
+
+def write_tables(folder: Path, content: dict[str, Any], found: Findings) -> None:
+    """Latencies, decisions a second by the size of the batch, and the roofline."""
+    latencies = [{"program": name} | entry for name, entry in content["programs"].items()]
+    write_table(folder / "latency.csv", COLUMNS, latencies)
+    offline = [
+        {"program": name, "batch": int(size), "rows_per_s": speed["median"]}
+        for name, sizes in content["offline_rows_per_s"].items()
+        for size, speed in sizes.items()
+    ]
+    write_table(folder / "offline.csv", ("program", "batch", "rows_per_s"), offline)
+    roofline = draw_roofline(offline, found.work, found.peak)
+    write_table(folder / "roofline.csv", ("program", "flop_per_byte", "gflop_per_s"), roofline)
+
+
+def draw_roofline(offline: list[dict[str, Any]], work: Work, peak: Peak) -> list[dict[str, Any]]:
+    """Every program's operations a second over its operations a byte, and the roof above them."""
+    intensities = [work.intensity(row["batch"]) for row in offline]
+    speeds = [work.flops * row["rows_per_s"] for row in offline]
+    points = list(zip([row["program"] for row in offline], intensities, speeds, strict=True))
+    ends = (min(intensities) / 2, peak.flops / peak.bytes, max(2 * max(intensities), 2 * peak.flops / peak.bytes))
+    points += [("roof", intensity, peak.roof(intensity)) for intensity in ends]
+    return [
+        {"program": program, "flop_per_byte": round(intensity, 3), "gflop_per_s": round(speed / 1e9, 3)}
+        for program, intensity, speed in points
+    ]
+
+
+def print_tables(policy: str, content: dict[str, Any]) -> None:
+    columns = ("cold_start_ms", "p50_us", "p90_us", "p99_us", "p99_9_us", "peak_memory_mb")
+    print(f"\n{policy}: raw observation to action, one at a time")
+    print(f"{'program':<26}" + "".join(f"{column.removesuffix('_us'):>14}" for column in columns) + "  verdict")
+    for name, entry in content["programs"].items():
+        cells = "".join(f"{'-' if entry[column] is None else format(entry[column], '.0f'):>14}" for column in columns)
+        print(f"{name:<26}{cells}  {'VALID' if entry['valid'] else 'INVALID: ' + entry['complaint']}")
+    start = content["native_command"]
+    print(f"native command  first decision after {start['cold_start_ms']} ms, memory {start['peak_memory_mb']} MB")
+    print(f"fastest: {content['fastest'] or 'the noise does not tell'}")
+    print(f"\n{'times as fast':<40}{'ratio':>7}   95 % interval")
+    for name, ratio in content["times_as_fast"].items():
+        interval = f"{ratio['low']:.2f} to {ratio['high'] or math.inf:.2f}"
+        print(f"{name.replace('_to_', ' to '):<40}{ratio['ratio']:>7.2f}   {interval}")
+    print(f"\n{'rollout':<16}{'decisions/s':>12}   over the rounds")
+    for what, speed in content["rollout_decisions_per_s"].items():
+        print(f"{what:<16}{speed['median']:>12,.0f}   {speed['min']:,.0f} to {speed['max']:,.0f}")

@@ -1,0 +1,114 @@
+"""Decisions a second of whole rollouts: the bare ``emulator``, the ``player`` without PyTorch, and ``torchrl``.
+
+The player plays with ONNX Runtime, and with the native library.
+
+What is measured is loaded once a process, and goes on from call to call.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import itertools
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from policy_export.backends import runtimes
+from policy_export.config import params
+from policy_export.device.arrays import Action
+from policy_export.device.environments import make_environment, play
+from policy_export.device.manifest import read_manifest
+from policy_export.device.player import Player
+from policy_export.environments import episodes
+from policy_export.stage.processes import end_with_starter
+
+RANDOM_ACTIONS = 10_000  # drawn before the measurement
+PLAYING = "playing"  # what the process that plays beside says once it does
+PLAYERS = {"player": "onnx", "player_native": "native"}  # and the program that each plays with
+ROLLOUTS = ("emulator", *PLAYERS, "torchrl")
+
+
+def measure_rollout(policy: str, what: str, settings: params.Bench) -> float:
+    """Decisions a second, of ``rollout_steps`` after ``warmup_queries``; the next call goes on where this one ended."""
+    roll_out = load_rollout(policy, what, settings.threads)
+    roll_out(settings.warmup_queries)
+    start = time.perf_counter()
+    roll_out(settings.rollout_steps)
+    return settings.rollout_steps / (time.perf_counter() - start)
+
+
+@functools.cache
+def load_rollout(policy: str, what: str, threads: int) -> Callable[[int], object]:
+    """A function that plays so many decisions, episode after episode."""
+    if what == "torchrl":
+        return torchrl_rollout(policy, threads)
+    manifest = read_manifest(Path("models", policy))
+    if what == "emulator":
+        decisions = emulate(manifest)
+    else:
+        decisions = play_on(Player(runtimes.load_by_name(policy, PLAYERS[what], threads), manifest))
+    return lambda steps: collections.deque(itertools.islice(decisions, steps), maxlen=0)
+
+
+def play_on(player: Player) -> Iterator[float]:
+    """The rewards of episode after episode."""
+    return (reward for seed in itertools.count() for reward, _ in play(player, seed))
+
+
+def emulate(manifest: dict[str, Any]) -> Iterator[float]:
+    """The bare environment with random actions: the most that any player could reach."""
+    random = np.random.default_rng(0)
+    actions: list[Action] = [episodes.random_action(manifest, random) for _ in range(RANDOM_ACTIONS)]
+    cycle = itertools.cycle(actions)
+    for seed in itertools.count():
+        environment = make_environment(manifest, seed)
+        while not environment.done:
+            yield environment.step(next(cycle))
+
+
+def torchrl_rollout(policy: str, threads: int) -> Callable[[int], object]:
+    """``env.rollout`` for some steps with the trained policy, in the environment that it was trained in."""
+    import torch
+    from torchrl.envs import InitTracker, TransformedEnv
+    from torchrl.envs.utils import ExplorationType, set_exploration_type
+    from torchrl.modules.utils import get_primers_from_module
+
+    from policy_export.config.profile import load_profile
+    from policy_export.environments.env import make_env
+    from policy_export.program.policy import find_env
+    from policy_export.program.step import load_agent
+
+    torch.set_num_threads(threads)
+    profile = load_profile(policy)
+    agent = load_agent(policy, profile)
+    actor, env = agent.actor, make_env(find_env(profile), profile.preprocess, 1, seed=0, one_hot=agent.one_hot)
+    if (primers := get_primers_from_module(actor, warn=False)) is not None:
+        env = TransformedEnv(TransformedEnv(env, InitTracker()), primers)
+
+    last = env.reset()
+
+    def roll_out(steps: int) -> None:
+        nonlocal last
+        with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+            played = env.rollout(steps, actor, tensordict=last, auto_reset=False, break_when_any_done=False)
+            last = env.step_mdp(played[..., -1])
+
+    return roll_out
+
+
+def emulate_beside(policy: str) -> None:
+    """Keep a core busy with the policy's environment, until the process that started this one ends."""
+    end_with_starter()
+    decisions = emulate(read_manifest(Path("models", policy)))
+    next(decisions)
+    print(PLAYING, flush=True)
+    collections.deque(decisions, maxlen=0)
+
+
+if __name__ == "__main__":
+    emulate_beside(sys.argv[1])

@@ -1,0 +1,26 @@
+"""Mistakes in a policy's profile."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from policy_export.device.errors import UserError
+
+
+class ProfileError(UserError):
+    """A mistake in a policy's profile, told by keys of the profile; :func:`naming` adds whose it is."""
+
+
+@contextlib.contextmanager
+def naming(policy: str) -> Iterator[None]:
+    """Add file and policy to the messages of mistakes in a profile.
+
+    Raises:
+        UserError: what was raised within; every line of a :class:`ProfileError` with file and policy before it.
+    """
+    try:
+        yield
+    except ProfileError as error:
+        lines = [f"params.yaml: policies.{policy}: {line}" for line in str(error).splitlines()]
+        raise UserError("\n".join(lines)) from error.__cause__

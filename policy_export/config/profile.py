@@ -1,0 +1,354 @@
+"""The policies' profiles in ``params.yaml`` as typed, checked objects.
+
+The file is read with the parser that DVC itself uses (YAML 1.2), so both see the same values. What a policy's factory
+takes is checked against the factory's own signature, when it is called (:func:`check`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from policy_export.config.errors import ProfileError
+from policy_export.device.errors import UserError
+
+PATH = Path("params.yaml")
+SCREEN_SIZE = (210, 160)  # height and width of an Atari screen, in pixels
+
+Count = Annotated[int, Field(gt=0)]
+Index = Annotated[int, Field(ge=0)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Discount = Annotated[float, Field(ge=0, lt=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Convolution = Annotated[list[Count], Field(min_length=3, max_length=3)]
+"""Channels, kernel and stride of a convolution."""
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Section(BaseModel):
+    """A mapping in ``params.yaml``: every key is required and known, and no value is converted."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class GymEnv(Section):
+    """Any environment that gymnasium makes, whose observation is one array."""
+
+    id: str
+    max_episode_steps: Count
+
+
+class AtariEnv(Section):
+    id: str
+    frame_skip: Count
+    repeat_action_probability: Probability
+    max_episode_steps: Count
+
+
+def _env_kind(env: Any) -> str:
+    found = env.get("id") if isinstance(env, dict) else getattr(env, "id", None)
+    return "gym" if isinstance(found, str) and not found.startswith("ALE/") else "atari"
+
+
+Env = Annotated[Annotated[AtariEnv, Tag("atari")] | Annotated[GymEnv, Tag("gym")], Discriminator(_env_kind)]
+
+
+class Crop(Section):
+    top: Index
+    left: Index
+    height: Count
+    width: Count
+
+
+class Preprocess(Section):
+    crop: Crop
+    grey: Annotated[list[Number], Field(min_length=3, max_length=3)]
+    resize: Literal["nearest", "area", "bilinear"]
+    size: Annotated[list[Count], Field(min_length=2, max_length=2)]
+    mean: Number
+    std: Positive
+    frames: Count
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        bottom, right = self.crop.top + self.crop.height, self.crop.left + self.crop.width
+        if bottom > SCREEN_SIZE[0] or right > SCREEN_SIZE[1]:
+            raise ValueError(
+                f"crop reaches row {bottom} and column {right}, but a screen has {SCREEN_SIZE[0]} rows and "
+                f"{SCREEN_SIZE[1]} columns"
+            )
+        crop = [self.crop.height, self.crop.width]
+        if self.resize == "nearest" and any(source % target for source, target in zip(crop, self.size, strict=True)):
+            raise ValueError(f"size is {self.size}, but resize: nearest needs divisors of the crop's {crop}")
+        if not any(self.grey):
+            raise ValueError(f"grey is {self.grey}, at least one weight must differ from 0")
+        return self
+
+
+class Policy(Section):
+    """How a policy is built; beside ``factory`` stand the arguments that it takes by keyword."""
+
+    model_config = ConfigDict(extra="allow")
+
+    factory: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Untrained(Section):
+    """The factory's policy is taken as it is."""
+
+    algorithm: Literal["none"]
+    seed: Annotated[int, Field(ge=0, lt=1000)]
+    eval_episodes: Count
+
+
+class Learning(Section):
+    """What every algorithm that learns takes."""
+
+    seed: Annotated[int, Field(ge=0, lt=1000)]
+    total_steps: Count
+    num_envs: Count
+    rollout_steps: Count
+    learning_rate: Positive
+    max_grad_norm: Positive
+    gamma_start: Discount
+    gamma: Discount
+    return_ends_at_reward: bool
+    eval_episodes: Count
+
+
+class EpsilonLearning(Learning):
+    """With an exploration whose chance of a random action falls, if the policy has one."""
+
+    epsilon_start: Probability
+    epsilon_steps: Count
+
+
+class Pqn(EpsilonLearning):
+    algorithm: Literal["pqn"]
+    epochs: Count
+    minibatch_size: Count
+    lambda_: Probability
+
+
+class Dqn(EpsilonLearning):
+    algorithm: Literal["dqn"]
+    buffer_size: Count
+    batch_size: Count
+    learning_starts: Index
+    updates: Count
+    n_steps: Count
+    double: bool
+    tau: Annotated[float, Field(gt=0, le=1)]
+
+    @model_validator(mode="after")
+    def _starts(self) -> Self:
+        for name in ("buffer_size", "total_steps"):
+            if self.learning_starts >= getattr(self, name):
+                raise ValueError(f"learning_starts is {self.learning_starts}, must be below {name}")
+        return self
+
+
+class Critic(Section):
+    conv: list[Convolution]
+    hidden: list[Count]
+
+
+class Ppo(Learning):
+    algorithm: Literal["ppo"]
+    epochs: Count
+    minibatch_size: Count
+    lambda_: Probability
+    clip_epsilon: Positive
+    entropy_coeff: NotNegative
+    critic_coeff: Positive
+    critic: Critic
+
+
+Train = Annotated[Pqn | Ppo | Dqn | Untrained, Field(discriminator="algorithm")]
+
+
+class Profile(Section):
+    env: Env
+    preprocess: Preprocess | None
+    policy: Policy
+    train: Train
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.preprocess is not None and not isinstance(self.env, AtariEnv):
+            raise ValueError(f"preprocess is for Atari's screens, must be null where env.id is {self.env.id!r}")
+        return self
+
+
+# How the names of files end that factories are given; what has a separator is taken for a file's name as well.
+SUFFIXES = {".pt", ".pth", ".ckpt", ".safetensors", ".npz", ".npy", ".json", ".yaml", ".csv", ".onnx"}
+MODULE_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+def _strings(content: Any, key: str) -> Iterator[tuple[str, str]]:
+    """All strings in an argument, with their dotted keys."""
+    match content:
+        case str():
+            yield key, content
+        case dict():
+            for name, value in content.items():
+                yield from _strings(value, f"{key}.{name}")
+        case list():
+            for index, value in enumerate(content):
+                yield from _strings(value, f"{key}.{index}")
+
+
+def _is_there(name: str) -> bool:
+    try:
+        return Path(name).exists()
+    except OSError:  # longer than a name can be
+        return False
+
+
+def named_files(profile: Profile) -> set[Path]:
+    """The files among what a policy's factory is given."""
+    named = {Path(value) for _, value in _strings(profile.policy.arguments, "policy") if _is_there(value)}
+    return {path for path in named if path.is_file()}
+
+
+def named_modules(profile: Profile) -> list[str]:
+    """The modules that a profile names: its factory's, and its environment's, as in ``my_module:MyEnv-v0``."""
+    module, colon, _ = profile.env.id.partition(":")
+    return [profile.policy.factory.partition(":")[0], *([module] if colon else [])]
+
+
+def check_files(profile: Profile) -> None:
+    """Look for the files that a policy's factory is given.
+
+    Raises:
+        ProfileError: something that looks like a file's name is none's. All of them are named.
+    """
+    missing = [
+        f"{key}: {value!r}: no such file"
+        for key, value in _strings(profile.policy.arguments, "policy")
+        if ("/" in value or Path(value).suffix.lower() in SUFFIXES)
+        and "://" not in value
+        and not MODULE_PATH.fullmatch(value)
+        and not _is_there(value)
+    ]
+    if missing:
+        raise ProfileError("\n".join(missing))
+
+
+class Policies(BaseModel):
+    """What of ``params.yaml`` a stage reads that needs nothing but a policy's profile."""
+
+    policies: dict[str, Profile]
+
+
+# The members of unions, by what Pydantic calls them in the place of a mistake.
+MEMBERS: dict[str, type[BaseModel]] = {
+    "atari": AtariEnv,
+    "gym": GymEnv,
+    "none": Untrained,
+    "pqn": Pqn,
+    "dqn": Dqn,
+    "ppo": Ppo,
+}
+
+
+def _place(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[str, list[str]]:
+    """The dotted key of a mistake, and the keys that are known beside it."""
+    parts = list(loc)
+    if parts[:1] == ["policies"] and len(parts) > 1:
+        name, model = parts[1], Profile
+        key = ["policies", str(name)]
+        parts = parts[2:]
+    else:
+        key = []
+    for position, part in enumerate(parts):
+        if position == 1 and parts[0] in ("env", "train") and part in MEMBERS:  # the union's member, no key
+            model = MEMBERS[str(part)]
+            continue
+        key.append(str(part))
+        if isinstance(part, str) and part in model.model_fields and position + 1 < len(parts):
+            model = next(_models(model.model_fields[part].annotation), model)
+    return ".".join(key), list(model.model_fields)
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models(argument)
+
+
+def _explain(error: ErrorDetails, model: type[BaseModel], prefix: str) -> str:
+    """One mistake as ``key: what was found, what is allowed``."""
+    key, known = _place(model, error["loc"])
+    key, found, kind = f"{prefix}{key}", error["input"], error["type"]
+    if kind == "missing":
+        return f"{key}: missing, must be given"
+    if kind == "union_tag_not_found":
+        return f"{key}.algorithm: missing, must be given"
+    if kind == "union_tag_invalid":
+        return f"{key}.algorithm: {found['algorithm']!r}: must be one of {error['ctx']['expected_tags']}"
+    if kind == "value_error":
+        return f"{key}: {error['msg']}".replace("Value error, ", "").removeprefix(": ")
+    if kind == "extra_forbidden":
+        message = f"unknown key; known here: {', '.join(known)}"
+    elif kind in ("model_type", "model_attributes_type", "dict_type"):
+        key, message = key or "the file", "must be a dictionary (keys and values)"
+    else:
+        message = f"{error['msg'][0].lower()}{error['msg'][1:]}"
+    return f"{key}: {found!r}: {message}"
+
+
+def check(model: type[Model], content: Any, prefix: str = "", path: Path = PATH) -> Model:
+    """``content``, which stands under the keys of ``prefix``, as an object.
+
+    Raises:
+        UserError: a key is unknown, missing, ill-typed or out of range. All mistakes are named, with the value found
+            and what is allowed.
+    """
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        mistakes = [_explain(details, model, prefix) for details in error.errors(include_url=False)]
+        raise UserError("\n".join(f"{path}: {mistake}" for mistake in mistakes)) from None
+
+
+def read(path: Path = PATH) -> Any:
+    """What the file holds.
+
+    Raises:
+        UserError: it cannot be read, or is not YAML.
+    """
+    try:
+        return YAML(typ="safe", pure=True).load(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+
+
+def load_profile(policy: str, path: Path = PATH) -> Profile:
+    """One policy's profile; nothing else in the file is read.
+
+    Raises:
+        UserError: there is none of that name, or it has a mistake.
+    """
+    content = read(path)
+    policies = content.get("policies") if isinstance(content, dict) else None
+    if not isinstance(policies, dict) or policy not in policies:
+        raise UserError(f"{path}: policies: no {policy!r}, only {', '.join(policies or ())}")
+    return check(Policies, {"policies": {policy: policies[policy]}}, path=path).policies[policy]

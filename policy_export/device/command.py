@@ -1,0 +1,75 @@
+"""The player's command line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .environments import play
+from .errors import UserError
+from .gif import check_gif, write_gif
+from .golden import GOLDEN_FILE, selftest
+from .manifest import check_file, read_manifest
+from .native_library import load_any_native
+from .onnx_session import load_onnx
+from .player import Player
+
+MAX_SEED = 2**31 - 1  # of the emulator
+
+
+def play_full(player: Player, seed: int, gif: Path | None) -> tuple[float, int]:
+    """The score of one episode and its number of decisions; its screens are written to ``gif``."""
+    screens, score, steps = [], 0.0, 0
+    for reward, screen in play(player, seed):
+        if gif is not None:
+            screens.append(screen.copy())
+        score += reward
+        steps += 1
+    if gif is not None:
+        write_gif(gif, screens, milliseconds=player.manifest["environment"]["frame_skip"] * 1000 // 60)
+    return score, steps
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Play with an exported policy, without PyTorch.")
+    parser.add_argument("folder", type=Path, help="model folder, such as models/dqn")
+    parser.add_argument("--episodes", type=int, default=1, help="full episodes to play (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first episode; the next has the next seed")
+    parser.add_argument("--gif", type=Path, help="write an Atari game's first episode to this file (needs Pillow)")
+    parser.add_argument("--native", action="store_true", help="play with a library of native instead of policy.onnx")
+    parser.add_argument("--selftest", action="store_true", help="replay native/golden.bin instead of playing")
+    options = parser.parse_args(arguments)
+    if options.episodes < 1:
+        parser.error(f"--episodes is {options.episodes}, must be at least 1")
+    if not 0 <= options.seed <= MAX_SEED - options.episodes:
+        parser.error(f"--seed is {options.seed}, must be from 0 to {MAX_SEED - options.episodes}")
+    try:
+        if options.gif is not None:
+            check_gif(options.gif)
+        manifest = read_manifest(options.folder)
+        if options.gif is not None and "rom" not in manifest["environment"]:
+            raise UserError(f"--gif: draws Atari games only, {options.folder} plays {manifest['environment']['id']!r}")
+        if options.native:
+            name, run = load_any_native(options.folder, manifest)
+        else:
+            name = "policy.onnx"
+            run = load_onnx(check_file(options.folder, name, manifest), manifest.get("onnx_session"))
+        player = Player(run, manifest)
+        if options.selftest:
+            decisions = selftest(player, check_file(options.folder, GOLDEN_FILE, manifest))
+            print(f"selftest {manifest['policy']}, {name}: {decisions} golden decisions, all as they were")
+            return 0
+        scores = []
+        for episode in range(options.episodes):
+            score, steps = play_full(player, options.seed + episode, options.gif if episode == 0 else None)
+            scores.append(score)
+            print(f"episode {episode + 1}/{options.episodes}  score {score:+g}  decisions {steps}", flush=True)
+        print(f"mean score {np.mean(scores):.2f}  std {np.std(scores):.2f}  min {min(scores):g}  max {max(scores):g}")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0

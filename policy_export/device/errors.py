@@ -1,0 +1,17 @@
+"""The one kind of error that a user is to read."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """A mistake of the user's: the message says what is wrong, a line each, and no traceback is shown."""
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its type's name if it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's message in one line, or its type's name if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__

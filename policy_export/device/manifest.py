@@ -1,0 +1,67 @@
+"""``manifest.json`` of a model folder, and the files that it lists."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError
+
+SCHEMA_VERSION = 1
+MANIFEST_KEYS = ("policy", "inputs", "outputs", "states", "environment", "actions", "files")
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """``manifest.json`` of a model folder.
+
+    Raises:
+        UserError: it is missing, is not JSON, or has a schema this player does not know.
+    """
+    path = folder / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; give a model folder that `dvc repro` has built") from None
+    except ValueError as error:
+        raise UserError(f"{path}: damaged, not JSON ({error})") from None
+    found = manifest.get("schema_version") if isinstance(manifest, dict) else None
+    if found != SCHEMA_VERSION:
+        raise UserError(f"{path}: schema_version is {found!r}, this player reads {SCHEMA_VERSION}")
+    missing = [key for key in MANIFEST_KEYS if key not in manifest]
+    if missing:
+        raise UserError(f"{path}: damaged: lacks {', '.join(missing)}")
+    return manifest
+
+
+def check_file(folder: Path, name: str, manifest: dict[str, Any]) -> Path:
+    """The path of a file of the model folder, once its SHA-256 is the manifest's.
+
+    Raises:
+        UserError: it is missing or is not the file that the manifest was written for.
+    """
+    path = folder / name
+    if name not in manifest["files"]:
+        raise UserError(f"{folder / 'manifest.json'}: lists no {name}, only {', '.join(manifest['files'])}")
+    expected = manifest["files"][name]["sha256"]
+    try:
+        found = sha256(path)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    if found != expected:
+        raise UserError(
+            f"{path}: damaged or from another policy: its SHA-256 is {found}, manifest.json says {expected}"
+        )
+    return path
+
+
+def value_names(manifest: dict[str, Any]) -> list[str]:
+    """The outputs that an action was chosen by."""
+    others = {"action", *(state["output"] for state in manifest["states"])}
+    return [spec["name"] for spec in manifest["outputs"] if spec["name"] not in others]

@@ -1,0 +1,245 @@
+"""Compile a policy into a library, a C header and a command that need no PyTorch at run time.
+
+AOTInductor writes the kernels, with the weights packed for them. The folder ``native`` holds the runtime that calls
+them, and CMake builds both. PyTorch is imported by the processes that compile, and not before they start.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from policy_export.backends import runtimes
+from policy_export.config import params
+from policy_export.device.errors import UserError
+from policy_export.device.golden import GOLDEN_FILE
+from policy_export.device.manifest import sha256
+from policy_export.environments import episodes
+from policy_export.lowering.golden import write_golden
+from policy_export.lowering.instructions import Target, find_target
+from policy_export.lowering.native_operators import find_unwritten, needs_pytorch, package, tell_operator
+from policy_export.program.archive import load_program
+from policy_export.program.failures import in_one_line
+from policy_export.stage.files import replacing
+from policy_export.stage.processes import processes
+
+if TYPE_CHECKING:
+    import torch
+
+SOURCES = Path(__file__).parents[2] / "native"
+UNDEFINED = re.compile(r"undefined (?:reference to|symbol:) [`']?(\w+)")
+# How PyTorch compiles generated code that is not linked to its library.
+DEFINITIONS = ("-DTORCH_INDUCTOR_CPP_WRAPPER", "-DSTANDALONE_TORCH_HEADER", "-DC10_USING_CUSTOM_GENERATED_MACROS")
+# Of a compiler the line, of CMake all lines that are indented below it.
+ERROR = re.compile(r"(?:fatal )?error: .*|CMake Error.*(?:\n(?:[ \t].*)?)*")
+MODEL_HEADER = "#include <torch/csrc/inductor/aoti_runtime/model.h>\n"
+# What AOTInductor's code calls by name, through PyTorch's library.
+CALLED_BY_NAME = ".wrapper.json"
+
+
+def generate(program: torch.export.ExportedProgram, target: Target, folder: Path) -> None:
+    """Write the model's code and its weights into a folder: ``model.cpp`` and ``weights.bin``.
+
+    Raises:
+        UserError: the code would call operators of PyTorch's library by name.
+    """
+    import torch._inductor
+
+    path = folder / "policy.pt2"
+    package(program, target, path)
+    with zipfile.ZipFile(path) as archive:
+        for ending, name in ((".wrapper.cpp", "model.cpp"), ("_weights.blob", "weights.bin")):
+            found = [entry for entry in archive.namelist() if entry.endswith(ending)]
+            (folder / name).write_bytes(archive.read(found[0]) if found else b"")
+        # The interface for many models and threads takes a fifth of the compiler's time, and nothing here calls it.
+        interface = Path(torch._inductor.__file__).parent / "codegen/aoti_runtime/interface.cpp"
+        model = (folder / "model.cpp").read_text()
+        (folder / "model.cpp").write_text(model.replace(interface.read_text(), MODEL_HEADER))
+        called = [entry for entry in archive.namelist() if entry.endswith(CALLED_BY_NAME)]
+        nodes = [node["node"] for entry in called for node in json.loads(archive.read(entry))["nodes"]]
+    path.unlink()
+    if nodes:
+        raise needs_pytorch(dict.fromkeys(tell_operator(node["target"]) for node in nodes))
+
+
+def write_facts(path: Path, facts: dict[str, Any], weights: Path) -> None:
+    """Write what the runtime must know about the policy, as C++."""
+    import torch
+
+    outputs = [spec["name"] for spec in facts["outputs"]]
+    next_of = {state["input"]: outputs.index(state["output"]) for state in facts["states"]}
+    values = len(outputs) - len(next_of) - 1
+
+    def text(value: str) -> str:
+        return json.dumps(value, ensure_ascii=True)
+
+    def arrays(kind: str, specs: list[dict[str, Any]]) -> str:
+        shapes, rows = [], []
+        for number, spec in enumerate(specs):
+            shape = [1, *spec["shape"][1:]]
+            size = torch.Size(shape).numel() * getattr(torch, spec["dtype"]).itemsize
+            shapes.append(f"inline constexpr std::int64_t {kind}_shape_{number}[] = {{{', '.join(map(str, shape))}}};")
+            rows.append(
+                f"    {{{text(spec['name'])}, {text(spec['dtype'])}, {size}, {len(shape)}, {kind}_shape_{number}, "
+                f"{next_of.get(spec['name'], -1)}}},"
+            )
+        listed = ", ".join(f"dtype_{spec['dtype']}" for spec in specs)
+        return "\n".join(
+            [
+                *shapes,
+                f"inline constexpr policy_array {kind}_arrays[] = {{",
+                *rows,
+                "};",
+                f"inline constexpr std::int32_t {kind}_dtypes[] = {{{listed}}};",
+            ]
+        )
+
+    names = [action["name"] for action in facts["actions"]] if isinstance(facts["actions"], list) else []
+    listed = ", ".join(map(text, names)) or "nullptr"
+    digest = ", ".join(f"0x{byte:02x}" for byte in bytes.fromhex(sha256(weights)))
+    path.write_text(f"""// What the pipeline knows about the policy.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "policy.h"
+#include "tensors.h"
+
+namespace facts {{
+
+inline constexpr char name[] = {text(facts["policy"])};
+{arrays("input", facts["inputs"])}
+{arrays("output", facts["outputs"])}
+inline constexpr std::size_t inputs = {len(facts["inputs"])}, outputs = {len(outputs)}, values = {values};
+inline constexpr const char *action_names[] = {{{listed}}};
+inline constexpr std::size_t actions = {len(names)};
+inline constexpr unsigned char weights_sha256[] = {{{digest}}};
+
+}}  // namespace facts
+""")
+
+
+def call(*command: str | Path) -> None:
+    """Run a tool of the build.
+
+    Raises:
+        UserError: it is not there, or fails; an operator that needs PyTorch's library is named.
+    """
+    if shutil.which(command[0]) is None:
+        raise UserError(f"{command[0]} is missing: compile_native builds with CMake; install it (pip install cmake)")
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return
+    output = done.stdout + done.stderr
+    if missing := list(dict.fromkeys(UNDEFINED.findall(output))):
+        raise needs_pytorch(map(tell_operator, missing), f" (undefined: {', '.join(missing)})")
+    reason = ERROR.search(output)
+    told = " ".join(reason[0].split()) if reason else output.strip()[-300:]
+    raise UserError(f"compile_native: {command[0]} fails: {told}")
+
+
+def build(generated: Path, target: Target, folder: Path, *options: str) -> None:
+    """Build library and command from what was generated."""
+    import torch
+
+    include = Path(torch.__file__).parent / "include"
+    settings = {
+        "POLICY_GENERATED": generated,
+        "POLICY_INCLUDE": f"{include};{include / 'torch/csrc/api/include'}",
+        "POLICY_INSTRUCTIONS": target.name,
+        "POLICY_LEVEL": target.level,
+        "POLICY_MODEL_OPTIONS": ";".join(DEFINITIONS + target.options),
+        **(target.tools if target.foreign else {}),
+    }
+    definitions = [f"-D{name}={value}" for name, value in settings.items()]
+    call("cmake", "-S", SOURCES, "-B", folder, *definitions, *options)
+    call("cmake", "--build", folder, "--parallel", str(len(os.sched_getaffinity(0))))
+
+
+def install(source: Path, path: Path, mode: int = 0o644) -> None:
+    with replacing(path) as temporary:
+        shutil.copyfile(source, temporary)
+    path.chmod(mode)
+
+
+def compile_target(policy: str, name: str, folder: Path) -> str:
+    """Compile a policy for one instruction set into a folder; returns what to tell the user.
+
+    Raises:
+        UserError: the policy has operators that only PyTorch's library computes, or a tool of the build fails.
+    """
+    from policy_export.lowering.batch_one import lower_single
+
+    target = find_target(name)
+    program, facts = load_program(Path("models", policy, "policy.pt2"), policy)
+    with tempfile.TemporaryDirectory() as temporary, in_one_line(policy, "compile_native", program):
+        generated, built = Path(temporary, "generated"), Path(temporary, "build")
+        generated.mkdir()
+        single = lower_single(program, facts["inputs"])
+        if unsupported := find_unwritten(single):
+            raise needs_pytorch(unsupported)
+        generate(single, target, generated)
+        write_facts(generated / "facts.h", facts, generated / "weights.bin")
+        build(generated, target, built)
+        install(built / "libpolicy.so", folder / "libpolicy.so")
+        install(built / "policy", folder / "policy", 0o755)
+        weights = (generated / "weights.bin").stat().st_size
+    size = (folder / "libpolicy.so").stat().st_size
+    return f"{target.name}, {size:,} bytes, {weights:,} of them weights"
+
+
+def prove(command: Path, golden: Path) -> None:
+    """Let a compiled command replay golden decisions.
+
+    Raises:
+        UserError: it does not decide as it should.
+    """
+    done = subprocess.run([command, "selftest", golden], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        told = done.stderr.strip().removeprefix("error: ") or f"it ends with status {done.returncode}"
+        raise UserError(f"compile_native: {command} does not decide as {golden} has it: {told}")
+
+
+def record_golden(policy: str, settings: params.CompileNative) -> int:
+    """Write the decisions by which the library proves itself; returns how many."""
+    source = Path("models", policy, "policy.pt2")
+    recorded = episodes.load(Path("data", policy, "episodes.safetensors"), policy)[0]
+    _, facts = load_program(source, policy)
+    return write_golden(
+        source.parent / GOLDEN_FILE,
+        runtimes.load(source, threads=1),
+        recorded,
+        facts,
+        count=settings.golden_decisions,
+        tolerance=settings.tolerance,
+    )
+
+
+def compile_native(policy: str) -> None:
+    settings = params.load().compile_native
+    targets = [find_target(name) for name in settings.targets]
+    folder = Path("models", policy, "native")
+    shutil.rmtree(folder, ignore_errors=True)
+    folders = {name: folder / name if number else folder for number, name in enumerate(settings.targets)}
+    with processes(len(folders) + 1) as executor:
+        compiling = [executor.submit(compile_target, policy, name, at) for name, at in folders.items()]
+        recording = executor.submit(record_golden, policy, settings)
+        for at, done in zip(folders.values(), compiling, strict=True):
+            print(f"compile_native {policy}  {at.relative_to(folder.parent)}  {done.result()}", flush=True)
+        decisions = recording.result()
+    install(SOURCES / "include/policy.h", folder / "policy.h")
+    proven = [at for target, at in zip(targets, folders.values(), strict=True) if target.runs_here]
+    for at in proven:
+        prove(at / "policy", folder.parent / GOLDEN_FILE)
+    print(
+        f"compile_native {policy}  {GOLDEN_FILE}  {decisions} decisions, the same in {len(proven)} of {len(targets)}",
+        flush=True,
+    )

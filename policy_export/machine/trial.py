@@ -1,0 +1,120 @@
+"""Whether a policy can be built and exported, found out before anything is trained.
+
+A policy is built in a process of its own, the only one that imports PyTorch, and not again until something that it is
+made of has changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+from collections.abc import Iterable
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from policy_export.config.errors import ProfileError, naming
+from policy_export.config.profile import Profile, Untrained, load_profile
+from policy_export.device.errors import UserError
+from policy_export.program.failures import in_one_line
+from policy_export.stage.processes import processes
+from policy_export.stage.sources import module_file
+
+if TYPE_CHECKING:
+    from policy_export.program.policy import Agent
+
+LIBRARIES = ("torch", "torchrl", "tensordict", "gymnasium", "ale-py")
+
+
+def digest(profile: Profile, sources: tuple[dict[str, str], ...]) -> str:
+    """SHA-256 of what decides how a trial ends: the profile, the hashes of its sources, and the libraries' versions."""
+    versions = {name: metadata.version(name) for name in LIBRARIES}
+    content = json.dumps([profile.model_dump(), sources, versions], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def try_policy(name: str) -> list[str]:
+    """Build a policy, untrained, with its environment, here and on a device, and with what trains it; and export it.
+
+    Returns:
+        the project's modules that the environment is made of, which its id need not name.
+
+    Raises:
+        UserError: one of them cannot be built.
+    """
+    # Only here, as who starts the process does not need PyTorch.
+    from policy_export.device.environments import make_environment
+    from policy_export.device.errors import UserError
+    from policy_export.device.gymnasium_env import GymEnvironment
+    from policy_export.environments.env import environment_facts, make_env
+    from policy_export.program.policy import find_env, make_agent
+
+    profile = load_profile(name)
+    agent = make_agent(name, profile)
+    with naming(name):
+        try_programs(name, agent)
+        known = find_env(profile)
+        env = make_env(known, profile.preprocess, 1, 0, one_hot=agent.one_hot)
+        if not isinstance(profile.train, Untrained):
+            algorithm = importlib.import_module(f"policy_export.algorithms.{profile.train.algorithm}")
+            algorithm.Learner(agent.actor, profile.train, env.observation_spec[0])
+        try:
+            played = make_environment(environment_facts(known), 0)
+        except UserError as error:
+            raise ProfileError(f"env.id: {profile.env.id!r}: {error}") from None
+    return own_modules(played.env) if isinstance(played, GymEnvironment) else []
+
+
+def try_programs(name: str, agent: Agent) -> None:
+    """Export an untrained policy, and look for what the native library could not have.
+
+    Raises:
+        UserError: it does not export, or uses operators that only PyTorch's library computes.
+    """
+    from torchrl.envs.utils import ExplorationType
+
+    from policy_export.lowering.native_operators import find_unsupported, needs_pytorch
+    from policy_export.program.archive import EXPORTS
+    from policy_export.program.export import export
+    from policy_export.program.step import make_step
+
+    agent.policy.eval().requires_grad_(requires_grad=False)
+    with in_one_line(name, "machine"):
+        steps = {exploration: make_step(agent, ExplorationType[exploration]) for exploration in EXPORTS.values()}
+        programs = {exploration: export(step) for exploration, step in steps.items()}
+        inputs = steps["DETERMINISTIC"].signature.as_dict()["inputs"]
+        if unsupported := find_unsupported(programs["DETERMINISTIC"], inputs):
+            raise needs_pytorch(unsupported)
+
+
+def own_modules(env: Any) -> list[str]:
+    """The modules of this project that one of gymnasium's environments is made of, its wrappers included."""
+    entry_points = [env.spec.entry_point, *(wrapper.entry_point for wrapper in env.spec.additional_wrappers)]
+    names = {point.partition(":")[0] if isinstance(point, str) else point.__module__ for point in entry_points}
+    layer = env
+    while layer is not env.unwrapped:
+        names.add(type(layer).__module__)
+        layer = layer.env
+    return sorted(name for name in {*names, type(layer).__module__} if module_file(name) is not None)
+
+
+def try_policies(names: Iterable[str]) -> dict[str, list[str]]:
+    """What :func:`try_policy` returns for each of some policies, which are tried side by side.
+
+    Raises:
+        UserError: some cannot be built; the mistakes of all of them.
+    """
+    found, mistakes = {}, []
+    if not (wanted := list(names)):
+        return {}
+    with processes(min(len(wanted), len(os.sched_getaffinity(0))), one_task_each=True) as executor:
+        trials = {name: executor.submit(try_policy, name) for name in wanted}
+        for name, trial in trials.items():
+            try:
+                found[name] = trial.result()
+            except UserError as error:
+                mistakes.append(str(error))
+    if mistakes:
+        raise UserError("\n".join(mistakes))
+    return found

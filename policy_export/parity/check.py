@@ -1,0 +1,198 @@
+"""Hold every exported program against the trained policy: the same values, the same decisions, the same episodes.
+
+Open loop, the programs see the recorded observations, and every output is compared. Rows of those are shown alone, in
+other batches and in another order, among odd ones. In closed loop every program plays environments of its own for full
+episodes: actions and states must stay identical, but for ties within rounding, after which an episode goes on with the
+policy's action; or, where the action is a vector, each must be what the policy would have done there. The programs
+that explore must have the same values, and draw their actions as often and as independently as the policy does. The
+report is written first; then the stage fails if anything in it did.
+"""
+
+from __future__ import annotations
+
+import shutil
+from concurrent.futures import Future, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from policy_export.backends import runtimes
+from policy_export.config import params
+from policy_export.device.errors import UserError
+from policy_export.environments import episodes
+from policy_export.environments.episodes import Episode
+from policy_export.parity import report
+from policy_export.parity.batch_invariance import ROWS, check_rows_by_name
+from policy_export.parity.closed_loop import (
+    ClosedLoop,
+    Trace,
+    compare_episodes,
+    follow_by_name,
+    part_at_ties,
+    play_by_name,
+)
+from policy_export.parity.comparison import Comparison
+from policy_export.parity.exploration import noise_states
+from policy_export.parity.open_loop import check_by_name
+from policy_export.parity.recorded_inputs import pick_by_name
+from policy_export.parity.samples import Actions, act_by_name, draw_by_name, judge_draws
+from policy_export.stage.files import write_json
+from policy_export.stage.processes import processes
+
+MIN_OBSERVATIONS = 2000
+MAX_FAILURES = 100  # in the report
+
+
+@dataclass
+class Results:
+    """What the programs did, by name; among them ``eager`` and ``eager_random``, the trained policy itself.
+
+    ``followed`` are the episodes that parted from eager's at a tie, played again; ``acted`` is what programs did whose
+    noise has a state, none where it has not.
+    """
+
+    open_loop: dict[str, Comparison]
+    rows: dict[str, Comparison]
+    episodes: dict[str, list[Trace]]
+    followed: dict[str, list[Trace]]
+    draws: dict[str, Actions]
+    first_draws: list[dict[str, Actions]]
+    acted: dict[str, Actions]
+
+
+def run_programs(
+    policy: str, manifest: dict[str, Any], recorded: list[Episode], settings: params.ParityCheck
+) -> Results:
+    """Run all programs as the check needs it, in processes side by side, and tell what is done."""
+    deterministic, exploring = list(runtimes.PROGRAMS), list(runtimes.RANDOM_PROGRAMS)
+    observations = sum(len(episode.actions) for episode in recorded)
+    with processes(settings.processes) as executor, processes(2, one_task_each=True) as starting:
+        # Any memory will do; that of the fastest program takes a second, eager's many.
+        picking = executor.submit(pick_by_name, policy, "onnx", ROWS)
+        opening = executor.submit(check_by_name, policy, deterministic + exploring, settings)
+        playing = {name: executor.submit(play_by_name, policy, name, settings) for name in ("eager", *deterministic)}
+        situations = picking.result()
+        checking = executor.submit(check_rows_by_name, policy, deterministic, situations, settings)
+        few_situations = situations.spread(settings.random_situations).inputs
+        drawing = {
+            name: executor.submit(draw_by_name, policy, [name], few_situations, settings.random_calls)
+            for name in ("eager_random", *exploring)
+        }
+        acting = {
+            name: executor.submit(act_by_name, policy, name, few_situations)
+            for name in (("eager_random", *exploring) if noise_states(manifest) else ())
+        }
+        starts = [
+            starting.submit(draw_by_name, policy, exploring, few_situations, settings.random_calls) for _ in range(2)
+        ]
+        tasks: dict[Future[Any], str] = {
+            opening: f"open loop, {observations} observations",
+            **{task: f"closed loop, {settings.episodes} episodes of {name}" for name, task in playing.items()},
+            checking: "batches and odd inputs",
+            **{task: f"draws of {name}" for name, task in drawing.items()},
+            **{task: f"noise of {name}" for name, task in acting.items()},
+            **dict.fromkeys(starts, "draws after a start"),
+        }
+        for done, task in enumerate(as_completed(tasks), 1):
+            task.result()
+            print(f"parity_check {policy}  {done:>2}/{len(tasks)}  {tasks[task]}", flush=True)
+        played = {name: task.result() for name, task in playing.items()}
+        following = {
+            name: executor.submit(follow_by_name, policy, name, guides, settings)
+            for name in deterministic
+            if (guides := part_at_ties(played[name], played["eager"], settings.tolerance))
+        }
+        for name, task in following.items():
+            print(f"parity_check {policy}  {len(task.result())} episodes of {name} again, past their ties", flush=True)
+        return Results(
+            opening.result(),
+            checking.result(),
+            played,
+            {name: task.result() for name, task in following.items()},
+            {name: task.result()[name] for name, task in drawing.items()},
+            [task.result() for task in starts],
+            {name: task.result() for name, task in acting.items()},
+        )
+
+
+def explain_failures(
+    policy: str,
+    recorded: list[Episode],
+    results: Results,
+    closed_loop: dict[str, ClosedLoop],
+    settings: params.ParityCheck,
+) -> dict[str, dict[str, Any]]:
+    """What is known about the first decision in which each deterministic program failed, if there is one."""
+    from policy_export.parity.divergence import explain
+
+    shown = {episode.seed: list(episode.actions) for episode in recorded}
+    own = {trace.seed: list(trace.decisions["action"]) for trace in results.episodes["eager"]}
+    explaining = {}
+    with processes(settings.processes) as executor:
+        for name, loop in closed_loop.items():
+            if failures := [*results.open_loop[name].failures, *results.rows[name].failures]:
+                failure, actions = failures[0], (shown[failures[0].place.seed],) * 2
+            elif loop.failures:
+                failure = loop.failures[0]
+                traces = [*results.episodes[name], *results.followed.get(name, [])]
+                played = {trace.seed: trace for trace in traces}[failure.place.seed]  # the last time
+                actions = list(played.decisions["action"]), own[failure.place.seed]
+            else:
+                continue
+            explaining[name] = executor.submit(explain, policy, name, failure, actions, settings.tolerance)
+        return {name: task.result() for name, task in explaining.items()}
+
+
+def parity_check(policy: str) -> None:
+    settings = params.load().parity_check
+    manifest, _ = runtimes.read_bundle(policy)
+    recorded = episodes.load(Path("data", policy, "episodes.safetensors"), policy)
+    observations = sum(len(episode.actions) for episode in recorded)
+    if observations < MIN_OBSERVATIONS:
+        raise UserError(
+            f"data/{policy}/episodes.safetensors: holds {observations} observations, at least {MIN_OBSERVATIONS} "
+            "are needed; raise record.greedy_episodes or record.epsilon_episodes in params.yaml"
+        )
+    folder = Path("results", policy)
+    shutil.rmtree(folder / "divergence", ignore_errors=True)
+    results = run_programs(policy, manifest, recorded, settings)
+    eager = results.episodes["eager"]
+    closed_loop = {
+        name: compare_episodes(results.episodes[name], eager, settings.tolerance, results.followed.get(name, ()))
+        for name in runtimes.PROGRAMS
+    }
+    draws = judge_draws(results.draws, results.first_draws, settings, results.acted)
+
+    programs, failures = {}, []
+    for name, open_loop in results.open_loop.items():
+        entry = report.describe_open_loop(open_loop, len(recorded))
+        found = [str(failure) for failure in open_loop.failures]
+        if name in closed_loop:
+            rows, loop = results.rows[name], closed_loop[name]
+            entry |= {"rows": report.describe_rows(rows), "closed_loop": report.describe_closed_loop(loop)}
+            found += [str(failure) for failure in rows.failures]
+            found += [f"closed loop, {failure}" for failure in loop.failures]
+        if name in draws:
+            entry["draws"] = report.describe_draws(draws[name])
+            found += draws[name].failures
+        programs[name] = entry | {"passed": not found}
+        failures += [f"{name}: {failure}" for failure in found]
+        verdict = "passed" if not found else "FAILED"
+        differences = "  ".join(f"{key} {value:.1e}" for key, value in open_loop.max_abs_difference.items())
+        print(f"parity_check {policy}  {name:<12}{verdict}  largest differences: {differences}", flush=True)
+    report.write_tables(folder, results.open_loop, programs)
+    path = folder / "parity.json"
+    content = {
+        "passed": not failures,
+        "episodes": len(recorded),
+        "programs": programs,
+        "failures": failures[:MAX_FAILURES],
+    }
+    if failures:
+        divergences = explain_failures(policy, recorded, results, closed_loop, settings)
+        for name, divergence in divergences.items():
+            print(f"parity_check {policy}  {name:<12}first difference: {divergence['first_difference']}", flush=True)
+        content["divergences"] = divergences
+    write_json(path, report.finite(content | {"flip_rate_bound_is_of": report.ASSUMES}))
+    if failures:
+        raise UserError(f"{failures[0]} ({len(failures)} failures; report: {path})")

@@ -1,0 +1,240 @@
+"""Rows of a program's outputs beside eager's: every number, and every decision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from policy_export.device.arrays import Arrays
+from policy_export.device.errors import UserError
+from policy_export.program.decisions import VALUES, chosen_by, describe, is_choice
+
+DRIFT_STEPS = 100  # of an episode, for which the largest difference of a state is reported
+MAX_FAILURES = 100  # that are kept of one program
+
+
+class Place(NamedTuple):
+    """Where a row comes from: the episode's seed, and the step."""
+
+    seed: int
+    step: int
+
+    def __str__(self) -> str:
+        return f"episode with seed {self.seed}, step {self.step}"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows that were computed together.
+
+    Attributes:
+        places: of the rows.
+        eager: the policy's outputs.
+        outputs: the program's.
+        inputs: the program's.
+        context: how the batch was made, for messages.
+    """
+
+    places: list[Place]
+    eager: Arrays
+    outputs: Arrays
+    inputs: Arrays
+    context: str = ""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A decision in which a program is not what it should be.
+
+    Attributes:
+        place: of the decision.
+        what: is wrong.
+        found: the program's action and values, of one row.
+        expected: eager's.
+        inputs: of the program, one row, where they are kept.
+    """
+
+    place: Place
+    what: str
+    found: Arrays
+    expected: Arrays
+    inputs: Arrays | None = None
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.what}: {describe(self.found)}, eager {describe(self.expected)}"
+
+
+def decision(outputs: Arrays, row: int) -> Arrays:
+    """Action and values of a row."""
+    return {name: array[[row]] for name, array in outputs.items() if name in ("action", *VALUES)}
+
+
+class Verdict(NamedTuple):
+    """Of another action than eager's.
+
+    Attributes:
+        margin: between the best of eager's values and that of the action taken; infinite where there is no such action.
+        difference: the largest of the values.
+        tie: whether rounding explains the action.
+    """
+
+    margin: float
+    difference: float
+    tie: bool
+
+
+def judge_action(found: Arrays, expected: Arrays, tolerance: float) -> Verdict | None:
+    """Judge a row in which a program chose another action than eager did.
+
+    Values that are off by ``d`` can swap those that are ``2 d`` apart, no others.
+
+    Args:
+        found: the program's :func:`decision`.
+        expected: eager's.
+        tolerance: largest difference of a value that may be called rounding.
+
+    Returns:
+        none where no values are known, and rounding explains nothing.
+    """
+    given, known = chosen_by(found), chosen_by(expected)
+    if given is None or known is None:
+        return None
+    taken, values = int(found["action"][0]), known[0].astype(np.float64)
+    with np.errstate(invalid="ignore"):  # what is no number is no tie
+        margin = float(values.max() - values[taken]) if 0 <= taken < len(values) else np.inf
+        difference = float(np.abs(given[0] - values).max())
+    return Verdict(margin, difference, tie=margin <= 2 * difference and difference <= tolerance)
+
+
+def describe_tie(place: Place, verdict: Verdict) -> dict[str, Any]:
+    """A tie as the report lists it."""
+    return {**place._asdict(), "margin": verdict.margin, "difference": verdict.difference}
+
+
+def differing(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Which rows are not the same, ``(rows,)``."""
+    different: npt.NDArray[np.bool_] = (found != expected).reshape(len(expected), -1).any(1)
+    return different
+
+
+@dataclass
+class Comparison:
+    """What one program did differently from eager.
+
+    Attributes:
+        compares_actions: whether its actions must be eager's; those of a program that explores need not.
+        tolerance: largest absolute difference of an output; of a state, in shares of its largest number above 1.
+        states: names of the outputs that are next states.
+        differences: the largest of each row, ``(rows,)`` float32 an output; infinite where it is no number.
+        margins: between eager's two best values, ``(rows,)`` float32; empty where actions have no value each.
+        different_actions: that are faults.
+        ties: different actions that are none, as eager's values of both are closer than rounding tells apart.
+        failed: number of faults.
+        failures: the first of them, ``MAX_FAILURES`` at most.
+    """
+
+    compares_actions: bool
+    tolerance: float
+    states: set[str]
+    observations: int = 0
+    differences: dict[str, list[npt.NDArray[np.float32]]] = field(default_factory=dict)
+    margins: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    state_drift: dict[str, list[float]] = field(default_factory=dict)
+    different_actions: int = 0
+    ties: list[dict[str, Any]] = field(default_factory=list)
+    failed: int = 0
+    failures: list[Failure] = field(default_factory=list)
+
+    @property
+    def max_abs_difference(self) -> dict[str, float]:
+        """The largest difference of each output."""
+        return {name: float(max(part.max() for part in parts)) for name, parts in self.differences.items()}
+
+    def percentiles(self, percents: Iterable[float]) -> dict[str, dict[str, float]]:
+        """Of each output's differences, by name as ``p99_9``."""
+        return {
+            name: {
+                f"p{percent:g}".replace(".", "_"): float(np.percentile(np.concatenate(parts), percent, method="higher"))
+                for percent in percents
+            }
+            for name, parts in self.differences.items()
+        }
+
+    def compare(self, batch: Batch) -> None:
+        """Compare the outputs of a batch.
+
+        Raises:
+            UserError: the outputs are others, or of other kinds.
+        """
+        eager, rows = batch.eager, len(batch.places)
+        check_kinds(eager, batch.outputs)
+        self.observations += rows
+        for name, expected in eager.items():
+            if name == "action" and (is_choice(expected) or not self.compares_actions):
+                continue
+            difference = differ(batch.outputs[name], expected)
+            self.differences.setdefault(name, []).append(difference)
+            allowed = np.full(rows, self.tolerance)
+            if name in self.states:  # which may be large: an LSTM sums its cell's state up
+                self._drift(name, batch.places[0].step // DRIFT_STEPS, float(difference.max()))
+                allowed *= np.maximum(1, np.abs(expected).reshape(rows, -1).max(1))
+            for row in np.flatnonzero(~(difference <= allowed)).tolist():
+                self._fail(batch, row, f"{name} differs by {difference[row]:.3g}")
+        if self.compares_actions and is_choice(eager["action"]):
+            values = chosen_by(eager)
+            if values is not None and values.shape[-1] > 1:
+                best = np.sort(values, -1)
+                self.margins.append(best[:, -1] - best[:, -2])
+            for row in np.flatnonzero(differing(batch.outputs["action"], eager["action"])).tolist():
+                self._judge_action(batch, row)
+
+    def _drift(self, name: str, part: int, largest: float) -> None:
+        drift = self.state_drift.setdefault(name, [])
+        drift += [0.0] * (part + 1 - len(drift))
+        drift[part] = max(drift[part], largest)
+
+    def _judge_action(self, batch: Batch, row: int) -> None:
+        """Another action is no fault where rounding explains it."""
+        verdict = judge_action(decision(batch.outputs, row), decision(batch.eager, row), self.tolerance)
+        if verdict is not None and verdict.tie:
+            self.ties.append(describe_tie(batch.places[row], verdict))
+            return
+        self.different_actions += 1
+        margin = "" if verdict is None else f" (eager's margin {verdict.margin:.3g})"
+        self._fail(batch, row, f"another action{margin}")
+
+    def _fail(self, batch: Batch, row: int, what: str) -> None:
+        self.failed += 1
+        if len(self.failures) < MAX_FAILURES:
+            inputs = None if self.failures else {name: array[[row]] for name, array in batch.inputs.items()}
+            found, expected = decision(batch.outputs, row), decision(batch.eager, row)
+            self.failures.append(Failure(batch.places[row], batch.context + what, found, expected, inputs))
+
+
+def check_kinds(eager: Arrays, outputs: Arrays) -> None:
+    """Hold the outputs' names, dtypes and shapes against eager's.
+
+    Raises:
+        UserError: they are others.
+    """
+    if set(outputs) != set(eager):
+        raise UserError(f"outputs are {sorted(outputs)}, expected {sorted(eager)}")
+    for name, expected in eager.items():
+        found = outputs[name]
+        if found.shape != expected.shape or found.dtype != expected.dtype:
+            kinds = [f"{array.dtype}{list(array.shape)}" for array in (found, expected)]
+            raise UserError(f"output {name} is {kinds[0]}, expected {kinds[1]}")
+
+
+def differ(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """The largest absolute difference of each row, ``(rows,)`` float32; infinite where there is no number."""
+    # Also what is equal and infinite is no number that a program may have.
+    with np.errstate(invalid="ignore"):
+        apart = np.subtract(found, expected, dtype=np.result_type(found.dtype, np.float32))
+    difference: npt.NDArray[np.float32] = np.abs(apart).reshape(len(found), -1).max(1).astype(np.float32)
+    difference[np.isnan(difference)] = np.inf
+    return difference

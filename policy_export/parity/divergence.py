@@ -1,0 +1,92 @@
+"""Where a program parts from the policy: the decision, what was seen, what was remembered, and what caused it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw
+
+from policy_export.backends import runtimes
+from policy_export.backends.inspection import localise
+from policy_export.device.arrays import Action
+from policy_export.device.environments import Environment, make_environment
+from policy_export.device.manifest import read_manifest
+from policy_export.device.player import Player
+from policy_export.parity.comparison import Failure
+from policy_export.stage.files import replacing
+
+SCALE = 2  # of the screens in the picture
+CAPTION = 14  # pixels, below them
+GAP = 8  # pixels, between them
+
+
+def replay_to(manifest: dict[str, Any], seed: int, actions: Sequence[Action], player: Player | None) -> Environment:
+    """The environment after these actions, and a player that has seen all that led there."""
+    environment = make_environment(manifest, seed)
+    for action in actions:
+        if player is not None:
+            player.step(environment.observation[None])
+        environment.step(action)
+    return environment
+
+
+def draw_screens(path: Path, screens: Sequence[tuple[str, npt.NDArray[np.uint8]]]) -> None:
+    """Captions and screens ``(height, width, 3)``, side by side, as a PNG file."""
+    height, width, _ = screens[0][1].shape
+    size = (len(screens) * (width * SCALE + GAP) - GAP, height * SCALE + CAPTION)
+    picture = Image.new("RGB", size, "white")
+    text = ImageDraw.Draw(picture)
+    for index, (caption, screen) in enumerate(screens):
+        left = index * (width * SCALE + GAP)
+        large = Image.fromarray(screen).resize((width * SCALE, height * SCALE), Image.Resampling.NEAREST)
+        picture.paste(large, (left, 0))
+        text.text((left + 2, height * SCALE + 1), caption, fill="black")
+    with replacing(path) as temporary:
+        picture.save(temporary, format="PNG")
+
+
+def explain(
+    policy: str,
+    program: str,
+    failure: Failure,
+    actions: tuple[Sequence[Action], Sequence[Action]],
+    tolerance: float,
+) -> dict[str, Any]:
+    """All that can be said about a decision in which a deterministic program failed.
+
+    Args:
+        policy: its name.
+        program: the program's.
+        failure: the decision.
+        actions: all that the program took, or was shown, in that episode, and all that the policy did.
+        tolerance: of the check.
+
+    Returns:
+        both decisions, the environment's state before them, the memory, where a picture of both screens is, and the
+        first tensor of the program that differs.
+    """
+    manifest, (seed, step) = read_manifest(Path("models", policy)), failure.place
+    player = Player(runtimes.load_by_name(policy, "eager", threads=1), manifest)
+    own = replay_to(manifest, seed, actions[1][:step], player)
+    inputs = failure.inputs or player.feed | {player.observation: own.observation[None].copy()}
+    report: dict[str, Any] = {
+        "seed": seed,
+        "step": step,
+        "what": failure.what,
+        "program": {name: array[0].tolist() for name, array in failure.found.items()},
+        "eager": {name: array[0].tolist() for name, array in failure.expected.items()},
+        "state": own.state.hex(),
+        "memory": {name: inputs[name][0].tolist() for name in player.states.values()},
+    }
+    if own.observation.ndim == len(("height", "width", "colour")):
+        its = replay_to(manifest, seed, actions[0][:step], None)
+        path = Path("results", policy, "divergence", f"{program}.png")
+        seen = ((program, failure.found, its), ("eager", failure.expected, own))
+        draw_screens(path, [(f"{name}: action {decided['action'][0]}", at.observation) for name, decided, at in seen])
+        report["screens"] = path.as_posix()
+    location = localise(policy, program, inputs, tolerance)
+    return report | {"first_difference": str(location), "location": location.as_dict()}

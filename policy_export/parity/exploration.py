@@ -1,0 +1,52 @@
+"""What programs that explore have beside the deterministic ones: the states of noise that is correlated in time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from policy_export.device.arrays import Arrays
+from policy_export.parity.comparison import check_kinds
+
+
+def exploring(manifest: dict[str, Any]) -> dict[str, Any]:
+    """A manifest with inputs, outputs and states of the programs that explore."""
+    return manifest | manifest.get("random", {})
+
+
+def noise_states(manifest: dict[str, Any]) -> dict[str, str]:
+    """The states that only programs that explore have: inputs by the outputs that are their next values."""
+    known = {state["input"] for state in manifest["states"]}
+    return {state["output"]: state["input"] for state in exploring(manifest)["states"] if state["input"] not in known}
+
+
+def complete(inputs: Arrays, manifest: dict[str, Any]) -> Arrays:
+    """Inputs of a deterministic program as one that explores takes them: what is its own starts at the beginning.
+
+    States are zeros, and ``is_init``, where the deterministic program takes none, is true.
+    """
+    rows = len(next(iter(inputs.values())))
+    added = {
+        spec["name"]: np.full([rows, *spec["shape"][1:]], spec["name"] == "is_init", spec["dtype"])
+        for spec in exploring(manifest)["inputs"]
+        if spec["name"] not in inputs
+    }
+    return inputs | added
+
+
+def without_noise(outputs: Arrays, manifest: dict[str, Any]) -> Arrays:
+    """The outputs of a program that explores but for what only such programs have.
+
+    Raises:
+        UserError: one of those is missing, or of another kind than the manifest says.
+    """
+    known = {spec["name"] for spec in manifest["outputs"]}
+    rows = len(next(iter(outputs.values())))
+    own = {
+        spec["name"]: np.empty([rows, *spec["shape"][1:]], spec["dtype"])
+        for spec in exploring(manifest)["outputs"]
+        if spec["name"] not in known
+    }
+    check_kinds(own, {name: array for name, array in outputs.items() if name in own})
+    return {name: array for name, array in outputs.items() if name not in own}

@@ -1,0 +1,54 @@
+"""Decisions of a recorded episode, with the memory that the policy had there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from policy_export.backends import runtimes
+from policy_export.device.arrays import Arrays, Run
+from policy_export.device.environments import make_environment
+from policy_export.device.manifest import read_manifest
+from policy_export.device.player import Player
+from policy_export.environments.episodes import Episode, load, replay
+from policy_export.parity.comparison import Place
+
+
+class Situations(NamedTuple):
+    """Decisions: where they are, and the program's inputs there, one a row."""
+
+    places: list[Place]
+    inputs: Arrays
+
+    def spread(self, count: int) -> Situations:
+        """``count`` of them, as far apart as can be; all where there are no more."""
+        rows = _spread(len(self.places), count)
+        return Situations(
+            [self.places[row] for row in rows], {name: array[rows] for name, array in self.inputs.items()}
+        )
+
+
+def _spread(total: int, count: int) -> list[int]:
+    return sorted(set(np.linspace(0, total - 1, count).round().astype(int).tolist()))
+
+
+def pick_situations(run: Run, episode: Episode, manifest: dict[str, Any], count: int) -> Situations:
+    """``count`` decisions spread evenly over an episode, all of them where it is shorter; the memory is ``run``'s."""
+    wanted = _spread(len(episode.actions), count)
+    player, situations = Player(run, manifest), []
+    for step, observation in enumerate(replay(episode, make_environment(manifest, episode.seed))):
+        if step in wanted:
+            situations.append(player.feed | {player.observation: observation[None]})
+        player.step(observation[None])
+    inputs = {name: np.concatenate([inputs[name] for inputs in situations]) for name in situations[0]}
+    return Situations([Place(episode.seed, step) for step in wanted], inputs)
+
+
+def pick_by_name(policy: str, program: str, count: int) -> Situations:
+    """:func:`pick_situations` from the last of the policy's recorded episodes, with a program by its name."""
+    recorded = load(Path("data", policy, "episodes.safetensors"), policy)[-1]
+    return pick_situations(
+        runtimes.load_by_name(policy, program, 1), recorded, read_manifest(Path("models", policy)), count
+    )

@@ -1,0 +1,123 @@
+"""The check's findings as JSON for ``dvc metrics`` and as tables for ``dvc plots``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from policy_export.parity.closed_loop import ClosedLoop
+from policy_export.parity.comparison import DRIFT_STEPS, Comparison
+from policy_export.parity.samples import Draws
+from policy_export.stage.files import write_table
+
+PERCENTS = (50, 99, 99.9)
+CONFIDENCE = 0.95
+MARGIN_BINS = np.arange(-9, 4.01, 0.25)  # decimal logarithms
+ASSUMES = (
+    "decisions that are drawn independently from those that the policy meets; as those of one episode resemble each "
+    "other, there is a bound for episodes too, which are independent"
+)
+
+
+def finite(content: Any) -> Any:
+    """A report as JSON has it: none for a number that is not finite, where outputs were no numbers."""
+    match content:
+        case dict():
+            return {key: finite(value) for key, value in content.items()}
+        case list():
+            return [finite(value) for value in content]
+        case float() if not np.isfinite(content):
+            return None
+        case _:
+            return content
+
+
+def rate_bound(count: int, trials: int) -> float:
+    """The largest rate that ``count`` of ``trials`` leave possible, at ``CONFIDENCE``: Clopper-Pearson, one-sided."""
+    test = stats.binomtest(count, trials, alternative="less")
+    return float(test.proportion_ci(CONFIDENCE, method="exact").high)
+
+
+def flip_bounds(open_loop: Comparison, episodes: int) -> dict[str, float]:
+    """How often the program may take another action than eager, ties included, of decisions and of episodes."""
+    seeds = {failure.place.seed for failure in open_loop.failures} | {tie["seed"] for tie in open_loop.ties}
+    flips = open_loop.different_actions + len(open_loop.ties)
+    return {
+        "decisions": rate_bound(flips, open_loop.observations),
+        "episodes": rate_bound(min(len(seeds) if flips else 0, episodes), episodes),
+    }
+
+
+def describe_open_loop(open_loop: Comparison, episodes: int) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "observations": open_loop.observations,
+        "max_abs_difference": open_loop.max_abs_difference,
+        "percentiles": open_loop.percentiles(PERCENTS),
+        "different_actions": open_loop.different_actions if open_loop.compares_actions else None,
+        "ties": open_loop.ties,
+    }
+    if open_loop.compares_actions:
+        entry["flip_rate_bound"] = flip_bounds(open_loop, episodes)
+        if open_loop.state_drift:
+            entry["state_drift"] = {"steps": DRIFT_STEPS, **open_loop.state_drift}
+    return entry
+
+
+def describe_rows(rows: Comparison) -> dict[str, Any]:
+    return {
+        "rows": rows.observations,
+        "max_abs_difference": rows.max_abs_difference,
+        "different_actions": rows.different_actions,
+        "ties": rows.ties,
+    }
+
+
+def describe_closed_loop(loop: ClosedLoop) -> dict[str, Any]:
+    return {
+        "episodes": loop.episodes,
+        "identical": loop.identical,
+        "ties": loop.ties,
+        "max_action_difference": loop.max_action_difference,
+        "steps": loop.steps,
+        "mean_score": loop.mean_score,
+    }
+
+
+def describe_draws(draws: Draws) -> dict[str, Any]:
+    return {"draws": draws.draws, "tests": draws.tests, "least_p": draws.least_p}
+
+
+def write_tables(folder: Path, open_loop: dict[str, Comparison], programs: dict[str, dict[str, Any]]) -> None:
+    """Largest and typical differences, the margins of eager's decisions, and the bounds on flips."""
+    write_table(
+        folder / "differences.csv",
+        ["output", "largest", "p99"],
+        (
+            {"output": f"{program} {output}", "largest": largest, "p99": entry["percentiles"][output]["p99"]}
+            for program, entry in programs.items()
+            for output, largest in entry["max_abs_difference"].items()
+        ),
+    )
+    margins = next((np.concatenate(part.margins) for part in open_loop.values() if part.margins), np.empty(0))
+    logarithms = np.log10(np.clip(margins, 10.0 ** MARGIN_BINS[0], 10.0 ** MARGIN_BINS[-1]))
+    counts, edges = np.histogram(logarithms, MARGIN_BINS)
+    write_table(
+        folder / "margins.csv",
+        ["log10_margin", "decisions"],
+        (
+            {"log10_margin": middle, "decisions": count}
+            for middle, count in zip((edges[:-1] + edges[1:]) / 2, counts, strict=True)
+        ),
+    )
+    write_table(
+        folder / "flip_bounds.csv",
+        ["program", "flips_in_a_million"],
+        (
+            {"program": program, "flips_in_a_million": 1e6 * entry["flip_rate_bound"]["decisions"]}
+            for program, entry in programs.items()
+            if "flip_rate_bound" in entry
+        ),
+    )

@@ -1,0 +1,313 @@
+"""Whether an exploring program draws its actions as the trained policy does: as often, and independently.
+
+All programs draw many times in the same few situations. Where the noise has a state, which only programs that explore
+have, they also act for many steps in each of these, and the noise of one step must depend on that of the one before as
+the policy's does, and begin anew where an episode begins.
+
+The tests of actions to choose from are exact or conservative, those of vectors are exact in the limit of many draws:
+the chance that a faultless program fails is at most the sum of the levels that its tests are held to.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from policy_export.backends import runtimes
+from policy_export.config import params
+from policy_export.device.arrays import Arrays, Run
+from policy_export.device.manifest import read_manifest
+from policy_export.parity.exploration import complete, noise_states
+from policy_export.program.decisions import is_choice
+
+ROWS = 32  # of a call that show the same situation
+STEPS = 60  # that are taken one after the other
+BEGINS_ANEW = 40  # the step at which the noise of every second row does
+SHOWN = (0, 5, BEGINS_ANEW, STEPS - 1)  # whose actions are compared, in the rows that go on
+LAGS = (1, 5)  # steps between actions that are correlated
+
+Actions = npt.NDArray[np.int64 | np.float32]
+
+
+@dataclass
+class Draws:
+    """How a program that explores draws; its least likely test, held to a share of the error rate."""
+
+    draws: int
+    tests: int
+    least_p: float
+    failures: list[str]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One test: what was compared, what was found, and how likely a faultless program is to be found as far off."""
+
+    what: str
+    found: str
+    p: float
+
+
+def draw(run: Run, situations: Arrays, calls: int) -> Actions:
+    """``(situations, calls, ROWS)`` actions; every call is one batch of all situations, ``ROWS`` times each.
+
+    Where an action is a vector, ``(situations, calls, ROWS, k)``.
+    """
+    batch = {name: np.repeat(array, ROWS, 0) for name, array in situations.items()}
+    actions = [run(batch)["action"] for _ in range(calls)]
+    return np.stack([drawn.reshape(-1, ROWS, *drawn.shape[1:]) for drawn in actions], 1)
+
+
+def draw_by_name(policy: str, programs: Iterable[str], situations: Arrays, calls: int) -> dict[str, Actions]:
+    """:func:`draw` with some of a policy's programs that explore, by their names.
+
+    ``situations`` are inputs of a deterministic program.
+    """
+    inputs = complete(situations, read_manifest(Path("models", policy)))
+    return {name: draw(runtimes.load_by_name(policy, name, threads=1), inputs, calls) for name in programs}
+
+
+def act(run: Run, situations: Arrays, states: dict[str, str]) -> Actions:
+    """``(situations, STEPS, ROWS)`` actions of episodes in which nothing but the noise changes.
+
+    Where an action is a vector, ``(situations, STEPS, ROWS, k)``.
+
+    Args:
+        run: a program that explores.
+        situations: its inputs, one row a situation.
+        states: of the noise, input by output; they are handed on.
+    """
+    feed, actions = {name: np.repeat(array, ROWS, 0) for name, array in situations.items()}, []
+    second = np.arange(len(feed["is_init"])).reshape(feed["is_init"].shape) % 2 == 1
+    for step in range(STEPS):
+        outputs = run(feed | {"is_init": second if step == BEGINS_ANEW else np.full_like(second, step == 0)})
+        actions.append(outputs["action"])
+        feed |= {name: outputs[output] for output, name in states.items()}
+    return np.stack([taken.reshape(-1, ROWS, *taken.shape[1:]) for taken in actions], 1)
+
+
+def act_by_name(policy: str, program: str, situations: Arrays) -> Actions:
+    """:func:`act` with a policy's program that explores, by its name; ``situations`` are a deterministic program's."""
+    manifest = read_manifest(Path("models", policy))
+    run = runtimes.load_by_name(policy, program, threads=1)
+    return act(run, complete(situations, manifest), noise_states(manifest))
+
+
+def judge(eager: Actions, actions: Actions, processes: tuple[Actions, Actions], tolerance: float) -> Iterator[Finding]:
+    """All tests of one program.
+
+    Args:
+        eager: what the trained policy drew, ``(situations, calls, ROWS)``, or the same with vectors.
+        actions: what the program drew, the same shape; ``calls`` is even.
+        processes: what it drew in two processes of their own, ``(situations, ...)`` each.
+        tolerance: largest difference of numbers that are not drawn.
+    """
+    pairs = {
+        "neighbouring rows": (actions[:, :, 0::2], actions[:, :, 1::2]),
+        "the two halves of a batch's rows": np.split(actions, 2, 2),
+        "calls": (actions[:, 0::2], actions[:, 1::2]),
+        "processes": processes,
+    }
+    if is_choice(actions):
+        yield from compare_frequencies(eager, actions)
+        for between, (first, second) in pairs.items():
+            yield compare_pairs(between, first, second)
+        return
+    for component in range(actions.shape[-1]):
+        yield from compare_distributions(component, eager[..., component], actions[..., component], tolerance)
+        for between, (first, second) in pairs.items():
+            yield from correlate_pairs(between, component, first[..., component], second[..., component])
+
+
+def compare_distributions(component: int, eager: Actions, actions: Actions, tolerance: float) -> Iterator[Finding]:
+    """How a number of a vector is distributed, in each situation and in all: the two-sample Kolmogorov-Smirnov test.
+
+    Taken together, the numbers are standardised with mean and deviation of both programs' draws in a situation.
+    """
+    finding = compare_standardised(f"action[{component}] in all situations", eager, actions, tolerance)
+    if finding is not None:
+        yield finding
+    for situation, (ones, others) in enumerate(zip(eager, actions, strict=True)):
+        what = f"distribution of action[{component}] in situation {situation}"
+        found = f"mean {others.mean():.4g} and std {others.std():.4g}, eager {ones.mean():.4g} and {ones.std():.4g}"
+        if np.ptp(ones) <= tolerance:  # not drawn
+            p = float(np.abs(others - ones.ravel()[0]).max() <= tolerance)
+        else:
+            p = float(stats.ks_2samp(ones.ravel(), others.ravel()).pvalue)
+        yield Finding(what, found, p)
+
+
+def compare_standardised(
+    what: str, eager: Actions, actions: Actions, tolerance: float, *, size: bool = False
+) -> Finding | None:
+    """How numbers of several situations, the first axis, are distributed when mean and deviation are taken out.
+
+    These are of both programs' numbers in a situation. None where nothing varies.
+
+    Args:
+        what: is compared.
+        eager: the policy's numbers, ``(situations, ...)``.
+        actions: the program's, the same shape.
+        tolerance: largest difference of numbers that are not drawn.
+        size: compare how far they are from the mean, on which side ever; that tells deviations apart in fewer rows.
+    """
+    both = np.concatenate([eager, actions], 1)
+    axes = tuple(range(1, both.ndim))
+    spread = both.std(axes, keepdims=True)
+    varied = ~(spread.ravel() <= tolerance)  # also what is no number, which fails
+    if not varied.any():
+        return None
+    scaled = [(drawn - both.mean(axes, keepdims=True)) / np.where(spread, spread, 1) for drawn in (eager, actions)]
+    ones, others = (np.abs(drawn[varied]).ravel() if size else drawn[varied].ravel() for drawn in scaled)
+    found = f"standardised mean {others.mean():.4g} and std {others.std():.4g}, eager {ones.mean():.4g} and "
+    p = float(stats.ks_2samp(ones, others).pvalue)
+    return Finding(f"{'size' if size else 'distribution'} of {what}", f"{found}{ones.std():.4g}", p)
+
+
+def correlate_pairs(between: str, component: int, first: Actions, second: Actions) -> Iterator[Finding]:
+    """Whether pairs of draws in the same situation are correlated: the test of Spearman's rank correlation."""
+    for situation, (ones, others) in enumerate(zip(first, second, strict=True)):
+        if np.ptp(ones) == 0 or np.ptp(others) == 0:  # no correlation of what is constant
+            continue
+        result = stats.spearmanr(ones.ravel(), others.ravel())
+        what = f"independence of {between}, action[{component}] in situation {situation}"
+        yield Finding(what, f"rank correlation {result.statistic:.4g} of {ones.size} pairs", float(result.pvalue))
+
+
+def compare_frequencies(eager: Actions, actions: Actions) -> Iterator[Finding]:
+    """How often each action comes, in each situation, and in all taken together: Fisher's exact test.
+
+    Taken together are the situations in which the action is eager's most frequent one, and those in which it is not.
+    """
+    of_eager, of_program = _counts(eager, actions)
+    draws = eager[0].size
+    for (situation, action), count in np.ndenumerate(of_eager):
+        what = f"action {action} in situation {situation}"
+        yield _compare_counts(what, int(count), int(of_program[situation, action]), draws)
+    frequent = np.eye(of_eager.shape[1], dtype=bool)[of_eager.argmax(-1)]
+    yield _compare_counts(
+        "eager's most frequent actions", int(of_eager[frequent].sum()), int(of_program[frequent].sum()), eager.size
+    )
+    for action, rare in enumerate(~frequent.T):
+        at_eager, at_program = (int(count[rare, action].sum()) for count in (of_eager, of_program))
+        what = f"action {action} where it is not eager's most frequent"
+        yield _compare_counts(what, at_eager, at_program, int(rare.sum()) * draws)
+
+
+def _counts(*draws: Actions) -> list[Actions]:
+    """How often each action was drawn in each situation, ``(situations, actions)`` for each of the draws."""
+    size = 1 + max(int(drawn.max()) for drawn in draws)
+    return [np.stack([np.bincount(actions.ravel(), minlength=size) for actions in drawn]) for drawn in draws]
+
+
+def _compare_counts(what: str, eager: int, program: int, draws: int) -> Finding:
+    table = np.array([[eager, program], [draws - eager, draws - program]])
+    found = f"{program} of {draws} draws, eager {eager}"
+    return Finding(f"frequency of {what}", found, float(stats.fisher_exact(table).pvalue))
+
+
+def compare_pairs(between: str, first: Actions, second: Actions) -> Finding:
+    """Whether pairs of draws in the same situation differ as often as independent draws do: a binomial test."""
+    drawn = first[0].size
+    ones, others = (counts / drawn for counts in _counts(first, second))
+    expected = 1 - float(np.clip((ones * others).sum(-1).mean(), 0, 1))
+    different = int((first != second).sum())
+    p = stats.binomtest(different, first.size, expected).pvalue
+    found = f"{different} of {first.size} pairs differ, {expected * first.size:.0f} expected"
+    return Finding(f"independence of {between}", found, float(p))
+
+
+def judge_noise(eager: Actions, actions: Actions, tolerance: float) -> Iterator[Finding]:
+    """Whether noise goes on from step to step, and begins anew, as the policy's does: Kolmogorov-Smirnov tests.
+
+    Rows are independent of each other, the steps of a row are not: every test takes one number a row.
+
+    Args:
+        eager: what the trained policy did, ``(situations, STEPS, ROWS)``, or the same with vectors: of :func:`act`.
+        actions: what the program did.
+        tolerance: largest difference of numbers that are not drawn.
+    """
+    rows = eager.shape[:3]
+    for component in range(eager[0, 0, 0].size):
+        name = "action" if eager.shape == rows else f"action[{component}]"
+        both = [taken.reshape(*rows, -1)[..., component] for taken in (eager, actions)]
+        for lag in LAGS:
+            of_eager, of_program = (persistence(taken[:, :BEGINS_ANEW], lag, tolerance).ravel() for taken in both)
+            found = f"median {np.median(of_program):.4g}, eager {np.median(of_eager):.4g}"
+            p = float(stats.ks_2samp(of_eager, of_program).pvalue)
+            yield Finding(f"correlation of {name} with that of {lag} steps before", found, p)
+        going_on, anew = ([taken[:, :, start::2] for taken in both] for start in (0, 1))
+        compared = {f"{name} at step {step}": [taken[:, step] for taken in going_on] for step in SHOWN}
+        where = "where the noise begins anew"
+        compared |= {
+            f"{name} {where}": [taken[:, BEGINS_ANEW] for taken in anew],
+            f"the change of {name} {where}": [np.diff(taken, axis=1)[:, BEGINS_ANEW - 1] for taken in anew],
+            f"{name} {STEPS - 1 - BEGINS_ANEW} steps after the noise has begun anew": [taken[:, -1] for taken in anew],
+        }
+        for (what, (ones, others)), size in itertools.product(compared.items(), (False, True)):
+            finding = compare_standardised(what, ones, others, tolerance, size=size)
+            if finding is not None:
+                yield finding
+
+
+def persistence(actions: Actions, lag: int, tolerance: float) -> npt.NDArray[np.float64]:
+    """How much of an action is left some steps later, of each row: its autocorrelation, 1 where it does not vary.
+
+    Of actions to choose from, which have no order, the share that is the same.
+
+    Args:
+        actions: ``(situations, steps, rows)``.
+        lag: the steps.
+        tolerance: largest difference of numbers that are not drawn.
+
+    Returns:
+        ``(situations, rows)``.
+    """
+    if is_choice(actions):
+        return np.mean(actions[:, lag:] == actions[:, :-lag], 1)
+    varied = np.ptp(actions, 1) > tolerance
+    apart = actions - actions.mean(1, keepdims=True, dtype=np.float64)
+    products, squares = (apart[:, lag:] * apart[:, :-lag]).sum(1), (apart**2).sum(1)
+    return np.where(varied, products / np.where(varied, squares, 1), 1)
+
+
+def judge_draws(
+    drawn: dict[str, Actions],
+    first: list[dict[str, Actions]],
+    settings: params.ParityCheck,
+    acted: dict[str, Actions] | None = None,
+) -> dict[str, Draws]:
+    """Hold every program's draws against those of the policy itself, ``eager_random``.
+
+    ``random_error_rate`` is shared by all tests of all programs, so that it bounds the chance of any false alarm.
+
+    Args:
+        drawn: of :func:`draw`, by program.
+        first: the same in two processes of their own.
+        settings: of the check.
+        acted: of :func:`act`, by program, where the noise has a state.
+    """
+    expected, acted = drawn["eager_random"], acted or {}
+    findings = {
+        name: list(judge(expected, drawn[name], (first[0][name], first[1][name]), settings.tolerance))
+        for name in drawn
+        if name != "eager_random"
+    }
+    for name in findings.keys() & acted.keys():
+        findings[name] += judge_noise(acted["eager_random"], acted[name], settings.tolerance)
+    level = settings.random_error_rate / sum(map(len, findings.values()))
+    return {
+        name: Draws(
+            expected.size,
+            len(found),
+            float(np.min([finding.p for finding in found])),
+            [f"{finding.what}: {finding.found} (p {finding.p:.1e})" for finding in found if not finding.p >= level],
+        )
+        for name, found in findings.items()
+    }

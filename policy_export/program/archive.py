@@ -1,0 +1,59 @@
+"""Exported programs as files that tell what they are. PyTorch is imported only to write or to run them."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from policy_export.device.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    import torch
+
+FACTS = "facts.json"
+# The programs of a policy, and the exploration type of each.
+EXPORTS = {"policy": "DETERMINISTIC", "policy_random": "RANDOM"}
+
+
+def save_program(path: Path, program: torch.export.ExportedProgram, facts: dict[str, Any]) -> None:
+    """Write an exported program with what a device must know about it inside."""
+    import torch
+
+    torch.export.save(program, path, extra_files={FACTS: json.dumps(facts)})
+
+
+def read_facts(path: Path, policy: str | None = None) -> dict[str, Any]:
+    """What :func:`save_program` wrote beside the program.
+
+    Raises:
+        UserError: the file is missing or damaged, or of another policy than ``policy``.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            (name,) = (name for name in archive.namelist() if name.endswith(f"/extra/{FACTS}"))
+            facts: dict[str, Any] = json.loads(archive.read(name))
+        owner = facts["policy"]
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run `dvc repro`") from None
+    except (OSError, zipfile.BadZipFile, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged: {first_line(error)}") from None
+    if policy is not None and owner != policy:
+        raise UserError(f"{path}: holds the policy {owner!r}, expected {policy!r}")
+    return facts
+
+
+def load_program(path: Path, policy: str) -> tuple[torch.export.ExportedProgram, dict[str, Any]]:
+    """What :func:`save_program` wrote.
+
+    Raises:
+        UserError: the file is missing, damaged or another policy's.
+    """
+    import torch
+
+    facts = read_facts(path, policy)
+    try:
+        return torch.export.load(path), facts
+    except Exception as error:  # the loader raises whatever the archive's reader does
+        raise UserError(f"{path}: damaged: {first_line(error)}") from None

@@ -1,0 +1,163 @@
+"""What ends an export, in one line: the reason, and the line of source that is to blame."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sysconfig
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from policy_export.config.errors import ProfileError
+from policy_export.device.errors import UserError
+from policy_export.stage.files import write_text
+
+if TYPE_CHECKING:
+    import torch
+
+INSTALLED = ("site-packages/", "dist-packages/")  # the second is Debian's
+# Frames of these are never to blame: libraries, and what calls a policy here.
+NOT_TO_BLAME = (
+    *INSTALLED,
+    sysconfig.get_path("stdlib"),
+    *(f"/policy_export/{room}/" for room in ("algorithms", "environments", "program", "lowering", "stage")),
+    "<",
+)
+LIBRARIES = ("/torchrl/",)
+WRAPPER = "TensorDictModule failed with operation"
+SYMBOLS = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+BRANCH = "GuardOnDataDependentSymNode"
+LONGEST = 200  # characters of a module
+FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+OPERATOR = re.compile(r"(?:OpOverload\(op='|target: )([\w.:]+)")
+
+
+def place(path: str, line: int) -> str:
+    """A line of source, as short as it can be told: ``my_policy.py:41``."""
+    try:
+        return f"{Path(path).resolve().relative_to(Path.cwd())}:{line}"
+    except ValueError:
+        short = next((path.rpartition(part)[2] for part in INSTALLED if part in path), path)
+        return f"{short}:{line}"
+
+
+def blame(frames: Iterable[tuple[str, int]]) -> str | None:
+    """The innermost line of the user's, or of TorchRL where none is; none where neither is there."""
+    frames = list(frames)
+    users = [frame for frame in frames if not any(part in frame[0] for part in NOT_TO_BLAME)]
+    libraries = [frame for frame in frames if any(part in frame[0] for part in LIBRARIES)]
+    chosen = users or libraries
+    return place(*chosen[-1]) if chosen else None
+
+
+def source_of(node: torch.fx.Node) -> str | None:
+    """The line of source that a node of an exported graph comes from, where it is known."""
+    trace = node.meta.get("stack_trace") or ""
+    return blame((path, int(line)) for path, line in FRAME.findall(trace))
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, in one line."""
+    kind = type(error).__name__
+    if kind == BRANCH:
+        return "branches on the value of a tensor, and a program has no branches; use torch.where"
+    text = str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip(" -=\t")]
+    said = lines[0] if lines else kind
+    said = said.rstrip(".")
+    return said if said.startswith(kind) else f"{kind}: {said}"
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The first error of a chain; tensordict's note about the module that was called is none."""
+    while (cause := error.__cause__ or (None if error.__suppress_context__ else error.__context__)) is not None:
+        if str(cause).startswith(WRAPPER):
+            break
+        error = cause
+    return error
+
+
+def failing_module(error: BaseException) -> str | None:
+    """The module in which an error was raised, as tensordict notes it: its layers and keys."""
+    link: BaseException | None = error
+    while link is not None:
+        if str(link).startswith(WRAPPER):
+            told = " ".join(str(link).removeprefix(WRAPPER).split()).rstrip(".")
+            return told if len(told) <= LONGEST else f"{told[:LONGEST]}..."
+        link = link.__cause__ or link.__context__
+    return None
+
+
+@contextmanager
+def watch_sizes() -> Iterator[list[str]]:
+    """The lines of source that fix a size which should have stayed variable, while a program is traced."""
+    found: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.getMessage().startswith("eval Eq("):
+                where = blame((frame.filename, frame.lineno or 0) for frame in traceback.extract_stack())
+                found.extend([where] if where else [])
+
+    handler, level, propagate = Handler(), SYMBOLS.level, SYMBOLS.propagate
+    SYMBOLS.addHandler(handler)
+    SYMBOLS.setLevel(logging.INFO)
+    SYMBOLS.propagate = False
+    try:
+        yield found
+    finally:
+        SYMBOLS.removeHandler(handler)
+        SYMBOLS.setLevel(level)
+        SYMBOLS.propagate = propagate
+
+
+def fixes_batch(error: BaseException) -> bool:
+    """Whether a program could not be traced for any batch size."""
+    return "Constraints violated" in str(error)
+
+
+def explain(error: BaseException, program: torch.export.ExportedProgram | None = None) -> str:
+    """An error in one line, with the module and the line of source that are to blame.
+
+    Args:
+        error: of an eager call, of ``torch.export``, of the ONNX exporter or of AOTInductor.
+        program: that was converted; an operator that the error names is looked up in it.
+    """
+    cause = root_cause(error)
+    frames = [(frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(error.__traceback__)]
+    where, what = blame(frames), reason(error if type(error).__name__ == BRANCH else cause)
+    operator = next(iter(OPERATOR.findall(f"{error}\n{cause}")), None)
+    if program is not None and operator is not None:
+        name = operator.replace("::", ".").removesuffix(".default")
+        what, where = f"the operator {name} cannot be converted", find_operator(program, name)
+    elif where is None and (module := failing_module(error)):
+        return f"{what}, in {module}"
+    return f"{what}, at {where}" if where else what
+
+
+def find_operator(program: torch.export.ExportedProgram, name: str) -> str | None:
+    """The line of source of the first node that calls an operator, or one that it is a part of."""
+    exact = [node for node in program.graph.nodes if str(node.target).removesuffix(".default") == name]
+    similar = [node for node in program.graph.nodes if name.split(".")[1] in str(node.target)]
+    return next((found for node in (*exact, *similar) if (found := source_of(node))), None)
+
+
+@contextmanager
+def in_one_line(policy: str, stage: str, program: torch.export.ExportedProgram | None = None) -> Iterator[None]:
+    """Turn whatever ends an export inside into one line, and write the whole trace into a file that the line names.
+
+    Raises:
+        ProfileError: something was raised inside.
+    """
+    path = Path("results", policy, "failures", f"{stage}.txt")
+    path.unlink(missing_ok=True)
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        write_text(path, "".join(traceback.format_exception(error)))
+        raise ProfileError(f"{stage}: {explain(error, program)}; the whole trace: {path}") from None

@@ -1,0 +1,312 @@
+"""What a policy hands on from one step to the next: declared, or written in place.
+
+A policy declares a state by reading a key and writing it under ``("next", key)``. Some of TorchRL's modules write the
+key itself instead, as ``OrnsteinUhlenbeckProcessModule`` its noise, and count on the environment to hand the entry back
+at the next step. Such an entry is found by trying: it is a state if what the policy decides depends on its old value.
+What a module keeps in itself, outside of the entries, is found as well, and refused: a program has no such place.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from tensordict import NestedKey, TensorDict, unravel_key
+from tensordict.nn import TensorDictModuleBase
+from torch import nn
+from torch.nn.parameter import is_lazy
+from torchrl.data import Bounded, Composite, TensorSpec, Unbounded
+from torchrl.envs.transforms import Compose
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.modules.utils import get_primers_from_module
+
+from policy_export.config.errors import ProfileError
+from policy_export.device.errors import UserError
+from policy_export.environments.preprocess import IS_INIT
+from policy_export.program.decisions import VALUES
+from policy_export.program.failures import explain
+
+Entries = dict[NestedKey, torch.Tensor]
+
+ROWS = 3  # of a trial; no size that a policy is likely to have by chance
+SEED = 20
+
+
+def next_key(key: NestedKey) -> NestedKey:
+    """Where a policy writes the next value of a state that it declares."""
+    return unravel_key(("next", key))
+
+
+def state_keys(policy: TensorDictModuleBase) -> list[NestedKey]:
+    """What a policy declares to hand on to its next step."""
+    return [key for key in policy.in_keys if next_key(key) in policy.out_keys]
+
+
+def state_spec(policy: TensorDictModuleBase) -> Composite:
+    """Shape and dtype of the states that a policy's modules declare by TorchRL's primers, without batch."""
+    found = get_primers_from_module(policy, warn=False)
+    spec = Composite()
+    for primer in found if isinstance(found, Compose) else [found] if found else []:
+        spec.update(primer.primers)
+    return spec
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The states of a policy under one exploration type.
+
+    Attributes:
+        observations: keys of what the policy reads of its environment.
+        written: key of each state, and the key under which the policy writes its next value.
+        spec: shape and dtype of every state, without batch.
+        restarts: whether an episode's first step must be computed without the entries that are written in place, as
+            the policy starts them otherwise than with zeros.
+    """
+
+    observations: list[NestedKey]
+    written: dict[NestedKey, NestedKey] = field(default_factory=dict)
+    spec: Composite = field(default_factory=Composite)
+    restarts: bool = False
+
+    @property
+    def in_place(self) -> list[NestedKey]:
+        """Keys of the states that the policy writes over."""
+        return [key for key, written in self.written.items() if key == written]
+
+    def example(self, input_spec: Composite) -> Entries:
+        """Any entries in the middle of an episode, always the same, ``(ROWS, ...)`` each."""
+        entries = {key: example(input_spec, key) for key in self.observations}
+        entries |= {key: example(self.spec, key) for key in self.written}
+        return entries | {IS_INIT: torch.zeros(ROWS, 1, dtype=torch.bool)}
+
+
+class Trial:
+    """A copy of a policy that is tried out; the policy, and PyTorch's random numbers, stay as they are."""
+
+    def __init__(self, policy: TensorDictModuleBase, exploration_type: ExplorationType) -> None:
+        self.policy, self.exploration_type = copy.deepcopy(policy).eval(), exploration_type
+
+    def __call__(self, entries: Entries) -> Entries:
+        """All entries after a call, which always draws the same random numbers."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(SEED)
+            return call(self.policy, entries, self.exploration_type)
+
+    def kept(self) -> dict[str, torch.Tensor]:
+        """Tensors that the policy's modules hold beside their weights, by name, copied."""
+        found = dict(self.policy.named_buffers())
+        for path, module in self.policy.named_modules():
+            for name, value in vars(module).items():
+                tensors = value if isinstance(value, list | tuple) else [value]
+                found |= {
+                    f"{path}.{name}".removeprefix("."): tensor
+                    for tensor in tensors
+                    if isinstance(tensor, torch.Tensor) and not isinstance(tensor, nn.Parameter)
+                }
+        # TorchRL's networks of several agents hold a network without values, into which they put each agent's weights.
+        return {name: tensor.detach().clone() for name, tensor in found.items() if not tensor.is_meta}
+
+
+def initialise(policy: TensorDictModuleBase, input_spec: Composite) -> None:
+    """Give the policy's lazy layers their sizes, in place, by a call with any entries; nothing where there are none.
+
+    Raises:
+        ProfileError: the policy fails.
+    """
+    if not any(is_lazy(tensor) for tensor in (*policy.parameters(), *policy.buffers())):
+        return
+    keys = [unravel_key(key) for key in input_spec.keys(include_nested=True, leaves_only=True)]
+    entries = {key: example(input_spec, key) for key in keys} | {IS_INIT: torch.ones(ROWS, 1, dtype=torch.bool)}
+    modes = {module: module.training for module in policy.modules()}
+    policy.eval()  # no statistics of what nobody has seen
+    try:
+        call(policy, entries, ExplorationType.DETERMINISTIC)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def call(policy: TensorDictModuleBase, entries: Entries, exploration_type: ExplorationType) -> Entries:
+    """All entries after a call of the policy, without gradients.
+
+    Raises:
+        KeyError: the policy reads an entry that is not there.
+        ProfileError: the policy fails otherwise.
+    """
+    given = TensorDict({}, batch_size=[ROWS])
+    for key, tensor in entries.items():
+        given[key] = tensor.clone()
+    try:
+        with torch.no_grad(), set_exploration_type(exploration_type):
+            after = policy(given)
+    except (KeyError, UserError):
+        raise
+    except Exception as error:  # a user's module may fail in any way
+        raise ProfileError(f"the policy fails: {explain(error)}") from error
+    return {unravel_key(key): after[key] for key in after.keys(include_nested=True, leaves_only=True)}
+
+
+def find_memory(policy: TensorDictModuleBase, input_spec: Composite, exploration_type: ExplorationType) -> Memory:
+    """The states of a policy, found by trying it out.
+
+    Args:
+        policy: reads observations, states and ``is_init``; its lazy layers are initialised.
+        input_spec: of the observations, and of the states as far as they are declared, without batch.
+        exploration_type: under which the policy is called; what only explores keeps its states only then.
+
+    Raises:
+        ProfileError: a module keeps a memory in itself, or the policy reads an entry that is neither an observation nor
+            a state of known shape.
+    """
+    declared = state_keys(policy)
+    known = {unravel_key(key) for key in input_spec.keys(include_nested=True, leaves_only=True)}
+    if undeclared := [key for key in declared if key not in known]:
+        raise ProfileError(
+            f"the policy has states {undeclared} of unknown shape; the module that keeps them needs the method "
+            "make_tensordict_primer, as TorchRL's LSTMModule has it"
+        )
+    primed = [unravel_key(key) for key in state_spec(policy).keys(include_nested=True, leaves_only=True)]
+    primed = [key for key in primed if key not in declared and key in known]
+    read = [key for key in policy.in_keys if key in known and key not in declared and key not in primed]
+    trial = Trial(policy, exploration_type)
+    entries = {key: example(input_spec, key) for key in [*read, *declared]}
+    entries[IS_INIT] = torch.zeros(ROWS, 1, dtype=torch.bool)
+    zeros = {key: torch.zeros_like(example(input_spec, key)) for key in primed}
+    kept, errors = trial.kept(), list[Exception]()
+    # Some modules do not start in the middle of an episode without the entries that they have written before.
+    for given in (entries, entries | zeros, entries | zeros | {IS_INIT: torch.ones(ROWS, 1, dtype=torch.bool)}):
+        try:
+            first = trial(given)
+        except (KeyError, UserError) as error:
+            errors.append(error)
+        else:
+            break
+    else:
+        missing = [key for key in policy.in_keys if key not in entries and key not in zeros]
+        if not missing and isinstance(errors[0], UserError):
+            raise errors[0]
+        has = sorted((key for key in known if key not in declared and key not in primed), key=str)
+        raise ProfileError(f"the policy reads {missing or errors[0]}, the environment has {has}")
+    refuse_hidden(trial, kept, first, given)
+    entries = given | {IS_INIT: entries[IS_INIT]}
+
+    decisions = ["action", *VALUES, *map(next_key, declared)]
+    others = [key for key in first if key not in entries and key not in decisions and key[0] != "next"]
+    candidates = {key: first[key] for key in [*others, *primed] if key in first}
+    in_place = depending(trial, entries, candidates, decisions) if candidates else []
+    written = {key: next_key(key) for key in declared} | {key: key for key in in_place}
+    spec = Composite({key: input_spec[key] for key in declared})
+    for key in in_place:
+        spec[key] = unbatched(first[key])
+    return Memory(read, written, spec, bool(in_place) and starts_otherwise(trial, entries, in_place, decisions))
+
+
+def example(spec: Composite, key: NestedKey) -> torch.Tensor:
+    """Any values of an entry, always the same, ``(ROWS, ...)``."""
+    entry, generator = spec[key], torch.Generator().manual_seed(SEED)
+    shape = (ROWS, *entry.shape)
+    if entry.dtype == torch.uint8:
+        return torch.randint(256, shape, dtype=entry.dtype, generator=generator)
+    if entry.dtype == torch.bool:
+        values = torch.randint(2, shape, generator=generator).bool()
+        if shape[-1] > 1:
+            values[..., 0] = True  # a mask leaves one choice at least
+        return values
+    if not entry.dtype.is_floating_point:
+        return torch.zeros(shape, dtype=entry.dtype)
+    values = torch.randn(shape, dtype=entry.dtype, generator=generator)
+    if isinstance(entry, Bounded):
+        values = values.clamp(entry.space.low, entry.space.high)
+    return values
+
+
+def disturbed(tensor: torch.Tensor) -> torch.Tensor:
+    """Other values in the place of a tensor's."""
+    if tensor.dtype == torch.bool:
+        return ~tensor
+    if not tensor.dtype.is_floating_point:
+        return tensor + 7
+    generator = torch.Generator().manual_seed(SEED + 1)
+    return torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
+
+
+def unbatched(tensor: torch.Tensor) -> TensorSpec:
+    return Unbounded(tensor.shape[1:], dtype=tensor.dtype)
+
+
+def differing(ones: Entries, others: Entries, keys: Iterable[NestedKey]) -> set[NestedKey]:
+    """The keys whose tensors differ; one that is missing differs."""
+    return {
+        key
+        for key in keys
+        if (key in ones) != (key in others)
+        or (key in ones and not torch.allclose(ones[key], others[key], rtol=0, atol=0, equal_nan=True))
+    }
+
+
+def depending(trial: Trial, entries: Entries, candidates: Entries, decisions: list[NestedKey]) -> list[NestedKey]:
+    """The candidates whose old entry, its value or its being there, reaches a decision, in one step or several.
+
+    What an entry does may depend on the others, as a count of steps decides whether a plan is read at all. So each is
+    changed, and left out, among several values of the others.
+    """
+    watched = [*decisions, *candidates]
+    reached: dict[NestedKey, set[NestedKey]] = {key: set() for key in candidates}
+    others = {key: disturbed(tensor) for key, tensor in candidates.items()}
+    for values in ({key: torch.zeros_like(tensor) for key, tensor in candidates.items()}, candidates, others):
+        given = entries | values
+        if (expected := attempt(trial, given)) is None:  # not every entry may have any value
+            continue
+        for key in candidates:
+            changed = attempt(trial, given | {key: others[key]})
+            if changed is not None:
+                reached[key] |= differing(changed, expected, watched)
+            missing = attempt(trial, {other: tensor for other, tensor in given.items() if other != key})
+            reached[key] |= set(watched) if missing is None else differing(missing, expected, watched)
+    found, wanted = list[NestedKey](), set(decisions)
+    while new := [key for key, keys in reached.items() if key not in found and keys & wanted]:
+        found += new
+        wanted |= set(new)
+    return [key for key in candidates if key in found]
+
+
+def attempt(trial: Trial, entries: Entries) -> Entries | None:
+    """All entries after a call, or none where the policy fails."""
+    try:
+        return trial(entries)
+    except (KeyError, UserError):
+        return None
+
+
+def starts_otherwise(trial: Trial, entries: Entries, in_place: list[NestedKey], decisions: list[NestedKey]) -> bool:
+    """Whether a policy whose entries in place are missing does not do what it does where they are zeros."""
+    begins = entries | {IS_INIT: torch.ones(ROWS, 1, dtype=torch.bool)}
+    try:
+        missing = trial({key: tensor for key, tensor in begins.items() if key not in in_place})
+    except (KeyError, UserError):  # the environment must provide them: by TorchRL's primers, with zeros
+        return False
+    zeros = trial(begins | {key: torch.zeros_like(missing[key]) for key in in_place})
+    return bool(differing(missing, zeros, [*decisions, *in_place]))
+
+
+def refuse_hidden(trial: Trial, kept: dict[str, torch.Tensor], first: Entries, entries: Entries) -> None:
+    """Hold a second call against the first.
+
+    Raises:
+        ProfileError: a module keeps something from call to call, or draws random numbers that are not PyTorch's.
+    """
+    now = trial.kept()
+    names = [name for name in now if name not in kept or not torch.equal(now[name], kept[name])]
+    different = bool(differing(first, trial(entries), first))
+    if names:
+        raise ProfileError(
+            f"the policy's modules write into themselves ({', '.join(names)}), and a program has no such memory: read "
+            "a state under a key, write its next value under ('next', key), and declare it by make_tensordict_primer"
+        )
+    if different:
+        raise ProfileError(
+            "the policy decides otherwise when it is called again with the same entries and the same random seed: it "
+            "keeps a memory in itself, or draws random numbers that are not PyTorch's, and a program has neither"
+        )

@@ -1,0 +1,214 @@
+"""The pure function that every artefact implements, and its signature."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import nn
+from torchrl.data import Composite
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.modules import DistributionalQValueModule, QValueHook
+
+from policy_export.config.profile import Profile
+from policy_export.device.errors import UserError
+from policy_export.environments.preprocess import IS_INIT
+from policy_export.program.decisions import VALUES
+from policy_export.program.memory import find_memory, next_key
+from policy_export.program.policy import Agent, load_weights, make_agent
+
+EXPECTED = "expected_action_value"
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Name, dtype and shape of an input or output; the first size is ``"batch"``."""
+
+    name: str
+    dtype: str
+    shape: list[int | str]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """``step(observation, state..., is_init) -> action, <values>, next_state...`` of one policy.
+
+    ``states`` pairs the name of each state input with the output that is its next value.
+    """
+
+    inputs: list[TensorInfo]
+    outputs: list[TensorInfo]
+    states: list[dict[str, str]]
+
+    def as_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def flat_name(key: NestedKey) -> str:
+    """``group0_agent0_obs`` for ``("group0", "agent0", "obs")``."""
+    return key if isinstance(key, str) else "_".join(key)
+
+
+class Step(nn.Module):
+    """A policy as a function of named tensors.
+
+    Args:
+        policy: reads observations, states and ``is_init``, writes ``action``, values and the states' next values.
+        input_spec: of the observations and of the states that are declared, without batch.
+        exploration_type: ``DETERMINISTIC`` or ``RANDOM``; part of the function, whatever is set around its call.
+        one_hot: whether the policy writes a choice as a one-hot vector; the function gives the index.
+
+    Raises:
+        UserError: two entries of the policy would have the same name, or its memory cannot be made explicit.
+    """
+
+    def __init__(
+        self,
+        policy: TensorDictModuleBase,
+        input_spec: Composite,
+        exploration_type: ExplorationType,
+        *,
+        one_hot: bool = False,
+    ) -> None:
+        super().__init__()
+        self.policy, self.input_spec, self.exploration_type = policy, input_spec, exploration_type
+        self.one_hot, self.expected = one_hot, _expected_values(policy)
+        _named(policy.in_keys)
+        self.memory = find_memory(policy, input_spec, exploration_type)
+        states = self.memory.written
+        flags: list[NestedKey] = [IS_INIT] if states else []
+        values = [*policy.out_keys, *([EXPECTED] if self.expected else [])]
+        decisions = ["action", *(key for key in values if key in VALUES)]
+        self.states = {flat_name(key): flat_name(next_key(key)) for key in states}
+        self.inputs = _named([*self.memory.observations, *states, *flags])
+        # Names are those of the next values, wherever the policy writes them.
+        _named([*decisions, *map(next_key, states)])
+        self.outputs = {flat_name(key): key for key in decisions}
+        self.outputs |= {flat_name(next_key(key)): written for key, written in states.items()}
+        self.forward = self._named_forward()
+
+    def decide(self, entries: TensorDict) -> TensorDictBase:
+        """Call the policy; the rows whose episode starts have no entries that it writes in place."""
+        in_place = self.memory.in_place
+        if not in_place:
+            return self.policy(entries)
+        begins = entries[IS_INIT][:, 0]
+        if not self.memory.restarts:
+            for key in in_place:
+                entries[key] = torch.where(_like(begins, entries[key]), torch.zeros_like(entries[key]), entries[key])
+            return self.policy(entries)
+        started, going_on = self.policy(entries.exclude(*in_place)), self.policy(entries)
+        written = set(started.keys(include_nested=True))  # without what is computed from it afterwards
+        for key in [key for key in self.outputs.values() if key in written]:
+            going_on[key] = torch.where(_like(begins, started[key]), started[key], going_on[key])
+        return going_on
+
+    def _named_forward(self) -> Callable[..., dict[str, torch.Tensor]]:
+        """``forward`` with the inputs' names as its parameters, which is where ``torch.export`` takes them from."""
+
+        def forward(**inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+            batch = next(iter(inputs.values())).shape[:1]
+            entries = TensorDict({self.inputs[name]: tensor for name, tensor in inputs.items()}, batch_size=batch)
+            with set_exploration_type(self.exploration_type):
+                entries = self.decide(entries)
+            if self.one_hot:
+                entries["action"] = entries["action"].to(torch.int64).argmax(-1)
+            if self.expected is not None:
+                entries[EXPECTED] = self.expected(entries)
+            # A next state goes back in as it came out, and compiled programs trust that their inputs are contiguous.
+            return {name: entries[key].contiguous() for name, key in self.outputs.items()}
+
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        parameters = [inspect.Parameter(name, keyword) for name in self.inputs]
+        forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return forward
+
+    def example_inputs(self, batch: int) -> dict[str, torch.Tensor]:
+        """Zeros for every input, at the start of an episode, with ``batch`` rows; a mask leaves all choices."""
+        examples = {}
+        for name, key in self.inputs.items():
+            if key == IS_INIT:
+                examples[name] = torch.ones(batch, 1, dtype=torch.bool)
+            else:
+                spec = (self.memory.spec if name in self.states else self.input_spec)[key]
+                mask = spec.dtype == torch.bool and name not in self.states
+                examples[name] = torch.full((batch, *spec.shape), mask, dtype=spec.dtype)
+        return examples
+
+    @property
+    def signature(self) -> Signature:
+        examples = self.example_inputs(1)
+        with torch.no_grad():
+            outputs = self(**examples)
+        pairs = [{"input": name, "output": output} for name, output in self.states.items()]
+        return Signature(_infos(examples), _infos(outputs), pairs)
+
+
+def load_agent(policy: str, profile: Profile) -> Agent:
+    """The trained policy, on the CPU, for evaluation.
+
+    Raises:
+        UserError: its weights are missing, damaged or another policy's.
+    """
+    agent = make_agent(policy, profile)
+    load_weights(Path("models", policy, "policy.safetensors"), policy, agent.actor)
+    agent.policy.eval().requires_grad_(requires_grad=False)
+    return agent
+
+
+def load_step(policy: str, profile: Profile, exploration_type: ExplorationType = ExplorationType.DETERMINISTIC) -> Step:
+    """The trained policy as eager PyTorch, which is what every program is held against.
+
+    Raises:
+        UserError: as :func:`load_agent`.
+    """
+    agent = load_agent(policy, profile)
+    return make_step(agent, exploration_type)
+
+
+def make_step(agent: Agent, exploration_type: ExplorationType) -> Step:
+    """A policy as a function of named tensors."""
+    return Step(agent.policy, agent.input_spec, exploration_type, one_hot=agent.one_hot)
+
+
+def _like(flags: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """One flag a row, ``(batch,)``, in as many dimensions as ``tensor`` has."""
+    return flags.view(-1, *[1] * (tensor.ndim - 1))
+
+
+def _expected_values(policy: TensorDictModuleBase) -> Callable[[TensorDictBase], torch.Tensor] | None:
+    """How the values that a distributional policy chooses by are computed: ``(batch, actions)`` float32."""
+    hooks = [hook for module in policy.modules() for hook in module._forward_hooks.values()]
+    modules = [*policy.modules(), *(hook.qvalue_model for hook in hooks if isinstance(hook, QValueHook))]
+    chooser = next((module for module in modules if isinstance(module, DistributionalQValueModule)), None)
+    if chooser is None:
+        return None
+
+    def expect(entries: TensorDictBase) -> torch.Tensor:
+        return (entries[chooser.action_value_key].exp() * chooser.support.unsqueeze(-1)).sum(-2)
+
+    return expect
+
+
+def _named(keys: list[NestedKey]) -> dict[str, NestedKey]:
+    named: dict[str, NestedKey] = {}
+    for key in keys:
+        name = flat_name(key)
+        if name in named:
+            raise UserError(f"the policy's entries {named[name]!r} and {key!r} would both be called {name!r}")
+        named[name] = key
+    return named
+
+
+def _infos(tensors: dict[str, torch.Tensor]) -> list[TensorInfo]:
+    return [
+        TensorInfo(name, str(tensor.dtype).removeprefix("torch."), ["batch", *tensor.shape[1:]])
+        for name, tensor in tensors.items()
+    ]

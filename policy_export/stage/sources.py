@@ -1,0 +1,124 @@
+"""Which of the project's files a module needs, found without importing anything, and hashes of what their code does."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from policy_export.device.errors import UserError, one_line
+
+PACKAGE = Path(__file__).parents[1]
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def module_file(name: str) -> Path | None:
+    """Return the file of a module under the working folder or in this package; none if it is elsewhere.
+
+    The path is relative to the working folder, or for this package to the folder that holds it.
+    """
+    path = Path(*name.split("."))
+    for root in (Path(), *([PACKAGE.parent] if path.parts[:1] == (PACKAGE.name,) else [])):
+        for file in (path.with_suffix(".py"), path / "__init__.py"):
+            if (root / file).is_file():
+                return file
+    return None
+
+
+def _locate(file: Path) -> Path:
+    """Return where a file of :func:`module_file` really is."""
+    return file if file.is_file() else PACKAGE.parent / file
+
+
+def _parse(path: Path) -> ast.Module:
+    """Parse a file.
+
+    Raises:
+        UserError: the file is not Python.
+    """
+    try:
+        return ast.parse(_locate(path).read_bytes())
+    except SyntaxError as error:
+        raise UserError(f"{path}: line {error.lineno}: {error.msg}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not Python: {one_line(error)}") from None
+
+
+def imported_names(path: Path) -> set[str]:
+    """Return the modules that a file imports anywhere in it.
+
+    Relative imports are resolved; what is imported from a module may be a module itself.
+
+    Raises:
+        UserError: the file is not Python.
+    """
+    names: set[str] = set()
+    for node in ast.walk(_parse(path)):
+        match node:
+            case ast.Import():
+                names |= {alias.name for alias in node.names}
+            case ast.ImportFrom():
+                package = [*path.parent.parts[: len(path.parent.parts) - node.level + 1]] if node.level else []
+                module = ".".join([*package, *([node.module] if node.module else [])])
+                names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def needed_files(modules: Iterable[str]) -> set[Path]:
+    """Return the files of some modules and, directly or not, of all modules of this project that they import.
+
+    Modules that are elsewhere are left out, and so are empty files.
+    """
+    found: set[Path] = set()
+    unread = [file for name in modules if (file := module_file(name)) is not None]
+    while unread:
+        path = unread.pop()
+        if path in found or not _locate(path).stat().st_size:
+            continue
+        found.add(path)
+        names = imported_names(path)
+        packages = {".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 1)}
+        unread += [file for name in names | packages if (file := module_file(name)) is not None]
+    return found
+
+
+class _Silent(ast.NodeTransformer):
+    """Removes what a program only tells: documentation, and the texts of errors."""
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        if isinstance(node, DOCUMENTED):
+            node.body = [line for line in node.body if not _is_text(line)] or [ast.Pass()]
+        return super().visit(node)
+
+    def visit_Raise(self, node: ast.Raise) -> ast.AST:
+        if isinstance(node.exc, ast.Call):
+            node.exc.args, node.exc.keywords = [], []
+        return self.generic_visit(node)
+
+
+def _is_text(line: ast.stmt) -> bool:
+    return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) and isinstance(line.value.value, str)
+
+
+def hash_meaning(path: Path) -> str:
+    """Return the SHA-256 of what a file of Python does.
+
+    Comments, layout, documentation and the texts of errors that are raised change nothing in it.
+
+    Raises:
+        UserError: the file is not Python.
+    """
+    return hashlib.sha256(ast.dump(_Silent().visit(_parse(path))).encode()).hexdigest()
+
+
+def hash_files(files: Iterable[Path]) -> dict[str, str]:
+    """Return a SHA-256 by path, in alphabetical order: of what Python does, and of the bytes of other files."""
+    hashes = {}
+    for path in sorted(files):
+        if path.suffix == ".py":
+            hashes[path.as_posix()] = hash_meaning(path)
+        else:
+            with path.open("rb") as file:
+                hashes[path.as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes

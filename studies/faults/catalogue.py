@@ -1,0 +1,367 @@
+"""The faults: what goes wrong between a trained policy and a device, each made with the real means of the pipeline.
+
+Every fault is a function that writes a faulty deterministic program into a folder and returns its path. It may raise
+:class:`UserError` where the pipeline itself refuses: that counts as caught.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from tensordict import NestedKey, TensorDictBase
+from tensordict.nn import TensorDictModule
+from torch import nn
+from torchrl.envs.utils import ExplorationType
+from torchrl.modules import EGreedyModule
+
+from policy_export.config import params
+from policy_export.lowering.aoti import compile_to
+from policy_export.lowering.onnx import convert
+from policy_export.program.archive import load_program
+from policy_export.program.step import Step
+from studies.faults.subject import Subject, insert, save
+
+Fault = Callable[[Subject, Path], Path]
+
+
+def change(function: Callable[..., Any], *keys: NestedKey, out: NestedKey | None = None) -> TensorDictModule:
+    """A module that replaces an entry by a function of it, and of others."""
+    return TensorDictModule(function, in_keys=list(keys), out_keys=[keys[0] if out is None else out])
+
+
+def before(function: Callable[..., Any], *keys: NestedKey) -> Fault:
+    """The export of a policy that is shown something else."""
+    return lambda subject, folder: save(
+        folder / "policy.pt2", subject, insert(subject.agent(), [change(function, *keys)], [])
+    )
+
+
+def after(function: Callable[..., Any], *keys: NestedKey) -> Fault:
+    """The export of a policy whose outputs are changed."""
+    return lambda subject, folder: save(
+        folder / "policy.pt2", subject, insert(subject.agent(), [], [change(function, *keys)])
+    )
+
+
+def preprocess(**changed: Any) -> Fault:
+    """The export with other preprocessing than the training's."""
+    return lambda subject, folder: save(folder / "policy.pt2", subject, insert(subject.agent(**changed), [], []))
+
+
+def crop(**moved: int) -> Fault:
+    def fault(subject: Subject, folder: Path) -> Path:
+        assert subject.profile.preprocess is not None
+        window = subject.profile.preprocess.crop
+        shifted = {side: getattr(window, side) + pixels for side, pixels in moved.items()}
+        return preprocess(crop=window.model_copy(update=shifted))(subject, folder)
+
+    return fault
+
+
+def weights(edit: Callable[[nn.Module], None]) -> Fault:
+    """The export of other weights."""
+
+    def fault(subject: Subject, folder: Path) -> Path:
+        agent = subject.agent()
+        with torch.no_grad():
+            edit(agent.actor)
+        return save(folder / "policy.pt2", subject, insert(agent, [], []))
+
+    return fault
+
+
+def noise(relative: float) -> Callable[[nn.Module], None]:
+    def edit(actor: nn.Module) -> None:
+        generator = torch.Generator().manual_seed(0)
+        for parameter in actor.parameters():
+            parameter.mul_(1 + relative * torch.randn(parameter.shape, generator=generator))
+
+    return edit
+
+
+def matrices(actor: nn.Module) -> list[nn.Parameter]:
+    """Weights of layers, first to last."""
+    return [parameter for parameter in actor.parameters() if parameter.ndim > 1]
+
+
+def permute_head(actor: nn.Module) -> None:
+    head = matrices(actor)[-1]
+    head.copy_(head.roll(1, 0))
+
+
+def not_a_number(actor: nn.Module) -> None:
+    matrices(actor)[0].view(-1)[0] = float("nan")
+
+
+def dead_unit(actor: nn.Module) -> None:
+    matrices(actor)[-1][:, 0] = 0
+
+
+def round_to(dtype: torch.dtype) -> Callable[[nn.Module], None]:
+    def edit(actor: nn.Module) -> None:
+        for parameter in actor.parameters():
+            parameter.copy_(parameter.to(dtype).float())
+
+    return edit
+
+
+def stale(actor: nn.Module) -> None:
+    """As before the last step of a training with a small learning rate: every weight a little off, in one direction."""
+    for parameter in actor.parameters():
+        parameter.sub_(1e-5 * torch.sign(parameter))
+
+
+def swap_gates(actor: nn.Module) -> None:
+    """Input and forget gates of an LSTM, in the order that another library keeps them."""
+    for name, parameter in actor.named_parameters():
+        if "_ih" in name or "_hh" in name:
+            quarters = list(parameter.chunk(4))
+            parameter.copy_(torch.cat([quarters[1], quarters[0], *quarters[2:]]))
+
+
+def other_seed(actor: nn.Module) -> None:
+    torch.manual_seed(1)
+    for module in actor.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.reset_parameters()
+
+
+def other_rows(flags: torch.Tensor) -> torch.Tensor:
+    """Of a batch, in the opposite order."""
+    return flags.flip(0)
+
+
+def as_ale_ids(action: torch.Tensor) -> torch.Tensor:
+    """The emulator's own numbers in place of indices, as far as there are so many."""
+    return torch.tensor([0, 1, 3, 4, 5, 2])[action]
+
+
+def random_baked_in(subject: Subject, folder: Path) -> Path:
+    agent = subject.agent()
+    return save(folder / "policy.pt2", subject, Step(agent.policy, agent.input_spec, ExplorationType.RANDOM))
+
+
+def frozen_batch(subject: Subject, folder: Path) -> Path:
+    step = insert(subject.agent(), [], [])
+    examples = step.example_inputs(batch=2)
+    with torch.no_grad():
+        return save(folder / "policy.pt2", subject, step, torch.export.export(step, (), examples))
+
+
+def half_precision(subject: Subject, folder: Path) -> Path:
+    """A last layer that computes in bfloat16."""
+    agent = subject.agent()
+    layers = [module for module in agent.actor.modules() if isinstance(module, nn.Linear)]
+    layers[-1].register_forward_pre_hook(lambda _, inputs: (inputs[0].bfloat16().float(),))
+    return save(folder / "policy.pt2", subject, insert(agent, [], []))
+
+
+def edit_onnx(edit: Callable[[onnx.ModelProto], None]) -> Fault:
+    """A change of the bundle's own ONNX program."""
+
+    def fault(subject: Subject, folder: Path) -> Path:
+        model = onnx.load(Path("models", subject.policy, "policy.onnx"))
+        edit(model)
+        path = folder / "policy.onnx"
+        onnx.save(model, path)
+        return path
+
+    return fault
+
+
+def initializer(pick: int, edit: Callable[[Any], Any]) -> Callable[[onnx.ModelProto], None]:
+    """Change the ``pick``-th matrix of weights."""
+
+    def change_model(model: onnx.ModelProto) -> None:
+        kept = [tensor for tensor in model.graph.initializer if len(tensor.dims) > 1 and tensor.data_type == 1]
+        array = onnx.numpy_helper.to_array(kept[pick]).copy()
+        kept[pick].CopyFrom(onnx.numpy_helper.from_array(edit(array).astype(np.float32), kept[pick].name))
+
+    return change_model
+
+
+def nudge(array: Any) -> Any:
+    largest = np.unravel_index(np.abs(array).argmax(), array.shape)
+    array[largest] *= 1.001
+    return array
+
+
+def worst_action(model: onnx.ModelProto) -> None:
+    for node in model.graph.node:
+        if node.op_type == "ArgMax":
+            node.op_type = "ArgMin"
+
+
+def fixed_batch(model: onnx.ModelProto) -> None:
+    for value in [*model.graph.input, *model.graph.output]:
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+
+
+def later_rows(model: onnx.ModelProto) -> None:
+    """What is read of the screen starts and ends one row later."""
+    height = model.graph.input[0].type.tensor_type.shape.dim[1].dim_value
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    cut, read = (node for node in model.graph.node if "preprocessing_rows_of_pieces" in [*node.input, *node.output])
+    pieces = onnx.numpy_helper.to_array(constants[cut.input[1]])[1] // height
+    places = constants[read.input[1]]
+    places.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(places) + pieces, places.name))
+
+
+def truncated(subject: Subject, folder: Path) -> Path:
+    path = folder / "policy.onnx"
+    content = Path("models", subject.policy, "policy.onnx").read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    return path
+
+
+def bundled(policy: str, file: str) -> Fault:
+    """Another of the programs that the pipeline has built."""
+    return lambda _, __: Path("models", policy, file)
+
+
+def compiled(fault: Fault) -> Fault:
+    """What AOTInductor makes of a faulty export."""
+
+    def compiled_fault(subject: Subject, folder: Path) -> Path:
+        program, facts = load_program(fault(subject, folder), subject.policy)
+        path = folder / "policy.aoti.pt2"
+        compile_to(path, program, facts, params.load().compile_aoti)
+        return path
+
+    return compiled_fault
+
+
+def converted(fault: Fault) -> Fault:
+    """What ONNX makes of a faulty export."""
+
+    def converted_fault(subject: Subject, folder: Path) -> Path:
+        model = convert(*load_program(fault(subject, folder), subject.policy), params.load().export_onnx.opset)
+        path = folder / "policy.onnx"
+        onnx.save(model, path)
+        return path
+
+    return converted_fault
+
+
+FRAMES = ("next", "frames")
+HIDDEN, CELL = ("next", "hidden0"), ("next", "hidden1")
+
+
+def explores_more_often(subject: Subject, folder: Path) -> Path:
+    agent = subject.agent()
+    for module in agent.actor.modules():
+        if isinstance(module, EGreedyModule):
+            module.eps.mul_(3)
+    return save(folder / "policy_random.pt2", subject, Step(agent.policy, agent.input_spec, ExplorationType.RANDOM))
+
+
+class OneDraw(EGreedyModule):
+    """One coin for all rows of a batch."""
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        greedy = tensordict[self.action_key]
+        explores = torch.rand(1) < self.eps
+        return tensordict.set(self.action_key, torch.where(explores, torch.randint_like(greedy, 6), greedy))
+
+
+def one_draw(subject: Subject, folder: Path) -> Path:
+    agent = subject.agent()
+    agent.actor.module[-1].__class__ = OneDraw
+    return save(folder / "policy_random.pt2", subject, Step(agent.policy, agent.input_spec, ExplorationType.RANDOM))
+
+
+def same_draws_every_start(subject: Subject, folder: Path) -> Path:
+    """Random numbers that the ONNX program seeds itself."""
+    model = onnx.load(Path("models", subject.policy, "policy_random.onnx"))
+    drawing = [node for node in model.graph.node if node.op_type in ("RandomUniformLike", "Multinomial")]
+    assert drawing
+    for node in drawing:
+        node.attribute.append(onnx.helper.make_attribute("seed", 1.0))
+    path = folder / "policy_random.onnx"
+    onnx.save(model, path)
+    return path
+
+
+# Of the programs that explore, by policy and name.
+RANDOM_FAULTS: dict[str, dict[str, Fault]] = {
+    "dqn": {
+        "explores three times as often": explores_more_often,
+        "explores never": bundled("dqn", "policy.onnx"),
+        "one draw for all rows": one_draw,
+        "same draws after every start": same_draws_every_start,
+    },
+    "ppo": {
+        "draws never": bundled("ppo", "policy.onnx"),
+        "ONNX: same draws after every start": same_draws_every_start,
+    },
+}
+
+# Of the deterministic programs, by policy and name.
+FAULTS: dict[str, dict[str, Fault]] = {
+    "dqn": {
+        "crop one row lower": crop(top=1),
+        "crop one row higher": crop(top=-1),
+        "nearest for area": preprocess(resize="nearest"),
+        "bilinear for area": preprocess(resize="bilinear"),
+        "red and blue swapped": before(lambda screen: screen.flip(-1), "observation"),
+        "grey of all colours": preprocess(grey=[0.299, 0.587, 0.114]),
+        "missing mean": preprocess(mean=0.0),
+        "missing scale": preprocess(std=1.0),
+        "bytes divided by 255 again": preprocess(std=10.0 * 255),
+        "mirrored screen": before(lambda screen: screen.flip(-2), "observation"),
+        "transposed frames": before(
+            lambda screen: torch.cat([screen[:, :34], screen[:, 34:194].transpose(1, 2), screen[:, 194:]], 1),
+            "observation",
+        ),
+        "previous frame one step late": after(lambda _, frames: frames.clone(), FRAMES, "frames"),
+        "state not carried": after(torch.zeros_like, FRAMES),
+        "state not reset": before(torch.zeros_like, "is_init"),
+        "state reset in the wrong row": before(other_rows, "is_init"),
+        "state reset always": before(torch.ones_like, "is_init"),
+        "emulator's ids for indices": after(as_ale_ids, "action"),
+        "next action": after(lambda action: (action + 1) % 6, "action"),
+        "constant output": after(lambda values: values * 0, "action_value"),
+        "values scaled": after(lambda values: values * 1.0001, "action_value"),
+        "permuted head": weights(permute_head),
+        "noise of 1e-3": weights(noise(1e-3)),
+        "noise of 1e-4": weights(noise(1e-4)),
+        "stale weights": weights(stale),
+        "dead unit": weights(dead_unit),
+        "one weight NaN": weights(not_a_number),
+        "weights in float16": weights(round_to(torch.float16)),
+        "weights in bfloat16": weights(round_to(torch.bfloat16)),
+        "weights of another seed": weights(other_seed),
+        "last layer in bfloat16": half_precision,
+        "RANDOM baked in": random_baked_in,
+        "frozen batch": frozen_batch,
+        "truncated file": truncated,
+        "another policy's file": bundled("drqn", "policy.onnx"),
+        "another policy of the same shapes": bundled("ppo", "policy.onnx"),
+        "the program that explores": bundled("dqn", "policy_random.onnx"),
+        "ONNX: one weight off by 1e-3": edit_onnx(initializer(0, nudge)),
+        "ONNX: head's rows reversed": edit_onnx(initializer(-2, lambda array: array[::-1])),
+        "ONNX: weights in float16": edit_onnx(initializer(-3, lambda array: array.astype(np.float16))),
+        "ONNX: worst action": edit_onnx(worst_action),
+        "ONNX: batch of 1": edit_onnx(fixed_batch),
+        "ONNX: cut one row later": edit_onnx(later_rows),
+        "ONNX: converted with noise of 1e-4": converted(weights(noise(1e-4))),
+        "AOTInductor: crop one row lower": compiled(crop(top=1)),
+        "AOTInductor: noise of 1e-4": compiled(weights(noise(1e-4))),
+    },
+    "drqn": {
+        "hidden state not carried": after(torch.zeros_like, HIDDEN),
+        "cell state not carried": after(torch.zeros_like, CELL),
+        "states swapped": after(lambda _, cell: cell.clone(), HIDDEN, CELL),
+        "states not reset": before(torch.zeros_like, "is_init"),
+        "states reset in the wrong row": before(other_rows, "is_init"),
+        "states in bfloat16": after(lambda state: state.bfloat16().float(), CELL),
+        "gates in another order": weights(swap_gates),
+        "recurrent noise of 1e-4": weights(noise(1e-4)),
+        "AOTInductor: states not reset": compiled(before(torch.zeros_like, "is_init")),
+    },
+}

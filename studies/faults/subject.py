@@ -1,0 +1,126 @@
+"""A policy with a little of its play, and the check of one of its programs in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict.nn import TensorDictModule, TensorDictSequential
+from torchrl.envs.utils import ExplorationType
+
+from policy_export.backends import runtimes
+from policy_export.config import params
+from policy_export.config.profile import Profile, load_profile
+from policy_export.device.arrays import Run
+from policy_export.device.errors import UserError
+from policy_export.device.manifest import read_manifest
+from policy_export.device.player import Player
+from policy_export.environments.episodes import Episode
+from policy_export.environments.recording import play_episode
+from policy_export.parity.batch_invariance import ROWS, check_rows
+from policy_export.parity.closed_loop import Trace, compare_episodes, part_at_ties, play_episodes
+from policy_export.parity.open_loop import check_open_loop
+from policy_export.parity.recorded_inputs import Situations, pick_situations
+from policy_export.parity.samples import draw, judge_draws
+from policy_export.program.archive import save_program
+from policy_export.program.export import export
+from policy_export.program.policy import Agent
+from policy_export.program.step import Step, load_agent
+
+STEPS = 256  # of every episode
+EPISODES = 2  # one of them greedy, in open loop; as many in closed loop
+EPSILON = 0.1  # in the other
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a program of a policy is held against, in short episodes.
+
+    Attributes:
+        policy: its name; its bundle is in ``models`` under the working folder.
+        profile: as ``params.yaml`` has it.
+        manifest: the bundle's, with episodes of ``STEPS`` steps.
+        eager: the policy itself.
+        recorded: episodes to show.
+        situations: decisions of one of them.
+        played: what the policy does in closed loop.
+        settings: of the check; its seed is the first of the episodes in closed loop.
+    """
+
+    policy: str
+    profile: Profile
+    manifest: dict[str, Any]
+    eager: Run
+    recorded: list[Episode]
+    situations: Situations
+    played: list[Trace]
+    settings: params.ParityCheck
+
+    @classmethod
+    def load(cls, policy: str, seed: int) -> Subject:
+        """Of a bundle that ``dvc repro`` has built, with episodes of their own for every ``seed``."""
+        settings = params.load().parity_check.model_copy(update={"seed": seed})
+        manifest = read_manifest(Path("models", policy))
+        manifest["environment"]["max_episode_steps"] = STEPS
+        eager = runtimes.load_by_name(policy, "eager", threads=1)
+        player = Player(eager, manifest)
+        recorded = [play_episode(player, seed + EPISODES + index, EPSILON * index) for index in range(EPISODES)]
+        situations = pick_situations(eager, recorded[-1], manifest, ROWS)
+        played = play_episodes(Player(eager, manifest, EPISODES), range(seed, seed + EPISODES))
+        return cls(policy, load_profile(policy), manifest, eager, recorded, situations, played, settings)
+
+    def agent(self, **preprocess: Any) -> Agent:
+        """The trained policy, to be changed; with some parameters of its preprocessing changed already."""
+        profile = self.profile
+        if preprocess:
+            assert profile.preprocess is not None
+            changed = profile.preprocess.model_copy(update=preprocess)
+            profile = profile.model_copy(update={"preprocess": changed})
+        return load_agent(self.policy, profile)
+
+    def find(self, run: Run) -> str | None:
+        """What the check finds in a deterministic program first."""
+        seeds = range(self.settings.seed, self.settings.seed + EPISODES)
+        try:
+            program = {"pt2": run}
+            shown = check_open_loop(self.eager, program, self.recorded, self.manifest, self.settings)["pt2"]
+            if shown.failures:
+                return f"open loop, {shown.failures[0]}"
+            rows = check_rows(self.eager, program, self.situations, self.manifest, self.settings)["pt2"]
+            if rows.failures:
+                return f"rows, {rows.failures[0]}"
+            traces, tolerance = play_episodes(Player(run, self.manifest, EPISODES), seeds), self.settings.tolerance
+            guides = part_at_ties(traces, self.played, tolerance)
+            player, again = Player(run, self.manifest, len(guides)), [guide.seed for guide in guides]
+            followed = play_episodes(player, again, guides=guides, tolerance=tolerance)
+        except UserError as error:
+            return str(error)
+        loop = compare_episodes(traces, self.played, tolerance, followed)
+        return f"closed loop, {loop.failures[0]}" if loop.failures else None
+
+    def find_random(self, load: Callable[[], Run]) -> str | None:
+        """What the check finds first in the draws of a program that explores; ``load`` starts it anew."""
+        calls, inputs = self.settings.random_calls, self.situations.spread(self.settings.random_situations).inputs
+        eager = runtimes.load_by_name(self.policy, "eager_random", threads=1)
+        drawn = {
+            "eager_random": draw(eager, inputs, calls),
+            "pt2_random": draw(load(), inputs, calls),
+        }
+        first = [{"pt2_random": draw(load(), inputs, max(1, calls // 4))} for _ in range(2)]
+        failures = judge_draws(drawn, first, self.settings)["pt2_random"].failures
+        return f"draws, {failures[0]}" if failures else None
+
+
+def insert(agent: Agent, before: list[TensorDictModule], after: list[TensorDictModule]) -> Step:
+    """The policy with modules before and after it, as a deterministic program."""
+    return Step(TensorDictSequential(*before, agent.policy, *after), agent.input_spec, ExplorationType.DETERMINISTIC)
+
+
+def save(path: Path, subject: Subject, step: Step, program: torch.export.ExportedProgram | None = None) -> Path:
+    """Write a step's program as the pipeline does, facts and all."""
+    facts = {**subject.manifest, **step.signature.as_dict()}
+    save_program(path, export(step) if program is None else program, facts)
+    return path

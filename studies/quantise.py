@@ -1,0 +1,282 @@
+"""Make the ONNX program of fewer bits, and ship what is faster and scores the same; otherwise say why not.
+
+Latency comes first, as it takes seconds: a program is rejected unless its p99 is lower and its median faster outside
+the noise. Only then does it play full episodes, beside the program that it would replace. Its scores must be shown to
+be the same: that no difference was found is not enough.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from scipy.stats import t as student
+
+from policy_export.backends import runtimes
+from policy_export.benchmark.measured import Measured
+from policy_export.benchmark.programs import Candidate
+from policy_export.benchmark.ratios import Ratio, compare
+from policy_export.benchmark.workload import measure_candidates
+from policy_export.config import params
+from policy_export.device.arrays import Arrays
+from policy_export.device.environments import play
+from policy_export.device.errors import UserError
+from policy_export.device.manifest import check_file, read_manifest, sha256
+from policy_export.device.player import Player
+from policy_export.environments import episodes
+from policy_export.lowering.quantisation import OPERATORS, PRODUCTS, halved, layers, quantised
+from policy_export.parity.comparison import differ
+from policy_export.parity.recorded_inputs import pick_situations
+from policy_export.program.decisions import is_choice
+from policy_export.stage.command import run
+from policy_export.stage.files import replacing, write_json
+from policy_export.stage.processes import processes
+
+REFERENCE = "onnx"
+# Instruction sets of which a processor must have one for a program to be worth making.
+NEEDED = {"fp16": ("avx512_fp16", "fphp"), "bf16": ("avx512_bf16", "amx_bf16", "bf16")}
+CHUNK = 5  # episodes a task
+NO_LAYER = "has no layer, apart from the last, that could have fewer bits"
+Make = Callable[[], onnx.ModelProto | None]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of a program and of its reference, with the equivalence test between their means (Schuirmann, 1987).
+
+    Both play the same seeds: the test is that of the differences, a pair an episode.
+
+    Attributes:
+        mean: of the program.
+        reference_mean: of the reference.
+        low: of the interval that holds the difference of the means with a confidence of ``1 - 2 * significance``.
+        high: of the same.
+        p_value: of the two one-sided t-tests: the chance to be this near to each other if the true means were
+            ``margin`` apart.
+        same: whether that is less than the significance.
+    """
+
+    mean: float
+    reference_mean: float
+    low: float
+    high: float
+    p_value: float
+    same: bool
+
+
+def compare_scores(one: Sequence[float], other: Sequence[float], margin: float, significance: float) -> Scores:
+    """Test that two means differ by less than ``margin``, from two scores or more of each, of the same seeds."""
+    means = float(np.mean(one)), float(np.mean(other))
+    differences, freedom = np.subtract(one, other), len(one) - 1
+    difference, error = float(differences.mean()), float(differences.std(ddof=1)) / math.sqrt(len(one))
+    if error == 0:
+        return Scores(*means, difference, difference, float(abs(difference) >= margin), abs(difference) < margin)
+    p_value = max(
+        student.sf((difference + margin) / error, freedom), student.cdf((difference - margin) / error, freedom)
+    )
+    half = float(student.ppf(1 - significance, freedom)) * error
+    return Scores(*means, difference - half, difference + half, float(p_value), bool(p_value < significance))
+
+
+def judge_latency(ratio: Ratio, p99: float | None, reference_p99: float | None) -> str | None:
+    """Why a program is too slow to be shipped, if it is.
+
+    Args:
+        ratio: how many times as fast it is as its reference.
+        p99: microseconds, with LoadGen's confidence; none of too few queries.
+        reference_p99: the same of the reference.
+    """
+    if p99 is None or reference_p99 is None:
+        return "too few queries for a p99"
+    if p99 >= reference_p99:
+        return f"its p99 is not lower: {p99:.1f} us, the program that it would replace has {reference_p99:.1f} us"
+    if not ratio.faster:
+        interval = f"between {ratio.low:.2f} and {ratio.high:.2f} times as fast"
+        return f"its p50 is not lower outside the noise: it is {interval}"
+    return None
+
+
+def judge_scores(scores: Scores, margin: float) -> str | None:
+    """Why scores forbid to ship a program, if they do."""
+    if scores.same:
+        return None
+    difference = f"{scores.mean:.2f} against {scores.reference_mean:.2f}, a difference of {scores.low:+.2f} to"
+    return f"its score is not shown to be the same within {margin:g}: {difference} {scores.high:+.2f}"
+
+
+def pick_recorded(policy: str, manifest: dict[str, Any], settings: params.Quantise) -> tuple[Arrays, Arrays]:
+    """Recorded inputs to calibrate on, and those of the last episode, to judge by: rows by input name."""
+    recorded = episodes.load(Path("data", policy, "episodes.safetensors"), policy)
+    rest = recorded[:-1] or recorded
+    chosen = sorted(set(np.linspace(0, len(rest) - 1, settings.calibration_episodes).round().astype(int).tolist()))
+    program, rows = runtimes.load_by_name(policy, REFERENCE, 1), -(-settings.calibration_samples // len(chosen))
+    parts = [pick_situations(program, rest[index], manifest, rows).inputs for index in chosen]
+    calibration = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return calibration, pick_situations(program, recorded[-1], manifest, settings.checked_samples).inputs
+
+
+def makers(model: onnx.ModelProto, inputs: Arrays) -> dict[str, Make]:
+    """What makes each of the smaller programs; with convolutions, integers are tried with and without those."""
+    found: dict[str, Make] = {"int8": partial(quantised, model, inputs, OPERATORS)}
+    if layers(model, ("Conv",)):
+        found["int8_products"] = partial(quantised, model, inputs, PRODUCTS)
+    return found | {kind: partial(halved, model, kind) for kind in NEEDED}
+
+
+def make(name: str, maker: Make, path: Path, instruction_sets: Sequence[str]) -> dict[str, str] | None:
+    """Write a program that ONNX Runtime loads to ``path``, or say why there is none."""
+    needed = NEEDED.get(name, ())
+    if needed and not set(needed).intersection(instruction_sets):
+        return {"verdict": "not measured", "reason": f"this processor has none of {', '.join(needed)}"}
+    model = maker()
+    if model is None:
+        return {"verdict": "rejected", "reason": f"the program {NO_LAYER}"}
+    path.parent.mkdir()
+    onnx.save(model, path)
+    try:
+        runtimes.load(path, 1)
+    except UserError as error:
+        return {"verdict": "rejected", "reason": str(error).removeprefix(f"{path}: ")}
+    return None
+
+
+def compare_decisions(candidates: dict[str, Candidate], inputs: Arrays) -> dict[str, dict[str, Any]]:
+    """What programs decide otherwise than the first of them, which decides as eager does.
+
+    Returns:
+        By name: the share of other actions, none where they are vectors, and the largest difference of each output,
+        none where one of them is no number.
+    """
+    outputs = {
+        name: runtimes.load(Path(candidate.path), 1, candidate.onnx_session)(inputs)
+        for name, candidate in candidates.items()
+    }
+    expected, found = outputs[REFERENCE], {}
+    choice = is_choice(expected["action"])
+    for name, given in outputs.items():
+        found[name] = {
+            "other_actions": float((given["action"] != expected["action"]).mean()) if choice else None,
+            "largest_difference": {
+                output: difference if math.isfinite(difference := float(differ(given[output], array).max())) else None
+                for output, array in expected.items()
+                if not (choice and output == "action")
+            },
+        }
+    return found
+
+
+def play_scores(policy: str, candidate: Candidate, seeds: Sequence[int]) -> list[float]:
+    """The score of a full episode with each seed."""
+    program = runtimes.load(Path(candidate.path), 1, candidate.onnx_session)
+    player = Player(program, read_manifest(Path("models", policy)))
+    return [sum(reward for reward, _ in play(player, seed)) for seed in seeds]
+
+
+def play_all(policy: str, candidates: dict[str, Candidate], settings: params.Quantise) -> dict[str, list[float]]:
+    """Scores of all candidates with the same seeds, in processes side by side."""
+    seeds = range(settings.seed, settings.seed + settings.episodes)
+    with processes(settings.processes) as executor:
+        playing = {
+            name: [
+                executor.submit(play_scores, policy, candidate, seeds[start : start + CHUNK])
+                for start in range(0, len(seeds), CHUNK)
+            ]
+            for name, candidate in candidates.items()
+        }
+        return {name: [score for task in tasks for score in task.result()] for name, tasks in playing.items()}
+
+
+def ship(policy: str, name: str, path: Path, manifest: dict[str, Any]) -> None:
+    """A folder that ``play.py`` plays: the program and a manifest of its own."""
+    folder = Path("models", policy, "quantised", name)
+    with replacing(folder / "policy.onnx") as temporary:
+        shutil.copyfile(path, temporary)
+    facts = {"content": f"ONNX program, DETERMINISTIC, {name}", "bytes": path.stat().st_size, "sha256": sha256(path)}
+    write_json(folder / "manifest.json", manifest | {"files": {"policy.onnx": facts}})
+
+
+def summarise(measured: Measured, candidate: Candidate) -> dict[str, Any]:
+    percentiles = measured.percentiles("single")
+    size = Path(candidate.path).stat().st_size
+    return {"p50_us": percentiles["p50_us"], "p99_us": percentiles["p99_us"], "file_bytes": size}
+
+
+def quantise(policy: str) -> None:
+    everything, folder = params.load(), Path("models", policy)
+    settings = everything.quantise
+    try:
+        manifest = read_manifest(folder)
+        path = check_file(folder, runtimes.PROGRAMS[REFERENCE], manifest)
+    except UserError as error:
+        raise UserError(str(error)) from None
+    instruction_sets = json.loads(Path("results/machine.json").read_text())["instruction_sets"]
+    session, threads = runtimes.session_settings(policy), everything.bench.threads
+    shutil.rmtree(folder / "quantised", ignore_errors=True)
+    (folder / "quantised").mkdir()
+    report: dict[str, dict[str, Any]] = {}
+    candidates = {REFERENCE: Candidate(str(path), threads, session)}
+    calibration, checked = pick_recorded(policy, manifest, settings)
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, maker in makers(onnx.load(path), calibration).items():
+            smaller = Path(scratch, name, "policy.onnx")
+            refused = make(name, maker, smaller, instruction_sets)
+            if refused is None:
+                candidates[name] = Candidate(str(smaller), threads, session)
+            report[name] = refused or {}
+        decided = compare_decisions(candidates, checked)
+        for name in [name for name, found in decided.items() if None in found["largest_difference"].values()]:
+            del candidates[name]
+            report[name] = {"verdict": "rejected", "reason": "it answers with what is no number"}
+        reference = judge(policy, candidates, everything, report)
+        for name, entry in report.items():
+            entry.update(decided.get(name, {}))
+            if entry["verdict"] == "shipped":
+                ship(policy, name, Path(candidates[name].path), manifest)
+            print(f"quantise {policy}  {name}: {entry['verdict']}: {entry['reason']}", flush=True)
+    shipped = [name for name, entry in report.items() if entry["verdict"] == "shipped"]
+    content = {"shipped": shipped, "reference": reference, "programs": report}
+    write_json(Path("results", policy, "quantised.json"), content)
+
+
+def judge(
+    policy: str, candidates: dict[str, Candidate], everything: params.Params, report: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """Measure the candidates, let those that are fast enough play, and complete the report; returns the reference's."""
+    settings = everything.quantise
+    if len(candidates) == 1:
+        return {}
+    measured = measure_candidates(policy, candidates, everything.bench, math.inf)
+    reference = summarise(measured[REFERENCE], candidates[REFERENCE])
+    fast = {}
+    for name in list(candidates)[1:]:
+        entry, ratio = report[name], compare(measured[name].medians(), measured[REFERENCE].medians())
+        entry |= {"verdict": "rejected", "reason": ""} | summarise(measured[name], candidates[name])
+        entry["times_as_fast"] = ratio.as_dict()
+        slow = judge_latency(ratio, entry["p99_us"], reference["p99_us"])
+        if slow is None:
+            fast[name] = candidates[name]
+        else:
+            entry["reason"] = slow
+    scores = play_all(policy, {REFERENCE: candidates[REFERENCE]} | fast, settings) if fast else {}
+    for name in fast:
+        compared = compare_scores(scores[name], scores[REFERENCE], settings.margin, settings.significance)
+        report[name]["score"] = asdict(compared)
+        worse = judge_scores(compared, settings.margin)
+        report[name] |= {
+            "verdict": "rejected" if worse else "shipped",
+            "reason": worse or f"faster, and its score is the same within {settings.margin:g}",
+        }
+    return reference
+
+
+if __name__ == "__main__":
+    run(quantise, __doc__)

@@ -1,0 +1,85 @@
+"""The policy of TorchRL's tutorial "Exporting TorchRL modules", built and called as it says, to be measured beside.
+
+The Nature network on one frame of 84 by 84 pixels, untrained: its speed is asked for, not its play. What is exported
+there has no batch, so that several screens are several calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from policy_export.device.arrays import Arrays
+
+if TYPE_CHECKING:
+    import torch
+    from tensordict.nn import TensorDictModuleBase
+
+FOLDER = Path("baselines")
+FILES = {"tutorial_aoti": "tutorial.aoti.pt2", "tutorial_onnx": "tutorial.onnx"}
+
+
+def make_policy() -> tuple[TensorDictModuleBase, torch.Tensor]:
+    """The policy, and an example of the one screen that it takes, ``(210, 160, 3)`` uint8."""
+    import torch
+    from tensordict.nn import TensorDictModule, TensorDictSequential
+    from torchrl.envs import Compose, GrayScale, GymEnv, Resize, ToTensorImage, TransformedEnv
+    from torchrl.modules import ConvNet, EGreedyModule, QValueModule
+
+    torch.manual_seed(0)
+    transforms = Compose(ToTensorImage(), Resize(84, interpolation="nearest"), GrayScale())
+    env = TransformedEnv(GymEnv("ALE/Pong-v5", categorical_action_encoding=True), transforms)
+    network = ConvNet.default_atari_dqn(num_actions=env.action_spec.space.n)
+    value = TensorDictModule(network, in_keys=["pixels"], out_keys=["action_value"])
+    exploration = EGreedyModule(env.action_spec, annealing_num_steps=100_000, eps_init=0.5)
+    policy = TensorDictSequential(value, QValueModule(spec=env.action_spec), exploration)
+    env.rollout(2, policy)  # the network's layers are lazy
+    whole = TensorDictSequential(env.transform, policy.requires_grad_(requires_grad=False))
+    return whole.eval(), env.base_env.fake_tensordict()["pixels"]
+
+
+def one_at_a_time(act: Callable[[np.ndarray], object]) -> Callable[[Arrays], Arrays]:
+    """A function of one screen as a program of ``observation`` ``(batch, 210, 160, 3)``."""
+
+    def run(inputs: Arrays) -> Arrays:
+        return {"action": np.array([act(screen) for screen in inputs["observation"]], np.int64)}
+
+    return run
+
+
+def load(program: str, threads: int) -> Callable[[Arrays], Arrays]:
+    """One of ``tutorial_eager``, ``tutorial_aoti`` and ``tutorial_onnx``, called as the tutorial does."""
+    if program == "tutorial_onnx":
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = threads
+        session = onnxruntime.InferenceSession(FOLDER / FILES[program], options, providers=["CPUExecutionProvider"])
+        (name,) = (spec.name for spec in session.get_inputs())
+        return one_at_a_time(lambda screen: session.run(None, {name: screen})[0].item())
+
+    import torch
+
+    torch.set_num_threads(threads)
+    if program == "tutorial_aoti":
+        package = torch._inductor.aoti_load_package(str(FOLDER / FILES[program]))
+
+        def act(screen: np.ndarray) -> object:
+            with torch.no_grad():
+                return package(pixels=torch.from_numpy(screen)).item()
+
+        return one_at_a_time(act)
+
+    from tensordict import TensorDict
+    from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+    policy, _ = make_policy()
+
+    def decide(screen: np.ndarray) -> object:
+        with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+            return policy(TensorDict({"pixels": torch.from_numpy(screen)}))["action"].item()
+
+    return one_at_a_time(decide)
