@@ -15,10 +15,13 @@ from policy_export.environments.env import environment_facts
 from policy_export.program.archive import EXPORTS, save_program
 from policy_export.program.export import export
 from policy_export.program.failures import in_one_line
+from policy_export.program.made import write_record
 from policy_export.program.policy import find_env
 from policy_export.program.step import load_step
 from policy_export.stage.command import run
 from policy_export.stage.files import replacing, write_text
+
+LIBRARIES = ("torch", "tensordict", "torchrl")  # whose versions decide what the files are
 
 
 def export_pt2(policy: str) -> None:
@@ -28,7 +31,7 @@ def export_pt2(policy: str) -> None:
         "policy": policy,
         "weights_sha256": sha256(folder / "policy.safetensors"),
         **environment_facts(find_env(profile)),
-        "parameters": profile.model_dump(),
+        "parameters": profile.model_dump(exclude={"train", "programs"}),
     }
     for name, exploration in EXPORTS.items():
         with in_one_line(policy, "export_pt2"):
@@ -39,10 +42,9 @@ def export_pt2(policy: str) -> None:
             save_program(temporary, program, facts | details)
         graph = program.graph_module.print_readable(print_output=False, include_stride=False)
         write_text(folder / f"{name}.pt2.txt", graph)
-        print(
-            f"export_pt2 {policy}  {name}.pt2  {exploration}, evaluation mode, {len(program.graph.nodes)} nodes",
-            flush=True,
-        )
+        nodes = len(program.graph.nodes)
+        print(f"export_pt2 {policy}  {name}.pt2  {exploration}, evaluation mode, {nodes} nodes", flush=True)
+    write_record(policy, "pt2", [folder / f"{name}.pt2" for name in EXPORTS], LIBRARIES)
 
 
 if __name__ == "__main__":

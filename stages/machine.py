@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from policy_export.machine.facts import machine
+from policy_export.machine.facts import write_facts
 from policy_export.stage.command import run
 
 if __name__ == "__main__":
-    run(machine, __doc__, policy=False)
+    run(write_facts, __doc__, policy=False)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from policy_export.backends.manifest import manifest
+from policy_export.backends.manifest import write_manifest
 from policy_export.stage.command import run
 
 if __name__ == "__main__":
-    run(manifest, __doc__)
+    run(write_manifest, __doc__)

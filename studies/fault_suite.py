@@ -1,27 +1,25 @@
 """Hold the parity check against faults of every kind: each must be caught, and faultless programs must pass.
 
-Nothing of the pipeline depends on it. Its score is a metric, so that a change which makes the check blind shows up in
-``dvc metrics diff``. It works on the bundles that ``dvc repro`` has built.
+Its score is a metric, so that a change which makes the check blind shows up in ``dvc metrics diff``. A fault counts
+only where the unmodified program passes the same check, and where the faulty file is there.
 """
 
 from __future__ import annotations
 
 import functools
-import sys
 import tempfile
 from pathlib import Path
 
-from policy_export.backends import runtimes
+from policy_export.backends import registry, runtimes
 from policy_export.device.errors import UserError
+from policy_export.stage.command import run
 from policy_export.stage.files import write_json
 from policy_export.stage.processes import processes
+from studies import settings
 from studies.faults.catalogue import FAULTS, RANDOM_FAULTS
-from studies.faults.subject import EPISODES, Subject
+from studies.faults.subject import EPISODES, Subject, find_policies
 
-PATH = Path("results/fault_suite.json")
-SEED = 30_000
-CLEAN_RUNS = 20
-POLICIES = ("dqn", "drqn", "ppo")
+PATH = settings.RESULTS / "fault_suite.json"
 
 
 @functools.cache
@@ -29,41 +27,72 @@ def subject(policy: str, seed: int) -> Subject:
     return Subject.load(policy, seed)
 
 
-def judge(policy: str, fault: str, *, random: bool = False) -> str | None:
-    """How a fault is caught, if it is."""
-    make = (RANDOM_FAULTS if random else FAULTS)[policy][fault]
+def judge(kind: str, fault: str, seed: int, *, random: bool = False) -> str | None:
+    """Return how a fault is caught; none if it is not.
+
+    Raises:
+        UserError: there is no faulty program to judge.
+    """
+    policy = find_policies()[kind]
+    make = (RANDOM_FAULTS if random else FAULTS)[kind][fault]
     with tempfile.TemporaryDirectory() as folder:
+        held = subject(policy, seed)
         try:
-            path = make(subject(policy, SEED), Path(folder))
+            path = make(held, Path(folder))
+        except UserError as error:
+            return str(error)  # the pipeline itself refuses to make such a program
+        if not path.is_file():
+            raise UserError(f"{path}: no such file: the fault {fault!r} of {policy} cannot be judged")
+        try:
             if random:
-                return subject(policy, SEED).find_random(lambda: runtimes.load(path, threads=1))
-            return subject(policy, SEED).find(runtimes.load(path, threads=1))
+                return held.find_random(lambda: runtimes.load(path, threads=1, explores=True))
+            return held.find(runtimes.load(path, threads=1))
         except UserError as error:
             return str(error)
 
 
 def judge_faultless(policy: str, program: str, seed: int) -> str | None:
-    """What the check finds wrong with a program and the one that explores, in play with other seeds: a false alarm."""
-    held = Subject.load(policy, seed)
-    path = Path("models", policy, runtimes.RANDOM_PROGRAMS[f"{program}_random"])
-    return held.find(runtimes.load_by_name(policy, program, threads=1)) or held.find_random(
-        lambda: runtimes.load(path, threads=1)
-    )
+    """Return what the check finds wrong with a program as it was made: nothing, or it is a false alarm."""
+    held = subject(policy, seed)
+    if program.endswith(registry.RANDOM):
+        path = Path("models", policy, registry.exploring(held.manifest)[program])
+        return held.find_random(lambda: runtimes.load(path, threads=1, explores=True))
+    return held.find(runtimes.load_by_name(policy, program, threads=1))
 
 
-def fault_suite() -> int:
-    """Judge everything, in processes side by side; fails where a fault is missed or an alarm is false."""
-    programs = [name for name in runtimes.PROGRAMS if f"{name}_random" in runtimes.RANDOM_PROGRAMS]
-    with processes(2) as executor:
+def fault_suite() -> None:
+    """Judge everything, in processes side by side, and write the score.
+
+    Raises:
+        UserError: an unmodified program does not pass, a fault is missed, or an alarm is false.
+    """
+    study, policies = settings.load().fault_suite, find_policies()
+    programs: dict[str, list[str]] = {}
+    for policy in policies.values():
+        manifest, _ = runtimes.read_model(policy)  # whose files are all there, and undamaged
+        both = [name for name in registry.deterministic(manifest) if manifest["programs"][name]["random_file"]]
+        programs[policy] = [one for name in both for one in (name, f"{name}{registry.RANDOM}")]
+    catalogues = ((False, FAULTS), (True, RANDOM_FAULTS))
+    with processes(study.processes) as executor:
+        unmodified = {
+            f"{policy}, {program}": executor.submit(judge_faultless, policy, program, study.seed)
+            for policy, names in programs.items()
+            for program in names
+        }
+        for name, judged in unmodified.items():
+            print(f"fault_suite  unmodified {name}: {judged.result() or 'passes'}", flush=True)
+            if judged.result():
+                raise UserError(f"the unmodified program {name} does not pass, so no fault can be judged")
         caught = {
-            f"{policy}, {name}": executor.submit(judge, policy, name, random=random)
-            for random, catalogue in ((False, FAULTS), (True, RANDOM_FAULTS))
-            for policy, faults in catalogue.items()
+            f"{kind}, {name}": executor.submit(judge, kind, name, study.seed, random=random)
+            for random, catalogue in catalogues
+            for kind, faults in catalogue.items()
+            if kind in policies
             for name in faults
         }
-        alarms = {}
-        for run in range(CLEAN_RUNS):
-            policy, program, seed = POLICIES[run % 3], programs[run // 3 % 3], SEED + 2 * EPISODES * (run + 1)
+        alarms, every = {}, [(policy, program) for policy, names in programs.items() for program in names]
+        for number in range(study.clean_runs):
+            (policy, program), seed = every[number % len(every)], study.seed + 2 * EPISODES * (number + 1)
             alarms[f"{policy}, {program}, seed {seed}"] = executor.submit(judge_faultless, policy, program, seed)
         for name, judged in (caught | alarms).items():
             print(f"fault_suite  {name}: {judged.result() or 'nothing found'}", flush=True)
@@ -71,10 +100,12 @@ def fault_suite() -> int:
         false = {name: judged.result() for name, judged in alarms.items() if judged.result()}
     score = {"killed": sum(map(bool, found.values())), "total": len(found)}
     score |= {"false_alarms": len(false), "clean_runs": len(alarms)}
-    write_json(PATH, {**score, "missed": [name for name, what in found.items() if not what], "alarms": list(false)})
+    missed = [name for name, what in found.items() if not what]
+    write_json(PATH, {**score, "missed": missed, "alarms": list(false)})
     print("fault_suite  " + "  ".join(f"{name} {count}" for name, count in score.items()), flush=True)
-    return int(score["killed"] < score["total"] or bool(false))
+    if missed or false:
+        raise UserError(f"{len(missed)} faults are missed and {len(false)} alarms false; report: {PATH}")
 
 
 if __name__ == "__main__":
-    sys.exit(fault_suite())
+    run(fault_suite, __doc__, policy=False)

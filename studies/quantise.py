@@ -1,15 +1,15 @@
-"""Make the ONNX program of fewer bits, and ship what is faster and scores the same; otherwise say why not.
+"""Make the ONNX program of fewer bits, and say whether it would be worth it: faster, and with the same score.
 
-Latency comes first, as it takes seconds: a program is rejected unless its p99 is lower and its median faster outside
-the noise. Only then does it play full episodes, beside the program that it would replace. Its scores must be shown to
-be the same: that no difference was found is not enough.
+Nothing of it is shipped: such a program does not decide as the policy does. Latency comes first, as it takes seconds: a
+program is rejected unless its p99 is lower and its median faster outside the noise. Only then does it play full
+episodes, beside the program that it would replace. Its scores must be shown to be the same: that no difference was
+found is not enough.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,18 +19,19 @@ from typing import Any
 
 import numpy as np
 import onnx
-from scipy.stats import t as student
+from scipy import stats
 
 from policy_export.backends import runtimes
+from policy_export.backends.registry import deterministic
 from policy_export.benchmark.measured import Measured
 from policy_export.benchmark.programs import Candidate
 from policy_export.benchmark.ratios import Ratio, compare
-from policy_export.benchmark.workload import measure_candidates
+from policy_export.benchmark.workload import Plan, measure_candidates
 from policy_export.config import params
 from policy_export.device.arrays import Arrays
 from policy_export.device.environments import play
 from policy_export.device.errors import UserError
-from policy_export.device.manifest import check_file, read_manifest, sha256
+from policy_export.device.manifest import check_file, read_manifest
 from policy_export.device.player import Player
 from policy_export.environments import episodes
 from policy_export.lowering.quantisation import OPERATORS, PRODUCTS, halved, layers, quantised
@@ -38,8 +39,9 @@ from policy_export.parity.comparison import differ
 from policy_export.parity.recorded_inputs import pick_situations
 from policy_export.program.decisions import is_choice
 from policy_export.stage.command import run
-from policy_export.stage.files import replacing, write_json
+from policy_export.stage.files import write_json
 from policy_export.stage.processes import processes
+from studies import settings
 
 REFERENCE = "onnx"
 # Instruction sets of which a processor must have one for a program to be worth making.
@@ -75,20 +77,19 @@ class Scores:
 
 def compare_scores(one: Sequence[float], other: Sequence[float], margin: float, significance: float) -> Scores:
     """Test that two means differ by less than ``margin``, from two scores or more of each, of the same seeds."""
-    means = float(np.mean(one)), float(np.mean(other))
-    differences, freedom = np.subtract(one, other), len(one) - 1
-    difference, error = float(differences.mean()), float(differences.std(ddof=1)) / math.sqrt(len(one))
-    if error == 0:
+    means, differences = (float(np.mean(one)), float(np.mean(other))), np.subtract(one, other)
+    difference = float(differences.mean())
+    if not differences.std():  # no test is needed, nor defined
         return Scores(*means, difference, difference, float(abs(difference) >= margin), abs(difference) < margin)
-    p_value = max(
-        student.sf((difference + margin) / error, freedom), student.cdf((difference - margin) / error, freedom)
-    )
-    half = float(student.ppf(1 - significance, freedom)) * error
-    return Scores(*means, difference - half, difference + half, float(p_value), bool(p_value < significance))
+    above = stats.ttest_1samp(differences, -margin, alternative="greater")
+    below = stats.ttest_1samp(differences, margin, alternative="less")
+    interval = stats.ttest_1samp(differences, 0).confidence_interval(1 - 2 * significance)
+    p_value = float(max(above.pvalue, below.pvalue))
+    return Scores(*means, float(interval.low), float(interval.high), p_value, p_value < significance)
 
 
 def judge_latency(ratio: Ratio, p99: float | None, reference_p99: float | None) -> str | None:
-    """Why a program is too slow to be shipped, if it is.
+    """Why a program is too slow to be worth it, if it is.
 
     Args:
         ratio: how many times as fast it is as its reference.
@@ -106,22 +107,22 @@ def judge_latency(ratio: Ratio, p99: float | None, reference_p99: float | None) 
 
 
 def judge_scores(scores: Scores, margin: float) -> str | None:
-    """Why scores forbid to ship a program, if they do."""
+    """Why scores speak against a program, if they do."""
     if scores.same:
         return None
     difference = f"{scores.mean:.2f} against {scores.reference_mean:.2f}, a difference of {scores.low:+.2f} to"
     return f"its score is not shown to be the same within {margin:g}: {difference} {scores.high:+.2f}"
 
 
-def pick_recorded(policy: str, manifest: dict[str, Any], settings: params.Quantise) -> tuple[Arrays, Arrays]:
+def pick_recorded(policy: str, manifest: dict[str, Any], study: settings.Quantise) -> tuple[Arrays, Arrays]:
     """Recorded inputs to calibrate on, and those of the last episode, to judge by: rows by input name."""
     recorded = episodes.load(Path("data", policy, "episodes.safetensors"), policy)
     rest = recorded[:-1] or recorded
-    chosen = sorted(set(np.linspace(0, len(rest) - 1, settings.calibration_episodes).round().astype(int).tolist()))
-    program, rows = runtimes.load_by_name(policy, REFERENCE, 1), -(-settings.calibration_samples // len(chosen))
+    chosen = sorted(set(np.linspace(0, len(rest) - 1, study.calibration_episodes).round().astype(int).tolist()))
+    program, rows = runtimes.load_by_name(policy, REFERENCE, 1), -(-study.calibration_samples // len(chosen))
     parts = [pick_situations(program, rest[index], manifest, rows).inputs for index in chosen]
     calibration = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return calibration, pick_situations(program, recorded[-1], manifest, settings.checked_samples).inputs
+    return calibration, pick_situations(program, recorded[-1], manifest, study.checked_samples).inputs
 
 
 def makers(model: onnx.ModelProto, inputs: Arrays) -> dict[str, Make]:
@@ -181,10 +182,10 @@ def play_scores(policy: str, candidate: Candidate, seeds: Sequence[int]) -> list
     return [sum(reward for reward, _ in play(player, seed)) for seed in seeds]
 
 
-def play_all(policy: str, candidates: dict[str, Candidate], settings: params.Quantise) -> dict[str, list[float]]:
+def play_all(policy: str, candidates: dict[str, Candidate], study: settings.Quantise) -> dict[str, list[float]]:
     """Scores of all candidates with the same seeds, in processes side by side."""
-    seeds = range(settings.seed, settings.seed + settings.episodes)
-    with processes(settings.processes) as executor:
+    seeds = range(study.seed, study.seed + study.episodes)
+    with processes(study.processes) as executor:
         playing = {
             name: [
                 executor.submit(play_scores, policy, candidate, seeds[start : start + CHUNK])
@@ -195,15 +196,6 @@ def play_all(policy: str, candidates: dict[str, Candidate], settings: params.Qua
         return {name: [score for task in tasks for score in task.result()] for name, tasks in playing.items()}
 
 
-def ship(policy: str, name: str, path: Path, manifest: dict[str, Any]) -> None:
-    """A folder that ``play.py`` plays: the program and a manifest of its own."""
-    folder = Path("models", policy, "quantised", name)
-    with replacing(folder / "policy.onnx") as temporary:
-        shutil.copyfile(path, temporary)
-    facts = {"content": f"ONNX program, DETERMINISTIC, {name}", "bytes": path.stat().st_size, "sha256": sha256(path)}
-    write_json(folder / "manifest.json", manifest | {"files": {"policy.onnx": facts}})
-
-
 def summarise(measured: Measured, candidate: Candidate) -> dict[str, Any]:
     percentiles = measured.percentiles("single")
     size = Path(candidate.path).stat().st_size
@@ -212,19 +204,14 @@ def summarise(measured: Measured, candidate: Candidate) -> dict[str, Any]:
 
 def quantise(policy: str) -> None:
     everything, folder = params.load(), Path("models", policy)
-    settings = everything.quantise
-    try:
-        manifest = read_manifest(folder)
-        path = check_file(folder, runtimes.PROGRAMS[REFERENCE], manifest)
-    except UserError as error:
-        raise UserError(str(error)) from None
+    study = settings.load().quantise
+    manifest = read_manifest(folder)
+    path = check_file(folder, deterministic(manifest)[REFERENCE], manifest)
     instruction_sets = json.loads(Path("results/machine.json").read_text())["instruction_sets"]
-    session, threads = runtimes.session_settings(policy), everything.bench.threads
-    shutil.rmtree(folder / "quantised", ignore_errors=True)
-    (folder / "quantised").mkdir()
+    session, threads = manifest["onnx_session"], everything.bench.threads
     report: dict[str, dict[str, Any]] = {}
     candidates = {REFERENCE: Candidate(str(path), threads, session)}
-    calibration, checked = pick_recorded(policy, manifest, settings)
+    calibration, checked = pick_recorded(policy, manifest, study)
     with tempfile.TemporaryDirectory() as scratch:
         for name, maker in makers(onnx.load(path), calibration).items():
             smaller = Path(scratch, name, "policy.onnx")
@@ -236,29 +223,33 @@ def quantise(policy: str) -> None:
         for name in [name for name, found in decided.items() if None in found["largest_difference"].values()]:
             del candidates[name]
             report[name] = {"verdict": "rejected", "reason": "it answers with what is no number"}
-        reference = judge(policy, candidates, everything, report)
+        reference = judge(policy, candidates, everything.bench, study, report)
         for name, entry in report.items():
             entry.update(decided.get(name, {}))
-            if entry["verdict"] == "shipped":
-                ship(policy, name, Path(candidates[name].path), manifest)
             print(f"quantise {policy}  {name}: {entry['verdict']}: {entry['reason']}", flush=True)
-    shipped = [name for name, entry in report.items() if entry["verdict"] == "shipped"]
-    content = {"shipped": shipped, "reference": reference, "programs": report}
-    write_json(Path("results", policy, "quantised.json"), content)
+    accepted = [name for name, entry in report.items() if entry["verdict"] == "accepted"]
+    content = {"accepted": accepted, "reference": reference, "programs": report}
+    write_json(settings.RESULTS / policy / "quantised.json", content)
 
 
 def judge(
-    policy: str, candidates: dict[str, Candidate], everything: params.Params, report: dict[str, dict[str, Any]]
+    policy: str,
+    candidates: dict[str, Candidate],
+    bench: params.Bench,
+    study: settings.Quantise,
+    report: dict[str, dict[str, Any]],
 ) -> dict[str, Any]:
     """Measure the candidates, let those that are fast enough play, and complete the report; returns the reference's."""
-    settings = everything.quantise
     if len(candidates) == 1:
         return {}
-    measured = measure_candidates(policy, candidates, everything.bench, math.inf)
+    measured = measure_candidates(policy, Plan(list(candidates), bench, math.inf, candidates))
     reference = summarise(measured[REFERENCE], candidates[REFERENCE])
     fast = {}
     for name in list(candidates)[1:]:
-        entry, ratio = report[name], compare(measured[name].medians(), measured[REFERENCE].medians())
+        entry, ratio = (
+            report[name],
+            compare(measured[name].medians(), measured[REFERENCE].medians(), bench.least_difference),
+        )
         entry |= {"verdict": "rejected", "reason": ""} | summarise(measured[name], candidates[name])
         entry["times_as_fast"] = ratio.as_dict()
         slow = judge_latency(ratio, entry["p99_us"], reference["p99_us"])
@@ -266,14 +257,14 @@ def judge(
             fast[name] = candidates[name]
         else:
             entry["reason"] = slow
-    scores = play_all(policy, {REFERENCE: candidates[REFERENCE]} | fast, settings) if fast else {}
+    scores = play_all(policy, {REFERENCE: candidates[REFERENCE]} | fast, study) if fast else {}
     for name in fast:
-        compared = compare_scores(scores[name], scores[REFERENCE], settings.margin, settings.significance)
+        compared = compare_scores(scores[name], scores[REFERENCE], study.margin, study.significance)
         report[name]["score"] = asdict(compared)
-        worse = judge_scores(compared, settings.margin)
+        worse = judge_scores(compared, study.margin)
         report[name] |= {
-            "verdict": "rejected" if worse else "shipped",
-            "reason": worse or f"faster, and its score is the same within {settings.margin:g}",
+            "verdict": "rejected" if worse else "accepted",
+            "reason": worse or f"faster, and its score is the same within {study.margin:g}",
         }
     return reference
 

@@ -1,6 +1,6 @@
 """Measure the settings of ONNX Runtime and AOTInductor, one changed at a time, beside those that params.yaml has.
 
-Nothing of the pipeline depends on it. Its table says whether the chosen settings, ``manifest.onnx_session`` and
+Its table says whether the chosen settings, ``manifest.onnx_session`` and
 ``compile_aoti``, are the best that there are on this machine. It works on the bundles that ``dvc repro`` has built.
 """
 
@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 import onnxruntime
 
-from policy_export.backends import runtimes
+from policy_export.backends import registry, runtimes
 from policy_export.benchmark.measured import Measured
 from policy_export.benchmark.programs import Candidate
 from policy_export.benchmark.ratios import Ratio, compare
-from policy_export.benchmark.workload import measure_candidates
+from policy_export.benchmark.workload import Plan, measure_candidates
 from policy_export.config import params
 from policy_export.device.onnx_session import session_options
 from policy_export.lowering.aoti import compile_to
@@ -26,6 +26,7 @@ from policy_export.program.archive import load_program
 from policy_export.stage.command import run
 from policy_export.stage.files import write_table
 from policy_export.stage.processes import processes
+from studies.settings import RESULTS
 
 # The values that each setting may have; where several are changed, they only matter together.
 ONNX_SESSION: dict[str, tuple[Any, ...]] = {
@@ -80,7 +81,7 @@ def save_optimized(program: Path, settings: dict[str, Any], path: Path) -> Candi
 
 def onnx_candidates(policy: str, chosen: dict[str, Any], folder: Path) -> dict[str, tuple[str, Candidate]]:
     """What the table calls each candidate for ONNX Runtime's settings, and the candidate, by name."""
-    program = Path("models", policy, runtimes.PROGRAMS["onnx"])
+    program = Path("models", policy, registry.backends()["onnx"].file)
     found = {
         name: (text, Candidate(str(program), chosen["threads"], chosen))
         for name, text in ((CHOSEN, "as chosen"), (AGAIN, "as chosen, again"))
@@ -98,7 +99,7 @@ def compile_candidate(policy: str, settings: params.CompileAoti, path: Path) -> 
 
 def aoti_candidates(policy: str, chosen: params.CompileAoti, folder: Path) -> dict[str, tuple[str, Candidate]]:
     """The same for AOTInductor's settings, each compiled."""
-    program = str(Path("models", policy, runtimes.PROGRAMS["aoti"]))
+    program = str(Path("models", policy, registry.backends()["aoti"].file))
     found = {
         name: (text, Candidate(program, chosen.threads))
         for name, text in ((CHOSEN, "as chosen"), (AGAIN, "as chosen, again"))
@@ -125,13 +126,13 @@ def judge(found: Measured, ratio: Ratio) -> str:
 
 
 def tabulate(
-    runtime: str, candidates: dict[str, tuple[str, Candidate]], measured: dict[str, Measured]
+    runtime: str, candidates: dict[str, tuple[str, Candidate]], measured: dict[str, Measured], least_difference: float
 ) -> list[dict[str, Any]]:
     """A row a candidate."""
     rows = []
     for name, (text, candidate) in candidates.items():
         found, percentiles = measured[name], measured[name].percentiles("single")
-        ratio = compare(found.medians(), measured[CHOSEN].medians())
+        ratio = compare(found.medians(), measured[CHOSEN].medians(), least_difference)
         rows.append(
             {
                 "runtime": runtime,
@@ -159,15 +160,15 @@ def search(policy: str, runtime: str, everything: params.Params) -> list[dict[st
             candidates = aoti_candidates(policy, everything.compile_aoti, Path(folder))
         print(f"search_settings {policy}  {runtime}: {len(candidates)} settings in turns", flush=True)
         programs = {name: candidate for name, (_, candidate) in candidates.items()}
-        measured = measure_candidates(policy, programs, everything.bench, everything.parity_check.tolerance)
-        return tabulate(runtime, candidates, measured)
+        plan = Plan(list(programs), everything.bench, everything.parity_check.tolerance, programs)
+        return tabulate(runtime, candidates, measure_candidates(policy, plan), everything.bench.least_difference)
 
 
 def search_settings(policy: str) -> None:
     everything = params.load()
-    runtimes.read_bundle(policy)
+    runtimes.read_model(policy)
     rows = search(policy, "onnx", everything) + search(policy, "aoti", everything)
-    write_table(Path("results", policy, "settings.csv"), COLUMNS, rows)
+    write_table(RESULTS / policy / "settings.csv", COLUMNS, rows)
     heads = ("p50_us", "p99_us", "cold_ms", "load_ms", "times")
     print(f"\n{policy:<40}" + "".join(f"{head:>9}" for head in heads) + "  95 % interval")
     for row in rows:

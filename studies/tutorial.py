@@ -7,18 +7,18 @@ there has no batch, so that several screens are several calls.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from policy_export.device.arrays import Arrays
+from studies.settings import BASELINES
 
 if TYPE_CHECKING:
     import torch
     from tensordict.nn import TensorDictModuleBase
 
-FOLDER = Path("baselines")
+EAGER = "tutorial_eager"
 FILES = {"tutorial_aoti": "tutorial.aoti.pt2", "tutorial_onnx": "tutorial.onnx"}
 
 
@@ -50,6 +50,12 @@ def one_at_a_time(act: Callable[[np.ndarray], object]) -> Callable[[Arrays], Arr
     return run
 
 
+def load_baseline(path: str, threads: int) -> Callable[[Arrays], Arrays]:
+    """Open one of the tutorial's programs by its file, or its eager policy where ``path`` is empty."""
+    programs = {str(BASELINES / file): program for program, file in FILES.items()}
+    return load(programs.get(path, EAGER), threads)
+
+
 def load(program: str, threads: int) -> Callable[[Arrays], Arrays]:
     """One of ``tutorial_eager``, ``tutorial_aoti`` and ``tutorial_onnx``, called as the tutorial does."""
     if program == "tutorial_onnx":
@@ -57,7 +63,7 @@ def load(program: str, threads: int) -> Callable[[Arrays], Arrays]:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = threads
-        session = onnxruntime.InferenceSession(FOLDER / FILES[program], options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(BASELINES / FILES[program], options, providers=["CPUExecutionProvider"])
         (name,) = (spec.name for spec in session.get_inputs())
         return one_at_a_time(lambda screen: session.run(None, {name: screen})[0].item())
 
@@ -65,7 +71,7 @@ def load(program: str, threads: int) -> Callable[[Arrays], Arrays]:
 
     torch.set_num_threads(threads)
     if program == "tutorial_aoti":
-        package = torch._inductor.aoti_load_package(str(FOLDER / FILES[program]))
+        package = torch._inductor.aoti_load_package(str(BASELINES / FILES[program]))
 
         def act(screen: np.ndarray) -> object:
             with torch.no_grad():

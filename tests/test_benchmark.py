@@ -103,26 +103,26 @@ def test_result_is_valid():
     ],
 )
 def test_result_is_invalid(change, complaint):
-    assert complaint in measured(**change).complaint(0.25)
+    assert complaint in measured(**change).reason_invalid(0.25)
 
 
 def test_baseline_may_claim_less():
     few = measured(queries=300)
     few.claimed = "p99"
-    assert few.complaint(0.25) is None
+    assert few.reason_invalid(0.25) is None
     few.times["single"] = few.times["single"][:2]
-    assert few.complaint(0.25) == "too few queries: 600, p99 needs 662"
+    assert few.reason_invalid(0.25) == "too few queries: 600, p99 needs 662"
 
 
 def test_noisy_rounds_and_wrong_outputs_are_invalid():
     noisy = measured(rounds=24, queries=280)
     noisy.times["single"][:5] = [times * 2 for times in noisy.times["single"][:5]]
-    assert noisy.complaint(0.25) is None  # less than a quarter of the rounds
+    assert noisy.reason_invalid(0.25) is None  # less than a quarter of the rounds
     noisy.times["single"][5:8] = [times * 2 for times in noisy.times["single"][5:8]]
-    assert noisy.complaint(0.25).startswith("too noisy: half of the rounds' medians are 100 to 200 us")
+    assert noisy.reason_invalid(0.25).startswith("too noisy: half of the rounds' medians are 100 to 200 us")
     wrong = measured()
     wrong.failures.append("action_value differs")
-    assert wrong.complaint(0.25) == "wrong outputs: action_value differs"
+    assert wrong.reason_invalid(0.25) == "wrong outputs: action_value differs"
 
 
 def decide(feed):
@@ -173,7 +173,7 @@ def test_program_that_keeps_its_answers_is_found_out(workload):
     found, asking = measured(rounds=24, queries=280), workload(keep)
     found.times["fresh"] = [asking.stream(TURN) for _ in range(8)]
     found.times["repeated"] = [asking.stream(TURN, repeated=True) for _ in range(8)]
-    assert "answers are kept" in found.complaint(0.25)
+    assert "answers are kept" in found.reason_invalid(0.25)
     assert not asking.comparison.failures
 
 

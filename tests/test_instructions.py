@@ -11,7 +11,7 @@ import pytest
 from policy_export.backends import runtimes
 from policy_export.device.errors import UserError
 from policy_export.lowering import instructions
-from policy_export.lowering.instructions import TARGETS, V3, V4, complain, find_target
+from policy_export.lowering.instructions import TARGETS, V3, V4, missing_instructions, find_target
 
 HERE = platform.machine()
 
@@ -29,19 +29,22 @@ HERE = platform.machine()
     ],
 )
 def test_what_a_processor_lacks_is_told(names, have, complaint):
-    found = complain(HERE, names, have)
+    found = missing_instructions(HERE, names, have)
     assert found == complaint if complaint is None else complaint in str(found)
 
 
 def test_another_architecture_is_told():
-    assert complain("riscv64", "") == f"it was compiled for riscv64, this machine is {HERE}"
+    assert missing_instructions("riscv64", "") == f"it was compiled for riscv64, this machine is {HERE}"
 
 
 def test_native_is_what_this_machine_runs():
     target = find_target("native")
     assert target is TARGETS[target.name]
     assert not target.foreign
-    assert complain(HERE, {"VecAVX512": "AVX512", "VecAVX2": "AVX2", "VecNEON": "ASIMD"}[target.vectors]) is None
+    assert (
+        missing_instructions(HERE, {"VecAVX512": "AVX512", "VecAVX2": "AVX2", "VecNEON": "ASIMD"}[target.vectors])
+        is None
+    )
 
 
 def test_target_that_cannot_be_built_is_told(monkeypatch, tmp_path):

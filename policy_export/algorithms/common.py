@@ -12,7 +12,7 @@ from torchrl.modules import EGreedyModule
 from torchrl.objectives import LossModule
 
 from policy_export.config.errors import ProfileError
-from policy_export.config.profile import EpsilonLearning, Learning
+from policy_export.config.training.base import EpsilonLearning, Learning
 
 
 def discount(train: Learning, steps: int) -> float:

@@ -25,7 +25,7 @@ from policy_export.algorithms.common import (
     values_of,
 )
 from policy_export.config.errors import ProfileError
-from policy_export.config.profile import Dqn
+from policy_export.config.training.dqn import Dqn
 from policy_export.program.memory import state_keys
 
 

@@ -16,7 +16,7 @@ from torchrl.objectives.value.functional import vec_generalized_advantage_estima
 
 from policy_export.algorithms.common import anneal_learning_rate, discount, ends, keep_exploring, minibatches
 from policy_export.config.errors import ProfileError
-from policy_export.config.profile import Ppo
+from policy_export.config.training.ppo import Ppo
 from policy_export.policies.networks import make_network
 from policy_export.program.memory import state_keys
 from policy_export.program.policy import observation_keys

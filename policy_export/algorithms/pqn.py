@@ -23,7 +23,7 @@ from policy_export.algorithms.common import (
     minibatches,
     values_of,
 )
-from policy_export.config.profile import Pqn
+from policy_export.config.training.pqn import Pqn
 from policy_export.program.memory import state_keys
 
 

@@ -10,30 +10,35 @@ from __future__ import annotations
 import copy
 import hashlib
 import importlib
+import json
 import math
 import shutil
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from tensordict import TensorDictBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
+from tqdm import tqdm
 
 from policy_export.algorithms.rollouts import Driver, Rollouts
-from policy_export.config.profile import Profile, Untrained, load_profile, named_files, named_modules
+from policy_export.config.errors import ProfileError
+from policy_export.config.profile import Profile, load_profile, named_files, named_modules
+from policy_export.config.training import Untrained
 from policy_export.environments.env import make_env
 from policy_export.program.policy import Agent, find_env, make_agent, save_weights
 from policy_export.stage.files import replacing, write_json, write_table
-from policy_export.stage.sources import needed_files
+from policy_export.stage.sources import hash_files, needed_files
 
 CHECKPOINTS = Path(".checkpoints")
 CHECKPOINT_SECONDS = 15.0
 PROGRESS_SECONDS = 5.0
+LINE = "{desc}  {n_fmt}/{total_fmt} steps  {rate_noinv_fmt}  {postfix}  ETA {remaining}"
 CURVE_POINTS = 100
 EVAL_SEED = 2_000_000_000  # beyond every seed that training uses
 
@@ -44,21 +49,17 @@ Row = dict[str, float]
 class Checkpoint:
     """Where an interrupted training goes on, kept outside of the pipeline's outputs.
 
-    The folder is named by a hash of the parameters, of the source of every module of this project that training runs,
-    the policy's own included, and of the files that its factory is given, so that a checkpoint is never taken up by
-    another training.
+    The folder is named by a hash of the parameters, of what every module of this project does that training runs, the
+    policy's own included, and of the files that its factory is given, so that a checkpoint is never taken up by another
+    training.
     """
 
     def __init__(self, policy: str, profile: Profile) -> None:
-        sha = hashlib.sha256(profile.model_dump_json().encode())
-        modules = [
-            "policy_export.algorithms.training",
-            f"policy_export.algorithms.{profile.train.algorithm}",
-            *named_modules(profile),
-        ]
-        for path in sorted(needed_files(modules) | named_files(profile)):
-            sha.update(path.read_bytes())
-        self.folder = CHECKPOINTS / f"{policy}-{sha.hexdigest()[:16]}"
+        algorithm = profile.train.algorithm
+        modules = [__name__, *(f"policy_export.{room}.{algorithm}" for room in ("algorithms", "config.training"))]
+        hashes = hash_files(needed_files([*modules, *named_modules(profile)]) | named_files(profile))
+        content = profile.model_dump_json(exclude={"programs"}) + json.dumps(hashes)
+        self.folder = CHECKPOINTS / f"{policy}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
         self.path = self.folder / "checkpoint.pt"
 
     def save(self, state: dict[str, Any]) -> None:
@@ -80,24 +81,44 @@ class Checkpoint:
 
 
 class Progress:
-    """One line every few seconds: steps, speed, return and the time that is left."""
+    """A bar where a person watches; elsewhere a line every few seconds: steps, speed, return and the time left."""
 
     def __init__(self, policy: str, steps: int, total_steps: int) -> None:
-        self.policy, self.start_steps, self.total_steps = policy, steps, total_steps
-        self.start = self.printed = time.monotonic()
+        self.total_steps, terminal = total_steps, sys.stdout.isatty()
+        self.bar = tqdm(
+            desc=f"train {policy}",
+            initial=steps,
+            total=total_steps,
+            unit=" steps",
+            unit_scale=True,
+            file=sys.stdout if terminal else _Lines(sys.stdout),
+            mininterval=0.1 if terminal else PROGRESS_SECONDS,
+            maxinterval=math.inf,
+            miniters=0,
+            dynamic_ncols=terminal,
+            bar_format=None if terminal else LINE,
+        )
 
     def report(self, row: Row) -> None:
-        now, steps = time.monotonic(), round(row["steps"])
-        if now - self.printed < PROGRESS_SECONDS and steps < self.total_steps:
-            return
-        self.printed = now
-        speed = (steps - self.start_steps) / (now - self.start)
-        left = timedelta(seconds=round(max(0, self.total_steps - steps) / speed))
-        print(
-            f"train {self.policy}  {steps:>9,}/{self.total_steps:,} steps  {speed:,.0f} steps/s  "
-            f"return {row['return']:+.2f}  loss {row['loss']:.4f}  ETA {left}",
-            flush=True,
-        )
+        """Tell of a rollout; ``row`` has ``steps``, ``return`` and ``loss``."""
+        self.bar.set_postfix_str(f"return {row['return']:+.2f}  loss {row['loss']:.4f}", refresh=False)
+        self.bar.update(round(row["steps"]) - self.bar.n)
+        if row["steps"] >= self.total_steps:
+            self.bar.close()
+
+
+class _Lines:
+    """A stream to which each state of a bar is a line of its own."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> None:
+        if line := text.strip("\r\n "):
+            self.stream.write(f"{line}\n")
+
+    def flush(self) -> None:
+        self.stream.flush()
 
 
 def learn(
@@ -187,9 +208,27 @@ def evaluate(profile: Profile, agent: Agent) -> dict[str, float]:
     }
 
 
+def choose_device(wanted: str) -> torch.device:
+    """Return the device to train on; ``auto`` is a GPU where PyTorch has one.
+
+    Raises:
+        ProfileError: a GPU is asked for and PyTorch has none.
+    """
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise ProfileError("train.device: 'cuda': PyTorch finds no GPU here; use cpu or auto")
+    return torch.device("cuda" if available and wanted != "cpu" else "cpu")
+
+
+def describe_device(device: torch.device) -> str:
+    """Return a device's name: ``cpu``, or what the GPU's driver calls it."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def train(policy: str) -> None:
+    """Train a policy, and write its weights, its learning curve and what it scores."""
     profile = load_profile(policy)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device(profile.train.device)
     torch.set_num_threads(1)  # the emulators and the collecting thread fill the other cores
     learns = not isinstance(profile.train, Untrained)
     algorithm = importlib.import_module(f"policy_export.algorithms.{profile.train.algorithm}") if learns else None
@@ -203,5 +242,8 @@ def train(policy: str) -> None:
 
     save_weights(Path("models", policy, "policy.safetensors"), policy, agent.actor)
     write_table(Path("results", policy, "learning_curve.csv"), ["steps", "return", "loss"], curve)
-    write_json(Path("results", policy, "train.json"), {"evaluation": evaluation, "env_steps": steps})
+    write_json(
+        Path("results", policy, "train.json"),
+        {"evaluation": evaluation, "env_steps": steps, "device": describe_device(device)},
+    )
     checkpoint.remove()

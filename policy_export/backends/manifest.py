@@ -1,73 +1,125 @@
-"""Write manifest.json: what a device must know about a policy's programs, and the hash of every file."""
+"""``manifest.json``: what a device must know about a policy's programs, and the hash of every file."""
 
 from __future__ import annotations
 
-from importlib import metadata
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
+from policy_export import device
+from policy_export.backends.base import Backend
+from policy_export.backends.registry import backends
 from policy_export.config import params
+from policy_export.config.profile import load_profile
 from policy_export.device.errors import UserError
 from policy_export.device.manifest import SCHEMA_VERSION, sha256
 from policy_export.program.archive import read_facts
+from policy_export.program.made import read_programs, read_record, versions_of
 from policy_export.stage.files import write_json
 
-LIBRARIES = ("torch", "tensordict", "torchrl", "gymnasium", "ale-py", "onnx", "onnxscript", "onnxruntime", "numpy")
-FILES = {
-    "policy.safetensors": "trained weights",
-    "policy.pt2": "torch.export program, DETERMINISTIC",
-    "policy_random.pt2": "torch.export program, RANDOM",
-    "policy.aoti.pt2": "AOTInductor package, DETERMINISTIC, for the machine that compiled it",
-    "policy_random.aoti.pt2": "AOTInductor package, RANDOM, for the machine that compiled it",
-    "policy.onnx": "ONNX program, DETERMINISTIC",
-    "policy_random.onnx": "ONNX program, RANDOM",
-}
-NATIVE = {
-    "libpolicy.so": "native library, DETERMINISTIC, for the machine that compiled it or what its folder names",
-    "policy": "the same as a command",
-    "policy.h": "the library's interface",
-    "golden.bin": "recorded decisions that selftest replays",
-}
-
-
+WEIGHTS = "policy.safetensors"
+PLAYER = "player"  # the folder of the device's code
 SIGNATURE = ("inputs", "outputs", "states")
+# What the player needs beside a runtime.
+DEVICE_LIBRARIES = ("numpy", "ale-py", "gymnasium")
 
 
 def read_program(path: Path, policy: str) -> dict[str, Any]:
-    """A program's facts, with how its states start."""
+    """Return a program's facts, with how its states start."""
     facts = read_facts(path, policy)
     facts["states"] = [state | {"start": "zeros; ignored where is_init is true"} for state in facts["states"]]
     return facts
 
 
-def manifest(policy: str) -> None:
-    folder = Path("models", policy)
+def read_signature(folder: Path, policy: str) -> dict[str, Any]:
+    """Return the facts of a policy's programs; of those that explore only where they take and give more.
+
+    Raises:
+        UserError: a program is missing, damaged, or was made from other weights.
+    """
     facts = read_program(folder / "policy.pt2", policy)
-    if facts["weights_sha256"] != sha256(folder / "policy.safetensors"):
-        raise UserError(f"{folder / 'policy.pt2'}: made from other weights than policy.safetensors; run `dvc repro`")
+    if facts["weights_sha256"] != sha256(folder / WEIGHTS):
+        raise UserError(f"{folder / 'policy.pt2'}: made from other weights than {WEIGHTS}; run `dvc repro`")
     exploring = read_program(folder / "policy_random.pt2", policy)
     if any(exploring[key] != facts[key] for key in SIGNATURE):
         facts["random"] = {key: exploring[key] for key in SIGNATURE}
     del facts["exploration_type"], facts["weights_sha256"]
-    files = {
-        name: {"content": content, "bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
-        for name, content in FILES.items()
-    }
-    for path in sorted((folder / "native").rglob("*")):
-        if path.is_file():
-            files[str(path.relative_to(folder))] = {
-                "content": NATIVE[path.name],
-                "bytes": path.stat().st_size,
-                "sha256": sha256(path),
-            }
-    versions = {library: metadata.version(library) for library in LIBRARIES}
+    return facts
+
+
+def contents(backend: Backend) -> dict[str, str]:
+    """Return what a back end's files are, by the end of their paths."""
+    inside = {Path(backend.file).name: backend.content, **backend.other_files} if backend.folder is not None else {}
+    return backend.outputs | inside
+
+
+def copy_player(folder: Path) -> list[Path]:
+    """Copy the device's code into a model folder; returns the files."""
+    source, target = Path(str(device.__file__)).parent, folder / PLAYER
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    return [Path(shutil.copyfile(path, target / path.name)) for path in sorted(source.glob("*.py"))]
+
+
+def describe_file(path: Path, content: str) -> dict[str, Any]:
+    """Return a file's entry in the manifest.
+
+    Raises:
+        UserError: it is missing.
+    """
+    try:
+        return {"content": content, "bytes": path.stat().st_size, "sha256": sha256(path)}
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; run `dvc repro`") from None
+
+
+def read_revision() -> str | None:
+    """Return the git revision of the working folder, with ``+`` where files differ from it; none outside of git."""
+    told = subprocess.run(
+        ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return told.stdout.strip() or None if told.returncode == 0 else None
+
+
+def write_manifest(policy: str) -> None:
+    """Write the manifest of a policy's folder, and copy the player there.
+
+    Raises:
+        UserError: a file is missing or damaged, or was made from other weights.
+    """
+    folder, wanted = Path("models", policy), read_programs(policy)
+    facts, profile = read_signature(folder, policy), load_profile(policy)
+    files = {WEIGHTS: describe_file(folder / WEIGHTS, "trained weights")}
+    programs: dict[str, Any] = {}
+    versions: dict[str, str] = {}
+    for backend in [backend for name, backend in backends().items() if wanted.get(name)]:
+        programs[backend.name] = {"file": backend.file, "random_file": backend.random_file}
+        versions |= versions_of(backend.run_by)
+        if backend.owns_file:
+            record, known = read_record(policy, backend.name), contents(backend)
+            versions |= record["versions"]
+            for name, hashed in record["files"].items():
+                entry = describe_file(folder / name, known[Path(name).name])
+                if entry["sha256"] != hashed:
+                    raise UserError(f"{folder / name}: not the file that its stage has made; run `dvc repro`")
+                files[name] = entry | {"versions": record["versions"]}
+    for path in copy_player(folder):
+        files[path.relative_to(folder).as_posix()] = describe_file(path, "the player")
     write_json(
         folder / "manifest.json",
         {
             "schema_version": SCHEMA_VERSION,
             **facts,
+            "parameters": profile.model_dump(exclude={"programs"}),
+            "programs": programs,
             "onnx_session": params.load().manifest.onnx_session.model_dump(),
-            "versions": versions,
+            "versions": versions_of(DEVICE_LIBRARIES) | versions,
+            "revision": read_revision(),
+            "parity_report": f"results/{policy}/parity.json",
             "files": files,
         },
     )

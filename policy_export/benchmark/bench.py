@@ -13,9 +13,9 @@ from pathlib import Path
 from policy_export.backends import runtimes
 from policy_export.benchmark import programs, report
 from policy_export.benchmark.command import Command
-from policy_export.benchmark.rollouts import ROLLOUTS, measure_rollout
+from policy_export.benchmark.rollouts import measure_rollout, rollout_names
 from policy_export.benchmark.roofline import count_work, measure_peak
-from policy_export.benchmark.workload import prepared, sessions
+from policy_export.benchmark.workload import Plan, prepared, sessions
 from policy_export.config import params
 from policy_export.device.manifest import read_manifest
 from policy_export.stage.files import write_json
@@ -24,21 +24,24 @@ from policy_export.stage.processes import processes
 
 def measure(policy: str, settings: params.Bench, tolerance: float) -> report.Findings:
     """Go through all programs, and all rollouts, once a round, after a first round that only warms them up."""
-    names = programs.names(read_manifest(Path("models", policy)))
-    speeds: dict[str, list[float]] = {what: [] for what in ROLLOUTS}
+    manifest = read_manifest(Path("models", policy))
+    in_batches = programs.measured_in_batches(manifest)
+    plan = Plan(programs.names(manifest), settings, tolerance, in_batches=in_batches, reference=runtimes.EAGER)
+    what_rolls = rollout_names(manifest)
+    speeds: dict[str, list[float]] = {what: [] for what in what_rolls}
     with ExitStack() as stack:
-        rolling = {what: stack.enter_context(processes(1)) for what in ROLLOUTS}
-        warming = [rolling[what].submit(measure_rollout, policy, what, settings) for what in ROLLOUTS]
-        folder = stack.enter_context(prepared(policy, settings, tolerance))
+        rolling = {what: stack.enter_context(processes(1)) for what in what_rolls}
+        warming = [rolling[what].submit(measure_rollout, policy, what, settings) for what in what_rolls]
+        folder = stack.enter_context(prepared(policy, plan))
         for task in warming:
             task.result()
-        started = stack.enter_context(sessions(policy, names, folder, settings))
-        command, starts = Command(policy, folder), []
+        started = stack.enter_context(sessions(policy, folder, plan))
+        command, starts = Command.of(policy, manifest, folder), []
         work = rolling["torchrl"].submit(count_work, policy).result()
         peak = rolling["torchrl"].submit(measure_peak, settings.threads).result()
         for round_ in range(1, settings.rounds + 1):
             started.measure(round_)
-            starts.append(command.start())
+            starts += [command.start()] if command else []
             for what, speed in speeds.items():
                 speed.append(rolling[what].submit(measure_rollout, policy, what, settings).result())
             print(f"bench {policy}  round {round_}/{settings.rounds}", flush=True)
@@ -47,7 +50,7 @@ def measure(policy: str, settings: params.Bench, tolerance: float) -> report.Fin
 
 def bench(policy: str) -> None:
     everything = params.load()
-    runtimes.read_bundle(policy)
+    runtimes.read_model(policy)
     found = measure(policy, everything.bench, everything.parity_check.tolerance)
     content = report.describe(policy, found, everything.bench)
     folder = Path("results", policy)

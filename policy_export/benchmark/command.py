@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from statistics import median
@@ -14,8 +15,10 @@ from policy_export.benchmark.measured import stream
 from policy_export.benchmark.session import peak_memory
 from policy_export.device.errors import UserError
 from policy_export.device.golden import GOLDEN_FILE, read_golden
-from policy_export.device.manifest import check_file, read_manifest
+from policy_export.device.manifest import check_file
 from policy_export.device.native_library import NATIVE
+
+COMMAND = str(Path(NATIVE).with_name("policy"))
 
 
 class Start(NamedTuple):
@@ -30,20 +33,22 @@ class Command:
 
     Args:
         policy: its name.
+        manifest: of its model folder.
         folder: for a copy of the command; ``dvc checkout`` forgets that the policy's own can be run.
 
     Raises:
         UserError: a file is missing or damaged.
     """
 
-    def __init__(self, policy: str, folder: Path) -> None:
+    @classmethod
+    def of(cls, policy: str, manifest: Mapping[str, Any], folder: Path) -> Command | None:
+        """Return the policy's command; none if it has no native library."""
+        return cls(policy, manifest, folder) if COMMAND in manifest["files"] else None
+
+    def __init__(self, policy: str, manifest: Mapping[str, Any], folder: Path) -> None:
         models = Path("models", policy)
-        try:
-            manifest = read_manifest(models)
-            path = check_file(models, str(Path(NATIVE).with_name("policy")), manifest)
-            decisions, _ = read_golden(check_file(models, GOLDEN_FILE, manifest), manifest)
-        except UserError as error:
-            raise UserError(str(error)) from None
+        path = check_file(models, COMMAND, manifest)
+        decisions, _ = read_golden(check_file(models, GOLDEN_FILE, manifest), manifest)
         self.path = Path(shutil.copyfile(path, folder / "policy"))
         self.path.chmod(0o755)
         self.observation = decisions["observation"][0].tobytes()

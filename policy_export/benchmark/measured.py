@@ -136,7 +136,7 @@ class Measured:
         found = {name: percentile_of(pooled, share) for name, share in PERCENTILES.items()}
         return {f"{name}_us": None if value is None else round(value / 1e3, 1) for name, value in found.items()}
 
-    def complaint(self, noise: float) -> str | None:
+    def reason_invalid(self, noise: float) -> str | None:
         """Why the result is INVALID, if it is."""
         queries, (low, high) = sum(map(len, self.times["single"])), self.quartiles()
         if self.failures:
@@ -146,17 +146,17 @@ class Measured:
         if high > (1 + noise) * low:
             return f"too noisy: half of the rounds' medians are {low:.0f} to {high:.0f} us, the others beyond"
         repeated, fresh = self.medians("repeated"), self.medians("fresh")
-        if compare(repeated, fresh, SURE).low > 1 / REPEATED:
+        if compare(repeated, fresh, confidence=SURE).low > 1 / REPEATED:
             times = f"{median(repeated):.0f} us, a fresh one {median(fresh):.0f}"
             return f"a repeated input takes {times}: answers are kept"
         return None
 
     def describe(self, noise: float) -> dict[str, Any]:
-        complaint, beside = self.complaint(noise), np.concatenate(self.times["beside"]) / 1e9
+        reason, beside = self.reason_invalid(noise), np.concatenate(self.times["beside"]) / 1e9
         low, high = self.quartiles()
         return {
-            "valid": complaint is None,
-            "complaint": complaint or "",
+            "valid": reason is None,
+            "complaint": reason or "",
             "cold_start_ms": round(median(self.cold_starts), 1),
             **self.percentiles("single"),
             "rounds_p50_us": {"lower_quartile": round(low, 1), "upper_quartile": round(high, 1)},

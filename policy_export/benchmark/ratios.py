@@ -12,26 +12,33 @@ from scipy.stats import quantile_test
 
 CONFIDENCE = 0.95  # of the intervals that are told
 SURE = 0.99  # before a program is called the fastest
-LEAST = 0.03  # two processes of one program can be 2 % apart from start to end, so that less is not told apart
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as fast the first is, with an interval that holds it."""
+    """How many times as fast the first is, with an interval that holds it.
+
+    Attributes:
+        ratio: of the speeds.
+        low: of the interval.
+        high: of the interval; infinite of too few rounds.
+        least_difference: share by which speeds must differ before they are told apart.
+    """
 
     ratio: float
     low: float
     high: float
+    least_difference: float
 
     @property
     def faster(self) -> bool:
         """Whether the first is faster, outside the noise."""
-        return self.low > 1 + LEAST
+        return self.low > 1 + self.least_difference
 
     @property
     def slower(self) -> bool:
         """Whether the first is slower, outside the noise."""
-        return self.high * (1 + LEAST) < 1
+        return self.high * (1 + self.least_difference) < 1
 
     def as_dict(self) -> dict[str, float | None]:
         """For JSON: too few rounds have no upper bound."""
@@ -39,7 +46,9 @@ class Ratio:
         return {"ratio": round(self.ratio, 3), "low": round(self.low, 3), "high": high}
 
 
-def compare(one: Sequence[float], other: Sequence[float], confidence: float = CONFIDENCE) -> Ratio:
+def compare(
+    one: Sequence[float], other: Sequence[float], least_difference: float = 0.0, confidence: float = CONFIDENCE
+) -> Ratio:
     """The ratio of two programs' speeds from their times, a pair a round.
 
     The median of the rounds' ratios and its distribution-free interval (of the binomial distribution), so that a noisy
@@ -50,14 +59,14 @@ def compare(one: Sequence[float], other: Sequence[float], confidence: float = CO
     middle = float(np.median(ratios))
     interval: Any = quantile_test(ratios, q=middle).confidence_interval(confidence)
     low, high = np.nan_to_num(interval.low, nan=0.0), np.nan_to_num(interval.high, nan=np.inf)
-    return Ratio(middle, float(low), float(high))
+    return Ratio(middle, float(low), float(high), least_difference)
 
 
-def fastest(times: Mapping[str, Sequence[float]]) -> str | None:
+def fastest(times: Mapping[str, Sequence[float]], least_difference: float) -> str | None:
     """The one that is faster than every other, or none where the noise does not tell or there is no other."""
     if len(times) < 2:
         return None
     for name, own in times.items():
-        if all(compare(own, other, SURE).faster for rival, other in times.items() if rival != name):
+        if all(compare(own, other, least_difference, SURE).faster for rival, other in times.items() if rival != name):
             return name
     return None

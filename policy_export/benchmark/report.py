@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -11,26 +11,11 @@ from typing import Any, NamedTuple
 from policy_export.benchmark import command, programs
 from policy_export.benchmark.measured import Measured
 from policy_export.benchmark.ratios import compare, fastest
-from policy_export.benchmark.rollouts import PLAYERS
+from policy_export.benchmark.rollouts import EMULATOR, PLAYER
 from policy_export.benchmark.roofline import Peak, Work
 from policy_export.config import params
 from policy_export.stage.files import write_table
 
-# How many times as fast the first is as the second: what exporting this way has bought.
-PAIRS = (
-    ("onnx", "eager"),
-    ("aoti", "eager"),
-    ("onnx", "pt2"),
-    ("onnx", "aoti"),
-    ("native", "onnx"),
-    ("native", "aoti"),
-    *(("onnx", name) for name in programs.NAIVE),
-    ("onnx", "tutorial_onnx"),
-    ("aoti", "tutorial_aoti"),
-    ("onnx", "tutorial_eager"),
-    ("aoti", "tutorial_eager"),
-    ("native", "tutorial_eager"),
-)
 COLUMNS = ("program", "valid", "cold_start_ms", "p50_us", "p90_us", "p99_us", "p99_9_us", "peak_memory_mb")
 
 
@@ -47,33 +32,49 @@ class Findings(NamedTuple):
 
 
 def describe(policy: str, found: Findings, settings: params.Bench) -> dict[str, Any]:
-    """All findings: verdicts, ratios with their intervals, rollouts, and batches beside the machine's peak."""
+    """Return all findings: verdicts, ratios with their intervals, rollouts, and batches beside the machine's peak."""
     measured, starts, speeds, work, peak = found
     ratios = {
-        f"{one}_to_{other}": compare(measured[one].medians(), measured[other].medians())
-        for one, other in PAIRS
-        if other in measured
+        f"{one}_to_{other}": compare(measured[one].medians(), measured[other].medians(), settings.least_difference)
+        for one, other in pairs(list(measured))
     }
-    ratios |= {f"{player}_to_emulator": compare(speeds["emulator"], speeds[player]) for player in PLAYERS}
+    ratios |= {
+        f"{player}_to_emulator": compare(speeds[EMULATOR], speed, settings.least_difference)
+        for player, speed in speeds.items()
+        if player.startswith(PLAYER)
+    }
     described = {name: one.describe(settings.noise) for name, one in measured.items()}
     for name, entry in described.items():
-        if (size := programs.file_bytes(policy, name)) is not None:
+        if (size := programs.file_bytes(policy, name, {})) is not None:
             entry["file_bytes"] = size
-    valid = {name: measured[name].medians() for name in programs.OWN if described[name]["valid"]}
     return {
         "threads": settings.threads,
         "programs": described,
-        "native_command": command.describe(starts),
-        "fastest": fastest(valid),
+        **({"native_command": command.describe(starts)} if starts else {}),
+        "fastest": name_fastest(measured, described, settings.least_difference),
         "times_as_fast": {name: ratio.as_dict() for name, ratio in ratios.items()},
         "rollout_decisions_per_s": {what: summarise(speed) for what, speed in speeds.items()},
         "offline_rows_per_s": {
-            name: {size: summarise(speed) for size, speed in measured[name].offline.items()}
-            for name in programs.OFFLINE
+            name: {size: summarise(speed) for size, speed in one.offline.items()}
+            for name, one in measured.items()
+            if one.offline
         },
         "machine_peak": {"gflop_per_s": round(peak.flops / 1e9, 1), "copied_gb_per_s": round(peak.bytes / 1e9, 1)},
         "flop_per_decision": work.flops,
     }
+
+
+def pairs(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Return every two programs of which ratios are told: the later in the table is held against the earlier."""
+    return [(one, other) for place, one in enumerate(names) for other in names[:place]]
+
+
+def name_fastest(
+    measured: Mapping[str, Measured], described: Mapping[str, Mapping[str, Any]], least_difference: float
+) -> str | None:
+    """Return the program that is faster than all others outside the noise; none if its result is INVALID."""
+    winner = fastest({name: one.medians() for name, one in measured.items()}, least_difference)
+    return winner if winner is not None and described[winner]["valid"] else None
 
 
 def summarise(samples: Sequence[float]) -> dict[str, float]:
@@ -114,8 +115,8 @@ def print_tables(policy: str, content: dict[str, Any]) -> None:
     for name, entry in content["programs"].items():
         cells = "".join(f"{'-' if entry[column] is None else format(entry[column], '.0f'):>14}" for column in columns)
         print(f"{name:<26}{cells}  {'VALID' if entry['valid'] else 'INVALID: ' + entry['complaint']}")
-    start = content["native_command"]
-    print(f"native command  first decision after {start['cold_start_ms']} ms, memory {start['peak_memory_mb']} MB")
+    if start := content.get("native_command"):
+        print(f"native command  first decision after {start['cold_start_ms']} ms, memory {start['peak_memory_mb']} MB")
     print(f"fastest: {content['fastest'] or 'the noise does not tell'}")
     print(f"\n{'times as fast':<40}{'ratio':>7}   95 % interval")
     for name, ratio in content["times_as_fast"].items():

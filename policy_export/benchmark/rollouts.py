@@ -1,7 +1,5 @@
 """Decisions a second of whole rollouts: the bare ``emulator``, the ``player`` without PyTorch, and ``torchrl``.
 
-The player plays with ONNX Runtime, and with the native library.
-
 What is measured is loaded once a process, and goes on from call to call.
 """
 
@@ -12,13 +10,14 @@ import functools
 import itertools
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from policy_export.backends import runtimes
+from policy_export.backends.registry import backends, deterministic
 from policy_export.config import params
 from policy_export.device.arrays import Action
 from policy_export.device.environments import make_environment, play
@@ -29,8 +28,17 @@ from policy_export.stage.processes import end_with_starter
 
 RANDOM_ACTIONS = 10_000  # drawn before the measurement
 PLAYING = "playing"  # what the process that plays beside says once it does
-PLAYERS = {"player": "onnx", "player_native": "native"}  # and the program that each plays with
-ROLLOUTS = ("emulator", *PLAYERS, "torchrl")
+EMULATOR, TORCHRL, PLAYER = "emulator", "torchrl", "player_"  # and the program that the player plays with
+
+
+def players(manifest: Mapping[str, Any]) -> list[str]:
+    """Return the player with each of the programs that it runs, such as ``player_onnx``."""
+    return [f"{PLAYER}{name}" for name in deterministic(manifest) if backends()[name].on_device]
+
+
+def rollout_names(manifest: Mapping[str, Any]) -> list[str]:
+    """Return all that plays: the bare emulator, the players, and TorchRL's own rollout."""
+    return [EMULATOR, *players(manifest), TORCHRL]
 
 
 def measure_rollout(policy: str, what: str, settings: params.Bench) -> float:
@@ -45,13 +53,13 @@ def measure_rollout(policy: str, what: str, settings: params.Bench) -> float:
 @functools.cache
 def load_rollout(policy: str, what: str, threads: int) -> Callable[[int], object]:
     """A function that plays so many decisions, episode after episode."""
-    if what == "torchrl":
+    if what == TORCHRL:
         return torchrl_rollout(policy, threads)
     manifest = read_manifest(Path("models", policy))
-    if what == "emulator":
+    if what == EMULATOR:
         decisions = emulate(manifest)
     else:
-        decisions = play_on(Player(runtimes.load_by_name(policy, PLAYERS[what], threads), manifest))
+        decisions = play_on(Player(runtimes.load_by_name(policy, what.removeprefix(PLAYER), threads), manifest))
     return lambda steps: collections.deque(itertools.islice(decisions, steps), maxlen=0)
 
 

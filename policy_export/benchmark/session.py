@@ -1,9 +1,10 @@
 """One program, measured in a process that does nothing else: ``python -m policy_export.benchmark.session``.
 
 The process is started by :mod:`policy_export.benchmark.measured`, with a workload written for it. It tells the time
-of its first action, the seconds that loading took, and the most KiB that it has held, as a line of its standard output, before
-which it imports nothing that the program does not need. From then on every line of its standard input is the number of
-a round: it measures, writes ``<program>.safetensors`` with the times of the queries, and answers with a line of JSON.
+of its first action, the seconds that loading took, and the most KiB that it has held, as a line of its standard output,
+before which it imports nothing that the program does not need. From then on every line of its standard input is the
+number of a round: it measures, writes ``<program>.safetensors`` with the times of the queries, and answers with a line
+of JSON.
 """
 
 from __future__ import annotations
@@ -27,11 +28,14 @@ from policy_export.device.arrays import Arrays
 if TYPE_CHECKING:
     from policy_export.parity.comparison import Comparison
 
-INPUTS, EXPECTED, SETTINGS = "inputs.safetensors", "expected.safetensors", "settings.json"
-TUTORIAL_EXPECTED = "expected_tutorial.safetensors"
+INPUTS, SETTINGS = "inputs.safetensors", "settings.json"
 MULTI_STREAM = 8  # rows a query
 TURN = 10  # queries
-NAIVE_ROUNDING = 10  # times the tolerance, of what averages bytes as floats; it is not shipped, its decisions count
+
+
+def expected_file(reference: str | None) -> str:
+    """Return the name of the file with the right answers: a candidate's, or the policy's where it is none."""
+    return f"expected_{reference or 'policy'}.safetensors"
 
 
 def peak_memory(process: int) -> int:
@@ -61,14 +65,16 @@ class Workload:
         self.program, self.run, self.settings = program, run, json.loads((folder / SETTINGS).read_text())
         self.inputs = load_file(folder / INPUTS)
         self.samples = len(next(iter(self.inputs.values())))
-        self.expected = load_file(folder / (TUTORIAL_EXPECTED if program in programs.TUTORIAL else EXPECTED))
+        candidate = self.settings["candidates"].get(program)
+        reference = candidate and candidate["reference"]
+        self.expected = load_file(folder / expected_file(reference))
         self.comparison: Comparison = Comparison(
             compares_actions=True,
-            tolerance=self.settings["tolerance"] * (NAIVE_ROUNDING if program in programs.NAIVE else 1),
+            tolerance=self.settings["tolerance"] * (candidate["tolerance_factor"] if candidate else 1),
             states=set(self.settings["states"]),
         )
         self.asked: list[Any] = []
-        self.baseline, self.candidate = program in programs.BASELINES, bool(self.settings["candidates"])
+        self.baseline, self.candidate = bool(candidate and candidate["baseline"]), candidate is not None
 
     def check(self, answers: list[Arrays]) -> None:
         """Hold the answers to the queries asked longest ago against eager's."""
@@ -101,19 +107,19 @@ class Workload:
         Round 0 only warms up. Of the others, the first of every ``stride`` has all that is measured less often.
         """
         settings, self.random = self.settings, np.random.default_rng(number)
-        seldom = number % settings["stride"] == 1 % settings["stride"]
+        in_detail = number % settings["stride"] == 1 % settings["stride"]
         self.stream(settings["warmup_queries"])
         times = {"single": self.stream(settings["baseline_queries" if self.baseline else "queries"])}
         for name in ("fresh", "repeated") if number % 2 else ("repeated", "fresh"):
             times[name] = self.stream(TURN, repeated=name == "repeated")
-        if number == 0 or seldom or not (self.baseline or self.candidate):
+        if number == 0 or in_detail or not self.candidate:
             times["multi"] = self.stream(settings["multi_stream_queries"], MULTI_STREAM)
             os.kill(settings["emulator"], signal.SIGCONT)
             try:
                 times["beside"] = self.stream(settings["beside_queries"])
             finally:
                 os.kill(settings["emulator"], signal.SIGSTOP)
-        batches = settings["batches"] if seldom and not self.candidate and self.program in programs.OFFLINE else []
+        batches = settings["batches"] if in_detail and self.program in settings["in_batches"] else []
         facts = {
             "offline": {size: self.offline(size) for size in batches},
             "failures": [str(failure) for failure in self.comparison.failures],

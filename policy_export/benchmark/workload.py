@@ -8,17 +8,18 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
 
 from policy_export.backends import runtimes
-from policy_export.benchmark import programs, rollouts, session
+from policy_export.backends.registry import quickest
+from policy_export.benchmark import rollouts, session
 from policy_export.benchmark.measured import Measured, Session, stream
 from policy_export.benchmark.programs import Candidate
 from policy_export.config import params
@@ -26,42 +27,60 @@ from policy_export.device.errors import UserError
 from policy_export.device.manifest import read_manifest
 from policy_export.stage.processes import processes
 
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured of a policy, and how.
+
+    Attributes:
+        names: of programs and candidates.
+        settings: of the measurement.
+        tolerance: largest absolute difference of an output.
+        candidates: by name.
+        in_batches: names of what is timed in batches of all sizes as well.
+        reference: the program whose answers are right; none for the quickest of the policy's, which needs no PyTorch.
+        baseline_queries: of one row, a round, to candidates that are baselines.
+    """
+
+    names: Sequence[str]
+    settings: params.Bench
+    tolerance: float
+    candidates: Mapping[str, Candidate] = field(default_factory=dict)
+    in_batches: Sequence[str] = ()
+    reference: str | None = None
+    baseline_queries: int = 0
+
+
 SHORT = 1000  # milliseconds: what starts faster is started again and again, as its start varies more
 
 
-def prepare(
-    policy: str,
-    folder: Path,
-    settings: params.Bench,
-    tolerance: float,
-    emulator: int,
-    *,
-    candidates: dict[str, Candidate] | None = None,
-) -> None:
-    """Write the workload that every session reads: decisions of a recorded episode, and what eager makes of them.
-
-    What candidates decide is compared with the ONNX program, which needs no PyTorch.
+def prepare(policy: str, folder: Path, plan: Plan, emulator: int) -> None:
+    """Write the workload that every session reads: decisions of a recorded episode, and what is right there.
 
     Args:
         policy: its name.
         folder: to write to.
-        settings: of the measurement.
-        tolerance: largest absolute difference of an output.
+        plan: what is measured, and how.
         emulator: id of the process that plays beside.
-        candidates: to be measured instead of the policy's programs, by name.
     """
     from policy_export.parity.recorded_inputs import pick_by_name
 
-    manifest, reference = read_manifest(Path("models", policy)), "onnx" if candidates else "eager"
-    inputs = pick_by_name(policy, "onnx", settings.samples).inputs
+    manifest, settings = read_manifest(Path("models", policy)), plan.settings
+    inputs = pick_by_name(policy, quickest(manifest), settings.samples).inputs
     save_file(inputs, folder / session.INPUTS)
-    save_file(runtimes.load_by_name(policy, reference, settings.threads)(inputs), folder / session.EXPECTED)
-    if not candidates and programs.TUTORIAL[0] in programs.names(manifest):
-        tutorial = programs.load(policy, programs.TUTORIAL[0], settings.threads)
-        save_file(tutorial(inputs), folder / session.TUTORIAL_EXPECTED)
-    content = settings.model_dump(exclude={"noise"})
-    content |= {"tolerance": tolerance, "emulator": emulator, "states": [s["output"] for s in manifest["states"]]}
-    (folder / session.SETTINGS).write_text(json.dumps(content | {"candidates": candidates or {}}))
+    right = runtimes.load_by_name(policy, plan.reference or quickest(manifest), settings.threads)(inputs)
+    save_file(right, folder / session.expected_file(None))
+    for name in {candidate.reference for candidate in plan.candidates.values()} - {None}:
+        save_file(plan.candidates[str(name)].load()(inputs), folder / session.expected_file(name))
+    content = settings.model_dump(exclude={"noise"}) | {
+        "tolerance": plan.tolerance,
+        "emulator": emulator,
+        "states": [state["output"] for state in manifest["states"]],
+        "candidates": {name: asdict(candidate) for name, candidate in plan.candidates.items()},
+        "in_batches": list(plan.in_batches),
+        "baseline_queries": plan.baseline_queries,
+    }
+    (folder / session.SETTINGS).write_text(json.dumps(content))
 
 
 @contextmanager
@@ -99,52 +118,41 @@ class Sessions:
 
 
 @contextmanager
-def prepared(
-    policy: str, settings: params.Bench, tolerance: float, candidates: dict[str, Candidate] | None = None
-) -> Iterator[Path]:
-    """A folder with the workload, and an environment that can be played beside; for the arguments see ``prepare``."""
+def prepared(policy: str, plan: Plan) -> Iterator[Path]:
+    """Prepare a folder with the workload, and an environment that can be played beside."""
     with tempfile.TemporaryDirectory() as folder, emulator_beside(policy) as emulator:
         with processes(1) as executor:
-            executor.submit(
-                prepare, policy, Path(folder), settings, tolerance, emulator, candidates=candidates
-            ).result()
+            executor.submit(prepare, policy, Path(folder), plan, emulator).result()
         yield Path(folder)
 
 
 @contextmanager
-def sessions(
-    policy: str,
-    names: Sequence[str],
-    folder: Path,
-    settings: params.Bench,
-    candidates: dict[str, Candidate] | None = None,
-) -> Iterator[Sessions]:
+def sessions(policy: str, folder: Path, plan: Plan) -> Iterator[Sessions]:
     """Start every program, those that start in less than a second again, and warm all up by a round, side by side.
 
     Args:
         policy: its name.
-        names: of :func:`policy_export.benchmark.programs.names`, or of the candidates.
         folder: of :func:`prepared`.
-        settings: of the measurement.
-        candidates: by name, where they are what is measured.
+        plan: what is measured, and how.
 
     Raises:
         UserError: a program does not run.
     """
-    threads = {name: candidate.threads for name, candidate in (candidates or {}).items()}
-    measured = {name: Measured(claimed="p99" if name in programs.BASELINES else "p99_9") for name in names}
+    threads = {name: candidate.threads for name, candidate in plan.candidates.items()}
+    baselines = {name for name, candidate in plan.candidates.items() if candidate.baseline}
+    measured = {name: Measured(claimed="p99" if name in baselines else "p99_9") for name in plan.names}
     with ExitStack() as stack:
 
         def start(name: str) -> Session:
-            started = Session(policy, name, folder, threads.get(name, settings.threads))
+            started = Session(policy, name, folder, threads.get(name, plan.settings.threads))
             measured[name].cold_starts.append(started.cold_start)
             measured[name].loading.append(started.loading)
             measured[name].peak_memory = max(measured[name].peak_memory, started.peak_memory)
             return started
 
-        running = {name: stack.enter_context(start(name)) for name in names}
-        for name in (name for name in names if measured[name].cold_starts[0] < SHORT):
-            for _ in range(settings.cold_starts - 1):
+        running = {name: stack.enter_context(start(name)) for name in plan.names}
+        for name in (name for name in plan.names if measured[name].cold_starts[0] < SHORT):
+            for _ in range(plan.settings.cold_starts - 1):
                 with start(name):
                     pass
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
@@ -152,14 +160,9 @@ def sessions(
         yield Sessions(running, measured)
 
 
-def measure_candidates(
-    policy: str, candidates: dict[str, Candidate], settings: params.Bench, tolerance: float
-) -> dict[str, Measured]:
-    """All candidates in turns, a process each."""
-    with (
-        prepared(policy, settings, tolerance, candidates) as folder,
-        sessions(policy, list(candidates), folder, settings, candidates) as started,
-    ):
-        for round_ in range(1, settings.rounds + 1):
+def measure_candidates(policy: str, plan: Plan) -> dict[str, Measured]:
+    """Measure all that a plan names, in turns, a process each."""
+    with prepared(policy, plan) as folder, sessions(policy, folder, plan) as started:
+        for round_ in range(1, plan.settings.rounds + 1):
             started.measure(round_)
         return started.measured

@@ -10,7 +10,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from policy_export.config.profile import PATH, Count, Index, Positive, Probability, Profile, Section, check, read
+from policy_export.config.profile import PATH, Profile, check, read
+from policy_export.config.section import Count, Index, NotNegative, Positive, Probability, Section
 
 Seed = Annotated[int, Field(ge=0, lt=1_000_000_000)]  # of emulators, which take 31 bits
 
@@ -60,6 +61,7 @@ class Manifest(Section):
 
 class ParityCheck(Section):
     processes: Count
+    min_observations: Count
     tolerance: Positive
     seed: Seed
     episodes: Count
@@ -73,7 +75,6 @@ class Bench(Section):
     rounds: Count
     warmup_queries: Count
     queries: Count
-    baseline_queries: Count
     multi_stream_queries: Count
     beside_queries: Count
     samples: Count
@@ -83,21 +84,12 @@ class Bench(Section):
     rollout_steps: Count
     threads: Count
     noise: Positive
-
-
-class Quantise(Section):
-    calibration_episodes: Count
-    calibration_samples: Count
-    checked_samples: Count
-    seed: Seed
-    episodes: Annotated[int, Field(ge=2)]
-    margin: Positive
-    significance: Annotated[float, Field(gt=0, lt=0.5)]
-    processes: Count
+    least_difference: NotNegative
 
 
 class Params(Section):
     matrix: Annotated[list[str], Field(min_length=1)]
+    programs: Annotated[list[str], Field(min_length=1)]
     policies: dict[str, Profile]
     record: Record
     compile_aoti: CompileAoti
@@ -106,7 +98,6 @@ class Params(Section):
     manifest: Manifest
     parity_check: ParityCheck
     bench: Bench
-    quantise: Quantise
 
     @model_validator(mode="after")
     def _matrix_names_policies(self) -> Self:

@@ -17,28 +17,14 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from policy_export.config.errors import ProfileError
+from policy_export.config.section import Count, Index, Number, Positive, Probability, Section
+from policy_export.config.training import ALGORITHMS, Train
 from policy_export.device.errors import UserError
 
 PATH = Path("params.yaml")
 SCREEN_SIZE = (210, 160)  # height and width of an Atari screen, in pixels
 
-Count = Annotated[int, Field(gt=0)]
-Index = Annotated[int, Field(ge=0)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Discount = Annotated[float, Field(ge=0, lt=1)]
-Probability = Annotated[float, Field(ge=0, le=1)]
-Convolution = Annotated[list[Count], Field(min_length=3, max_length=3)]
-"""Channels, kernel and stride of a convolution."""
-
 Model = TypeVar("Model", bound=BaseModel)
-
-
-class Section(BaseModel):
-    """A mapping in ``params.yaml``: every key is required and known, and no value is converted."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class GymEnv(Section):
@@ -107,85 +93,12 @@ class Policy(Section):
         return dict(self.model_extra or {})
 
 
-class Untrained(Section):
-    """The factory's policy is taken as it is."""
-
-    algorithm: Literal["none"]
-    seed: Annotated[int, Field(ge=0, lt=1000)]
-    eval_episodes: Count
-
-
-class Learning(Section):
-    """What every algorithm that learns takes."""
-
-    seed: Annotated[int, Field(ge=0, lt=1000)]
-    total_steps: Count
-    num_envs: Count
-    rollout_steps: Count
-    learning_rate: Positive
-    max_grad_norm: Positive
-    gamma_start: Discount
-    gamma: Discount
-    return_ends_at_reward: bool
-    eval_episodes: Count
-
-
-class EpsilonLearning(Learning):
-    """With an exploration whose chance of a random action falls, if the policy has one."""
-
-    epsilon_start: Probability
-    epsilon_steps: Count
-
-
-class Pqn(EpsilonLearning):
-    algorithm: Literal["pqn"]
-    epochs: Count
-    minibatch_size: Count
-    lambda_: Probability
-
-
-class Dqn(EpsilonLearning):
-    algorithm: Literal["dqn"]
-    buffer_size: Count
-    batch_size: Count
-    learning_starts: Index
-    updates: Count
-    n_steps: Count
-    double: bool
-    tau: Annotated[float, Field(gt=0, le=1)]
-
-    @model_validator(mode="after")
-    def _starts(self) -> Self:
-        for name in ("buffer_size", "total_steps"):
-            if self.learning_starts >= getattr(self, name):
-                raise ValueError(f"learning_starts is {self.learning_starts}, must be below {name}")
-        return self
-
-
-class Critic(Section):
-    conv: list[Convolution]
-    hidden: list[Count]
-
-
-class Ppo(Learning):
-    algorithm: Literal["ppo"]
-    epochs: Count
-    minibatch_size: Count
-    lambda_: Probability
-    clip_epsilon: Positive
-    entropy_coeff: NotNegative
-    critic_coeff: Positive
-    critic: Critic
-
-
-Train = Annotated[Pqn | Ppo | Dqn | Untrained, Field(discriminator="algorithm")]
-
-
 class Profile(Section):
     env: Env
     preprocess: Preprocess | None
     policy: Policy
     train: Train
+    programs: Annotated[list[str], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -256,14 +169,7 @@ class Policies(BaseModel):
 
 
 # The members of unions, by what Pydantic calls them in the place of a mistake.
-MEMBERS: dict[str, type[BaseModel]] = {
-    "atari": AtariEnv,
-    "gym": GymEnv,
-    "none": Untrained,
-    "pqn": Pqn,
-    "dqn": Dqn,
-    "ppo": Ppo,
-}
+MEMBERS: dict[str, type[BaseModel]] = {"atari": AtariEnv, "gym": GymEnv, **ALGORITHMS}
 
 
 def _place(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[str, list[str]]:

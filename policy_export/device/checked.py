@@ -38,17 +38,17 @@ class CheckedProgram:
         for name, (dtype, shape) in self.inputs.items():
             array = arrays.get(name)
             if not (isinstance(array, np.ndarray) and array.dtype == dtype and array.ndim and array.shape[1:] == shape):
-                raise UserError(f"{self.name}: {self.complain(arrays)}")
+                raise UserError(f"{self.name}: {self.describe_mistake(arrays)}")
             rows.add(len(array))
         if len(arrays) != len(self.inputs) or len(rows) != 1 or 0 in rows:
-            raise UserError(f"{self.name}: {self.complain(arrays)}")
+            raise UserError(f"{self.name}: {self.describe_mistake(arrays)}")
         try:
             return self.run(arrays)
         except Exception as error:  # runtimes have no base class for theirs
             reason = str(error).splitlines() or [type(error).__name__]
             raise UserError(f"{self.name}: does not run on {rows.pop()} rows: {reason[0]}") from error
 
-    def complain(self, arrays: dict[str, Any]) -> str:
+    def describe_mistake(self, arrays: dict[str, Any]) -> str:
         """What is wrong with inputs."""
         kinds = {
             name: f"{dtype}[{', '.join(['batch', *map(str, shape)])}]" for name, (dtype, shape) in self.inputs.items()

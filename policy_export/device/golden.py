@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ GOLDEN_FILE = "native/golden.bin"
 GOLDEN_MAGIC, GOLDEN = b"GOLDEN1\n", "<64s4Qd"
 
 
-def read_golden(path: Path, manifest: dict[str, Any]) -> tuple[npt.NDArray[Any], float]:
+def read_golden(path: Path, manifest: Mapping[str, Any]) -> tuple[npt.NDArray[Any], float]:
     """Golden decisions, and the largest difference of a value.
 
     Returns:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def check_file(folder: Path, name: str, manifest: dict[str, Any]) -> Path:
+def check_file(folder: Path, name: str, manifest: Mapping[str, Any]) -> Path:
     """The path of a file of the model folder, once its SHA-256 is the manifest's.
 
     Raises:
@@ -61,7 +62,7 @@ def check_file(folder: Path, name: str, manifest: dict[str, Any]) -> Path:
     return path
 
 
-def value_names(manifest: dict[str, Any]) -> list[str]:
+def value_names(manifest: Mapping[str, Any]) -> list[str]:
     """The outputs that an action was chosen by."""
     others = {"action", *(state["output"] for state in manifest["states"])}
     return [spec["name"] for spec in manifest["outputs"] if spec["name"] not in others]

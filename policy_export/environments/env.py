@@ -148,7 +148,7 @@ def make_gym_env(env: profile.GymEnv, *, one_hot: bool = False) -> GymWrapper:
         made = GymWrapper(bare, categorical_action_encoding=not one_hot)
     except Exception as error:  # whatever the environment's own module and constructor raise
         raise ProfileError(f"env.id: {env.id!r}: gymnasium does not make it: {one_line(error)}") from error
-    spaces = {"observations": made._env.observation_space, "actions": made._env.action_space}
+    spaces = {"observations": bare.observation_space, "actions": bare.action_space}
     allowed = {"observations": (gymnasium.spaces.Box,), "actions": (gymnasium.spaces.Box, gymnasium.spaces.Discrete)}
     for what, space in spaces.items():
         if not isinstance(space, allowed[what]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from typing import Any
 
@@ -10,8 +11,12 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 
+from policy_export.config import params
 from policy_export.device.arrays import Arrays
-from policy_export.localise.trace import INPUT, WEIGHT, Trace, Value
+from policy_export.localise.case import Case
+from policy_export.localise.trace import INPUT, WEIGHT, Trace, Value, trace_program
+from policy_export.lowering.integer_preprocessing import PREFIX
+from policy_export.lowering.onnx import lower, translate
 
 LARGE_CONSTANT = 16  # numbers; larger ones are told by their hash
 
@@ -73,3 +78,29 @@ def made_for(model: onnx.ModelProto) -> dict[str, str]:
             if note.key == "pkg.torch.onnx.fx_node":  # "%relu : [num_users=1] = call_function[...](...)"
                 found |= dict.fromkeys(node.output, note.value.split()[0].removeprefix("%"))
     return found
+
+
+def translate_again(case: Case) -> tuple[Trace, set[str]]:
+    """Translate a policy anew, with the values that PyTorch gives to the tensors.
+
+    Returns:
+        what it computes, and the names of its weights.
+    """
+    translated = translate(case.exported, case.step.signature.as_dict(), params.load().export_onnx.opset)
+    assert translated.exported_program is not None  # what it was translated from
+    computed = trace_program(translated.exported_program, case.inputs)
+    nodes = made_for(translated.model_proto)
+    weights = {*case.exported.state_dict, *case.exported.constants}
+    reference = trace_onnx(lower(translated.model_proto), case.inputs, weights)
+    made_anew = [name for name in reference.values if name.startswith(PREFIX)]
+    ends = [
+        name for name, value in reference.values.items() if {*value.inputs} & {*made_anew} and name not in made_anew
+    ]
+    nodes |= {name: nodes[end] for name in made_anew for end in ends}  # one tensor ends what was rewritten
+    for name, value in reference.values.items():
+        node = computed.values.get(nodes.get(name, ""))
+        known = computed.values.get(computed.outputs.get(name, name), value)
+        same = value.operator != WEIGHT and known.array.shape == value.array.shape
+        array, source = known.array if same else value.array, node.source if node else ""
+        reference.values[name] = dataclasses.replace(value, array=array, source=source)
+    return reference, weights

@@ -61,8 +61,8 @@ def compile_program(policy: str, name: str, settings: params.CompileAoti) -> str
     return f"compile_aoti {policy}  {path.name}  {path.stat().st_size:,} bytes"
 
 
-def compile_aoti(policy: str) -> None:
-    settings = params.load().compile_aoti
+def compile_programs(policy: str, settings: params.CompileAoti) -> None:
+    """Compile a policy's programs, side by side."""
     with processes(len(EXPORTS)) as executor:
         compiling = [executor.submit(compile_program, policy, name, settings) for name in EXPORTS]
         for done in compiling:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch.export.graph_signature import InputKind
 from policy_export.lowering import layers, orders, running
 from policy_export.lowering.convolutions import convolve, convolve_any, convolve_transposed
 from policy_export.lowering.images import IMAGES
+from policy_export.program.torch_private import OpOverload
 
 aten = torch.ops.aten
 
@@ -32,7 +33,7 @@ def as_flat_concatenation(tensors: Sequence[torch.Tensor], dim: int = 0) -> torc
     return torch.cat(flat, 1).reshape(*before, -1, *after)
 
 
-OPERATORS: dict[torch._ops.OpOverload, Callable[..., Any]] = {
+OPERATORS: dict[OpOverload, Callable[..., Any]] = {
     aten.cat.default: as_flat_concatenation,
     aten.conv1d.default: convolve,
     aten.conv1d.padding: convolve,
@@ -73,7 +74,7 @@ OPERATORS: dict[torch._ops.OpOverload, Callable[..., Any]] = {
 
 
 def lower_single(
-    program: torch.export.ExportedProgram, inputs: Sequence[dict[str, Any]]
+    program: torch.export.ExportedProgram, inputs: Sequence[Mapping[str, Any]]
 ) -> torch.export.ExportedProgram:
     """The program for a batch of one.
 

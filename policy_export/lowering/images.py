@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch.nn import functional
-from torch.utils._python_dispatch import _disable_current_modes
+
+from policy_export.program.torch_private import OpOverload, OpOverloadPacket, without_modes
 
 MOST = 25  # numbers of a pool that AOTInductor writes out; larger ones it leaves to PyTorch's library
 SHORT = np.iinfo(np.int16).max
@@ -28,7 +29,7 @@ def measure_weights(
     scale: float | None,
 ) -> Floats:
     """What a resize multiplies the lines of an image by, ``(resized, size)``, from what it does to a one."""
-    with _disable_current_modes(), torch.no_grad():
+    with without_modes(), torch.no_grad():
         ones = torch.eye(size, dtype=torch.float64)[None, None]
         return resize(ones, [resized, size], align_corners, scale, None)[0, 0].numpy()
 
@@ -90,7 +91,7 @@ def resize_antialiased(resize: Resize) -> Resize:
     return rewritten
 
 
-def resize_antialiased_vec(operator: torch._ops.OpOverloadPacket) -> Resize:
+def resize_antialiased_vec(operator: OpOverloadPacket) -> Resize:
     """The same for the operator's overload that is given a size or factors."""
 
     def rewritten(
@@ -169,7 +170,7 @@ def pool_largest(images: torch.Tensor, output_size: Sequence[int]) -> tuple[torc
     return values.contiguous(), position.contiguous()
 
 
-IMAGES: dict[torch._ops.OpOverload, Callable[..., Any]] = {
+IMAGES: dict[OpOverload, Callable[..., Any]] = {
     torch.ops.aten._upsample_bilinear2d_aa.default: resize_antialiased(torch.ops.aten._upsample_bilinear2d_aa),
     torch.ops.aten._upsample_bicubic2d_aa.default: resize_antialiased(torch.ops.aten._upsample_bicubic2d_aa),
     torch.ops.aten._upsample_bilinear2d_aa.vec: resize_antialiased_vec(torch.ops.aten._upsample_bilinear2d_aa),

@@ -41,7 +41,7 @@ def flags() -> frozenset[str]:
     return frozenset(processor().get("flags", processor().get("Features", "")).split())
 
 
-def complain(machine: str, instructions: str, have: frozenset[str] | None = None) -> str | None:
+def missing_instructions(machine: str, instructions: str, have: frozenset[str] | None = None) -> str | None:
     """Why code does not run on a processor of this machine's architecture, if it does not.
 
     Args:
@@ -110,15 +110,10 @@ class Target:
     @contextmanager
     def chosen(self) -> Iterator[None]:
         """Let PyTorch generate code for this instruction set, whatever this processor has."""
-        from torch._inductor import cpu_vec_isa
+        from policy_export.program.torch_private import compiling_for
 
-        vectors = getattr(cpu_vec_isa, self.vectors)()
-        before = cpu_vec_isa.valid_vec_isa_list
-        cpu_vec_isa.valid_vec_isa_list = lambda: [vectors]  # type: ignore[assignment]
-        try:
+        with compiling_for(self.vectors):
             yield
-        finally:
-            cpu_vec_isa.valid_vec_isa_list = before
 
 
 AARCH64 = {

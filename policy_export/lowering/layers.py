@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 
+from policy_export.program.torch_private import lstm_by_steps
+
 
 def group_norm(  # noqa: PLR0917  the operator's own arguments
     images: torch.Tensor,
@@ -124,18 +126,6 @@ def lstm(  # noqa: PLR0917  the operator's own arguments
     batch_first: bool,  # noqa: FBT001
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """``torch.ops.aten.lstm`` of a tensor ``(steps, batch, size)``, step by step."""
-    from torch._decomp.decompositions import _rnn_helper, gather_params, one_layer_lstm
-
-    found = _rnn_helper(
-        sequence,
-        list(zip(*states, strict=True)),
-        gather_params(weights, has_biases, states[0].shape[2] != states[1].shape[2]),
-        has_biases,
-        num_layers,
-        dropout,
-        train,
-        bidirectional,
-        batch_first,
-        one_layer_lstm,
-    )
-    return found[0], *(torch.stack(parts) for parts in zip(*found[1], strict=True))
+    found = lstm_by_steps(sequence, states, weights, has_biases, num_layers, dropout, train, bidirectional, batch_first)
+    hidden, cell = (torch.stack(parts) for parts in zip(*found[1], strict=True))
+    return found[0], hidden, cell

@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch._inductor.lowering import lowerings, user_lowerings
-from torch._inductor.select_algorithm import NoValidChoicesError
+
+from policy_export.program.torch_private import OpOverload, compiler_lowerings
 
 aten = torch.ops.aten
+lowerings, user_lowerings, NoValidChoicesError = compiler_lowerings()
 
 
 def multiply(one: Any, other: Any) -> Any:
@@ -70,7 +71,7 @@ def size_scale(query: Any) -> float:
     return float(query.get_size()[-1]) ** -0.5
 
 
-def otherwise(operator: torch._ops.OpOverload, loops: Callable[..., Any]) -> Callable[..., Any]:
+def otherwise(operator: OpOverload, loops: Callable[..., Any]) -> Callable[..., Any]:
     """The compiler's own way of writing an operator, and loops where it has none."""
 
     def write(*arguments: Any, **options: Any) -> Any:
@@ -82,7 +83,7 @@ def otherwise(operator: torch._ops.OpOverload, loops: Callable[..., Any]) -> Cal
     return write
 
 
-WRITTEN: dict[torch._ops.OpOverload, Callable[..., Any]] = {
+WRITTEN: dict[OpOverload, Callable[..., Any]] = {
     aten.mm.default: otherwise(aten.mm.default, multiply),
     aten.bmm.default: otherwise(aten.bmm.default, multiply),
     aten.addmm.default: otherwise(aten.addmm.default, add_product),

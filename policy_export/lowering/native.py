@@ -16,7 +16,6 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from policy_export.backends import runtimes
 from policy_export.config import params
 from policy_export.device.errors import UserError
 from policy_export.device.golden import GOLDEN_FILE
@@ -26,6 +25,7 @@ from policy_export.lowering.golden import write_golden
 from policy_export.lowering.instructions import Target, find_target
 from policy_export.lowering.native_operators import find_unwritten, needs_pytorch, package, tell_operator
 from policy_export.program.archive import load_program
+from policy_export.program.calls import wrap
 from policy_export.program.failures import in_one_line
 from policy_export.stage.files import replacing
 from policy_export.stage.processes import processes
@@ -39,9 +39,6 @@ UNDEFINED = re.compile(r"undefined (?:reference to|symbol:) [`']?(\w+)")
 DEFINITIONS = ("-DTORCH_INDUCTOR_CPP_WRAPPER", "-DSTANDALONE_TORCH_HEADER", "-DC10_USING_CUSTOM_GENERATED_MACROS")
 # Of a compiler the line, of CMake all lines that are indented below it.
 ERROR = re.compile(r"(?:fatal )?error: .*|CMake Error.*(?:\n(?:[ \t].*)?)*")
-MODEL_HEADER = "#include <torch/csrc/inductor/aoti_runtime/model.h>\n"
-# What AOTInductor's code calls by name, through PyTorch's library.
-CALLED_BY_NAME = ".wrapper.json"
 
 
 def generate(program: torch.export.ExportedProgram, target: Target, folder: Path) -> None:
@@ -50,23 +47,19 @@ def generate(program: torch.export.ExportedProgram, target: Target, folder: Path
     Raises:
         UserError: the code would call operators of PyTorch's library by name.
     """
-    import torch._inductor
+    from policy_export.program.torch_private import WEIGHTS, called_by_name, generated_code, read_ending
 
     path = folder / "policy.pt2"
     package(program, target, path)
     with zipfile.ZipFile(path) as archive:
-        for ending, name in ((".wrapper.cpp", "model.cpp"), ("_weights.blob", "weights.bin")):
-            found = [entry for entry in archive.namelist() if entry.endswith(ending)]
-            (folder / name).write_bytes(archive.read(found[0]) if found else b"")
-        # The interface for many models and threads takes a fifth of the compiler's time, and nothing here calls it.
-        interface = Path(torch._inductor.__file__).parent / "codegen/aoti_runtime/interface.cpp"
-        model = (folder / "model.cpp").read_text()
-        (folder / "model.cpp").write_text(model.replace(interface.read_text(), MODEL_HEADER))
-        called = [entry for entry in archive.namelist() if entry.endswith(CALLED_BY_NAME)]
-        nodes = [node["node"] for entry in called for node in json.loads(archive.read(entry))["nodes"]]
+        called = called_by_name(archive)
+        if called:
+            raise needs_pytorch(dict.fromkeys(map(tell_operator, called)))
+        (folder / "model.cpp").write_text(generated_code(archive))
+        # A policy without weights has no file for them.
+        weights = [name for name in archive.namelist() if name.endswith(WEIGHTS)]
+        (folder / "weights.bin").write_bytes(read_ending(archive, WEIGHTS) if weights else b"")
     path.unlink()
-    if nodes:
-        raise needs_pytorch(dict.fromkeys(tell_operator(node["target"]) for node in nodes))
 
 
 def write_facts(path: Path, facts: dict[str, Any], weights: Path) -> None:
@@ -210,12 +203,15 @@ def prove(command: Path, golden: Path) -> None:
 
 def record_golden(policy: str, settings: params.CompileNative) -> int:
     """Write the decisions by which the library proves itself; returns how many."""
+    import torch
+
     source = Path("models", policy, "policy.pt2")
     recorded = episodes.load(Path("data", policy, "episodes.safetensors"), policy)[0]
-    _, facts = load_program(source, policy)
+    program, facts = load_program(source, policy)
+    torch.set_num_threads(1)
     return write_golden(
         source.parent / GOLDEN_FILE,
-        runtimes.load(source, threads=1),
+        wrap(program.module()),
         recorded,
         facts,
         count=settings.golden_decisions,
@@ -223,11 +219,10 @@ def record_golden(policy: str, settings: params.CompileNative) -> int:
     )
 
 
-def compile_native(policy: str) -> None:
-    settings = params.load().compile_native
+def compile_libraries(policy: str, settings: params.CompileNative) -> None:
+    """Compile a policy for every instruction set that is asked for; each library that runs here proves itself."""
     targets = [find_target(name) for name in settings.targets]
     folder = Path("models", policy, "native")
-    shutil.rmtree(folder, ignore_errors=True)
     folders = {name: folder / name if number else folder for number, name in enumerate(settings.targets)}
     with processes(len(folders) + 1) as executor:
         compiling = [executor.submit(compile_target, policy, name, at) for name, at in folders.items()]

@@ -8,10 +8,9 @@ from __future__ import annotations
 import re
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from policy_export.config.errors import ProfileError
 from policy_export.lowering.instructions import Target, find_target
@@ -54,10 +53,6 @@ WORDS = {
 }
 # Of these, the size along their axis tells why they are not written as loops.
 LONG = {"sort", "topk", "kthvalue", "median", "cumsum", "cumprod", "cummax", "cummin", "logcumsumexp"}
-
-
-class _LoweredError(BaseException):
-    """The compiler has come to where it would write code."""
 
 
 def inductor_options() -> dict[str, Any]:
@@ -122,49 +117,23 @@ def tell_node(name: str, node: torch.fx.Node | None) -> str:
     return told + tell_place(node)
 
 
-@contextmanager
-def stopped_before_code(found: list[str]) -> Iterator[None]:
-    """Let AOTInductor stop where it has chosen how each operator is computed, and collect what it would not write."""
-    from torch._inductor import ir
-    from torch._inductor.graph import GraphLowering
-
-    write, register = GraphLowering.codegen_with_cpp_wrapper, GraphLowering.register_operation
-
-    def stop(graph: GraphLowering) -> Any:
-        return write(graph) if graph.is_const_graph else leave()
-
-    def note(graph: GraphLowering, operation: ir.Operation) -> str:
-        if isinstance(operation, ir.ExternKernel) and not isinstance(operation, ir.MultiOutput | ir.AssertScalar):
-            overload = getattr(operation, "op_overload", None)
-            name = str(overload) if overload is not None else operation.get_kernel_name() or type(operation).__name__
-            if "check_errors" not in name:  # of what has been told already
-                found.append(tell_node(name, graph.current_node))
-        return register(graph, operation)
-
-    def leave() -> NoReturn:
-        raise _LoweredError
-
-    GraphLowering.codegen_with_cpp_wrapper = stop  # type: ignore[assignment, method-assign]
-    GraphLowering.register_operation = note  # type: ignore[assignment, method-assign]
-    try:
-        yield
-    except _LoweredError:
-        pass
-    finally:
-        GraphLowering.codegen_with_cpp_wrapper = write  # type: ignore[method-assign]
-        GraphLowering.register_operation = register  # type: ignore[method-assign]
-
-
 def find_unwritten(single: torch.export.ExportedProgram) -> list[str]:
     """The same as :func:`find_unsupported`, of a program for one row that has been lowered."""
+    from policy_export.program.torch_private import stopped_before_code
+
     found: list[str] = []
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), stopped_before_code(found):
+
+    def note(name: str, node: torch.fx.Node | None) -> None:
+        if "check_errors" not in name:  # of what has been told already
+            found.append(tell_node(name, node))
+
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), stopped_before_code(note):
         warnings.simplefilter("ignore")  # what they warn of is what is found here
         package(single, find_target("native"), Path(folder, "policy.pt2"))
     return list(dict.fromkeys(found))
 
 
-def find_unsupported(program: torch.export.ExportedProgram, inputs: Sequence[dict[str, Any]]) -> list[str]:
+def find_unsupported(program: torch.export.ExportedProgram, inputs: Sequence[Mapping[str, Any]]) -> list[str]:
     """What of a program the native library cannot have, as only PyTorch's library computes it; in seconds.
 
     Args:

@@ -73,8 +73,8 @@ def convert_program(policy: str, name: str, opset: int) -> str:
     return f"export_onnx {policy}  {name}.onnx  {len(model.graph.node)} nodes, {model.ByteSize():,} bytes"
 
 
-def export_onnx(policy: str) -> None:
-    settings = params.load().export_onnx
+def convert_programs(policy: str, settings: params.ExportOnnx) -> None:
+    """Convert a policy's programs, side by side."""
     with processes(len(EXPORTS)) as executor:
         converting = [executor.submit(convert_program, policy, name, settings.opset) for name in EXPORTS]
         for done in converting:

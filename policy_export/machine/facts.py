@@ -1,8 +1,8 @@
-"""Record what DVC cannot see by itself: this machine, and the sources of each policy; always runs.
+"""What DVC cannot see by itself: this machine, its libraries, what code does, and the sources of each policy.
 
-Only facts that stay the same from run to run. Stages whose output is true on one machine only depend on the first, and
-stages that build or train a policy on the second: its factory and its algorithm are modules that params.yaml names.
-params.yaml is checked first, and whatever has changed of a policy is tried: it is built once, untrained.
+Only facts that stay the same from run to run. Stages depend on those of them that decide what they make: on single keys
+of ``machine.json`` and ``versions.json``, and on the hashes of the code that they run. params.yaml is checked first,
+and whatever has changed of a policy is tried: it is built once, untrained.
 """
 
 from __future__ import annotations
@@ -12,22 +12,32 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from policy_export.backends import registry
 from policy_export.config import params
 from policy_export.config.errors import naming
 from policy_export.config.profile import Profile, check_files, named_files, named_modules
 from policy_export.device.errors import UserError
 from policy_export.lowering import instructions
 from policy_export.machine.trial import digest, try_policies
+from policy_export.program.made import PROGRAMS, SOURCES
 from policy_export.stage.files import write_json
 from policy_export.stage.sources import hash_files, needed_files
 
-LIBRARIES = ("torch", "tensordict", "torchrl", "ale-py", "onnx", "onnxruntime", "numpy")
-SOURCES = Path("results/sources")
+RESULTS = Path("results")
+CODE = RESULTS / "code"
 POLICY, ALGORITHM, TRIAL = "policy.json", "algorithm.json", "trial.json"
+# The stages that make what others are judged by, or what takes minutes to make: they run again where what their code
+# does has changed, and not where only a word of it has.
+HASHED_STAGES = ("record", "export_pt2", "compile_aoti", "compile_native", "export_onnx")
+LIBRARIES = (
+    *("torch", "tensordict", "torchrl", "ale-py", "gymnasium", "onnx", "onnxscript", "onnxruntime", "openvino"),
+    "numpy",
+)
 # What compilers and runtimes choose their code by.
 INSTRUCTION_SETS = (
     *("sse4_2", "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
@@ -37,33 +47,63 @@ INSTRUCTION_SETS_ARM = ("asimd", "asimddp", "fphp", "bf16", "i8mm", "sve", "sve2
 
 
 def first_line(*command: str) -> str | None:
-    """The first line a command prints, or nothing where there is no such command or it fails."""
+    """Return the first line that a command prints; none where there is no such command or it fails."""
     if shutil.which(command[0]) is None:
         return None
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.splitlines()[0].strip() if done.returncode == 0 and done.stdout else None
 
 
-def cpu() -> tuple[str, list[str]]:
-    """Model and instruction sets, as the kernel tells them."""
+def describe_machine() -> dict[str, Any]:
+    """Return what decides how code is compiled and how fast it is."""
     found = instructions.flags()
-    sets = [name for name in (*INSTRUCTION_SETS, *INSTRUCTION_SETS_ARM) if name in found]
-    return instructions.processor().get("model name") or platform.processor() or platform.machine(), sets
+    processor = instructions.processor().get("model name") or platform.processor() or platform.machine()
+    return {
+        "cpu": processor,
+        "architecture": platform.machine(),
+        "instruction_sets": [name for name in (*INSTRUCTION_SETS, *INSTRUCTION_SETS_ARM) if name in found],
+        "cores": len(os.sched_getaffinity(0)),
+        "gpu": first_line("nvidia-smi", "--query-gpu=name", "--format=csv,noheader"),
+        "system": platform.system(),
+        "compiler": first_line("g++", "--version"),
+        "python": platform.python_version(),
+    }
+
+
+def describe_versions() -> dict[str, str | None]:
+    """Return the version of every library that makes or runs programs; none of one that is not installed."""
+    versions: dict[str, str | None] = {}
+    for library in LIBRARIES:
+        try:
+            versions[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            versions[library] = None
+    return versions
 
 
 def hash_sources(profile: Profile, environment: list[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """SHA-256 of each file that makes a policy, which includes files that its factory is given, and that trains it.
+    """Hash what makes a policy, the files that its factory is given among them, and what trains it.
 
     Args:
         profile: of the policy.
         environment: modules of its environment that the profile does not name.
     """
     policy = needed_files([*named_modules(profile), *environment]) | named_files(profile)
-    return hash_files(policy), hash_files(needed_files([f"policy_export.algorithms.{profile.train.algorithm}"]))
+    training = needed_files(["stages.train", *training_modules(profile)])
+    return hash_files(policy), hash_files(training)
+
+
+def training_modules(profile: Profile) -> list[str]:
+    """Return the modules of a profile's algorithm that no other module imports."""
+    algorithm = profile.train.algorithm
+    return [f"policy_export.{room}.{algorithm}" for room in ("algorithms", "config.training")]
 
 
 def read_trial(policy: str) -> dict[str, Any]:
-    """What is known of a policy's last trial: ``sha256`` of what was tried, and the ``environment``'s own modules."""
+    """Return what is known of a policy's last trial.
+
+    It is the ``sha256`` of what was tried, and the ``environment``'s own modules.
+    """
     try:
         trial = json.loads((SOURCES / policy / TRIAL).read_text())
         return {"sha256": str(trial["sha256"]), "environment": [str(name) for name in trial["environment"]]}
@@ -71,7 +111,22 @@ def read_trial(policy: str) -> dict[str, Any]:
         return {"sha256": "", "environment": []}
 
 
-def follow(profiles: dict[str, Profile]) -> None:
+def choose_programs(everything: params.Params) -> dict[str, dict[str, bool]]:
+    """Return which programs each policy has.
+
+    Raises:
+        UserError: a name is unknown, or one is missing that others need.
+    """
+    chosen = {}
+    for policy in everything.matrix:
+        own = everything.policies[policy].programs
+        key = "programs" if own is None else f"policies.{policy}.programs"
+        names = registry.choose(everything.programs if own is None else own, key)
+        chosen[policy] = {name: name in names for name in registry.backends()}
+    return chosen
+
+
+def follow(profiles: Mapping[str, Profile], programs: Mapping[str, Mapping[str, bool]]) -> None:
     """Write the hashes of every policy's sources, once all that have changed can be built.
 
     Raises:
@@ -86,12 +141,15 @@ def follow(profiles: dict[str, Profile]) -> None:
                 sources[policy] = hash_sources(profile, trials[policy]["environment"])
         except UserError as error:
             mistakes.append(str(error))
-    changed = [name for name in sources if digest(profiles[name], sources[name]) != trials[name]["sha256"]]
+
+    def tried(policy: str) -> str:
+        return digest(profiles[policy], sources[policy], programs[policy])
+
+    changed = [policy for policy in sources if tried(policy) != trials[policy]["sha256"]]
     try:
-        for policy, environment in try_policies(changed).items():
+        for policy, environment in try_policies(changed, programs).items():
             sources[policy] = hash_sources(profiles[policy], environment)
-            sha256 = digest(profiles[policy], sources[policy])
-            trials[policy] = {"sha256": sha256, "environment": environment}
+            trials[policy] = {"sha256": tried(policy), "environment": environment}
     except UserError as error:
         mistakes.append(str(error))
     if mistakes:
@@ -99,25 +157,20 @@ def follow(profiles: dict[str, Profile]) -> None:
     for policy, hashes in sources.items():
         for name, content in zip((POLICY, ALGORITHM, TRIAL), (*hashes, trials[policy]), strict=True):
             write_json(SOURCES / policy / name, content)
+        write_json(SOURCES / policy / PROGRAMS, programs[policy])
 
 
-def machine() -> None:
+def write_facts() -> None:
+    """Check ``params.yaml``, try what has changed, and write all facts.
+
+    Raises:
+        UserError: the mistakes of ``params.yaml``, or of all policies.
+    """
     everything = params.load()
-    follow({policy: everything.policies[policy] for policy in everything.matrix})
+    follow({policy: everything.policies[policy] for policy in everything.matrix}, choose_programs(everything))
     for left in {path.name for path in SOURCES.iterdir()} - set(everything.policies):
         shutil.rmtree(SOURCES / left)
-    model, instruction_sets = cpu()
-    write_json(
-        Path("results/machine.json"),
-        {
-            "cpu": model,
-            "architecture": platform.machine(),
-            "instruction_sets": instruction_sets,
-            "cores": len(os.sched_getaffinity(0)),
-            "gpu": first_line("nvidia-smi", "--query-gpu=name", "--format=csv,noheader"),
-            "system": platform.system(),
-            "compiler": first_line("g++", "--version"),
-            "python": platform.python_version(),
-            "libraries": {name: metadata.version(name) for name in LIBRARIES},
-        },
-    )
+    for stage in HASHED_STAGES:
+        write_json(CODE / f"{stage}.json", hash_files(needed_files([f"stages.{stage}"])))
+    write_json(RESULTS / "machine.json", describe_machine())
+    write_json(RESULTS / "versions.json", describe_versions())

@@ -10,14 +10,16 @@ import hashlib
 import importlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from policy_export.config.errors import ProfileError, naming
-from policy_export.config.profile import Profile, Untrained, load_profile
+from policy_export.config.profile import Profile, load_profile
+from policy_export.config.training import Untrained
 from policy_export.device.errors import UserError
 from policy_export.program.failures import in_one_line
+from policy_export.program.made import way_out
 from policy_export.stage.processes import processes
 from policy_export.stage.sources import module_file
 
@@ -27,15 +29,19 @@ if TYPE_CHECKING:
 LIBRARIES = ("torch", "torchrl", "tensordict", "gymnasium", "ale-py")
 
 
-def digest(profile: Profile, sources: tuple[dict[str, str], ...]) -> str:
-    """SHA-256 of what decides how a trial ends: the profile, the hashes of its sources, and the libraries' versions."""
+def digest(profile: Profile, sources: tuple[dict[str, str], ...], programs: Mapping[str, bool]) -> str:
+    """Return the SHA-256 of what decides how a trial ends: profile, programs, sources, and libraries' versions."""
     versions = {name: metadata.version(name) for name in LIBRARIES}
-    content = json.dumps([profile.model_dump(), sources, versions], sort_keys=True)
+    content = json.dumps([profile.model_dump(), dict(programs), sources, versions], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def try_policy(name: str) -> list[str]:
+def try_policy(name: str, programs: Mapping[str, bool]) -> list[str]:
     """Build a policy, untrained, with its environment, here and on a device, and with what trains it; and export it.
+
+    Args:
+        name: of the policy.
+        programs: whether it has each of the programs that there are.
 
     Returns:
         the project's modules that the environment is made of, which its id need not name.
@@ -45,7 +51,6 @@ def try_policy(name: str) -> list[str]:
     """
     # Only here, as who starts the process does not need PyTorch.
     from policy_export.device.environments import make_environment
-    from policy_export.device.errors import UserError
     from policy_export.device.gymnasium_env import GymEnvironment
     from policy_export.environments.env import environment_facts, make_env
     from policy_export.program.policy import find_env, make_agent
@@ -53,7 +58,7 @@ def try_policy(name: str) -> list[str]:
     profile = load_profile(name)
     agent = make_agent(name, profile)
     with naming(name):
-        try_programs(name, agent)
+        try_programs(name, agent, programs)
         known = find_env(profile)
         env = make_env(known, profile.preprocess, 1, 0, one_hot=agent.one_hot)
         if not isinstance(profile.train, Untrained):
@@ -66,15 +71,15 @@ def try_policy(name: str) -> list[str]:
     return own_modules(played.env) if isinstance(played, GymEnvironment) else []
 
 
-def try_programs(name: str, agent: Agent) -> None:
-    """Export an untrained policy, and look for what the native library could not have.
+def try_programs(name: str, agent: Agent, wanted: Mapping[str, bool]) -> None:
+    """Export an untrained policy, and let each of its back ends refuse it that can tell before anything is made.
 
     Raises:
-        UserError: it does not export, or uses operators that only PyTorch's library computes.
+        UserError: it does not export, or a back end refuses it; the message says how to go on without that one.
     """
     from torchrl.envs.utils import ExplorationType
 
-    from policy_export.lowering.native_operators import find_unsupported, needs_pytorch
+    from policy_export.backends.registry import backends
     from policy_export.program.archive import EXPORTS
     from policy_export.program.export import export
     from policy_export.program.step import make_step
@@ -82,10 +87,15 @@ def try_programs(name: str, agent: Agent) -> None:
     agent.policy.eval().requires_grad_(requires_grad=False)
     with in_one_line(name, "machine"):
         steps = {exploration: make_step(agent, ExplorationType[exploration]) for exploration in EXPORTS.values()}
-        programs = {exploration: export(step) for exploration, step in steps.items()}
+        exported = {exploration: export(step) for exploration, step in steps.items()}
         inputs = steps["DETERMINISTIC"].signature.as_dict()["inputs"]
-        if unsupported := find_unsupported(programs["DETERMINISTIC"], inputs):
-            raise needs_pytorch(unsupported)
+        for backend in backends().values():
+            if backend.refuse is None or not wanted[backend.name]:
+                continue
+            try:
+                backend.refuse(exported["DETERMINISTIC"], inputs)
+            except UserError as error:
+                raise type(error)(f"{error}{way_out(wanted, backend.name)}") from error.__cause__
 
 
 def own_modules(env: Any) -> list[str]:
@@ -99,7 +109,7 @@ def own_modules(env: Any) -> list[str]:
     return sorted(name for name in {*names, type(layer).__module__} if module_file(name) is not None)
 
 
-def try_policies(names: Iterable[str]) -> dict[str, list[str]]:
+def try_policies(names: Iterable[str], programs: Mapping[str, Mapping[str, bool]]) -> dict[str, list[str]]:
     """What :func:`try_policy` returns for each of some policies, which are tried side by side.
 
     Raises:
@@ -109,7 +119,7 @@ def try_policies(names: Iterable[str]) -> dict[str, list[str]]:
     if not (wanted := list(names)):
         return {}
     with processes(min(len(wanted), len(os.sched_getaffinity(0))), one_task_each=True) as executor:
-        trials = {name: executor.submit(try_policy, name) for name in wanted}
+        trials = {name: executor.submit(try_policy, name, programs[name]) for name in wanted}
         for name, trial in trials.items():
             try:
                 found[name] = trial.result()

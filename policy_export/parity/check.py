@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from policy_export.backends import runtimes
+from policy_export.backends import registry, runtimes
 from policy_export.config import params
 from policy_export.device.errors import UserError
+from policy_export.device.manifest import sha256
 from policy_export.environments import episodes
 from policy_export.environments.episodes import Episode
 from policy_export.parity import report
@@ -36,10 +37,10 @@ from policy_export.parity.exploration import noise_states
 from policy_export.parity.open_loop import check_by_name
 from policy_export.parity.recorded_inputs import pick_by_name
 from policy_export.parity.samples import Actions, act_by_name, draw_by_name, judge_draws
+from policy_export.program.made import versions_of
 from policy_export.stage.files import write_json
 from policy_export.stage.processes import processes
 
-MIN_OBSERVATIONS = 2000
 MAX_FAILURES = 100  # in the report
 
 
@@ -64,11 +65,11 @@ def run_programs(
     policy: str, manifest: dict[str, Any], recorded: list[Episode], settings: params.ParityCheck
 ) -> Results:
     """Run all programs as the check needs it, in processes side by side, and tell what is done."""
-    deterministic, exploring = list(runtimes.PROGRAMS), list(runtimes.RANDOM_PROGRAMS)
+    deterministic, exploring = list(registry.deterministic(manifest)), list(registry.exploring(manifest))
     observations = sum(len(episode.actions) for episode in recorded)
     with processes(settings.processes) as executor, processes(2, one_task_each=True) as starting:
         # Any memory will do; that of the fastest program takes a second, eager's many.
-        picking = executor.submit(pick_by_name, policy, "onnx", ROWS)
+        picking = executor.submit(pick_by_name, policy, registry.quickest(manifest), ROWS)
         opening = executor.submit(check_by_name, policy, deterministic + exploring, settings)
         playing = {name: executor.submit(play_by_name, policy, name, settings) for name in ("eager", *deterministic)}
         situations = picking.result()
@@ -143,15 +144,28 @@ def explain_failures(
         return {name: task.result() for name, task in explaining.items()}
 
 
+def describe_judged(policy: str, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Say which files were judged, made from what, and by which versions of what ran them."""
+    files = registry.deterministic(manifest) | registry.exploring(manifest)
+    libraries = {library for name in manifest["programs"] for library in registry.backends()[name].run_by}
+    return {
+        "programs": {name: {"file": file, "sha256": manifest["files"][file]["sha256"]} for name, file in files.items()},
+        "weights_sha256": manifest["files"][runtimes.WEIGHTS]["sha256"],
+        "manifest_sha256": sha256(Path("models", policy, "manifest.json")),
+        "revision": manifest["revision"],
+        "versions": versions_of(sorted({"torch", "tensordict", "torchrl", *libraries})),
+    }
+
+
 def parity_check(policy: str) -> None:
     settings = params.load().parity_check
-    manifest, _ = runtimes.read_bundle(policy)
+    manifest, _ = runtimes.read_model(policy)
     recorded = episodes.load(Path("data", policy, "episodes.safetensors"), policy)
     observations = sum(len(episode.actions) for episode in recorded)
-    if observations < MIN_OBSERVATIONS:
+    if observations < settings.min_observations:
         raise UserError(
-            f"data/{policy}/episodes.safetensors: holds {observations} observations, at least {MIN_OBSERVATIONS} "
-            "are needed; raise record.greedy_episodes or record.epsilon_episodes in params.yaml"
+            f"data/{policy}/episodes.safetensors: holds {observations} observations, parity_check.min_observations "
+            f"asks for {settings.min_observations}; raise the episodes of record in params.yaml"
         )
     folder = Path("results", policy)
     shutil.rmtree(folder / "divergence", ignore_errors=True)
@@ -159,7 +173,7 @@ def parity_check(policy: str) -> None:
     eager = results.episodes["eager"]
     closed_loop = {
         name: compare_episodes(results.episodes[name], eager, settings.tolerance, results.followed.get(name, ()))
-        for name in runtimes.PROGRAMS
+        for name in registry.deterministic(manifest)
     }
     draws = judge_draws(results.draws, results.first_draws, settings, results.acted)
 
@@ -184,6 +198,7 @@ def parity_check(policy: str) -> None:
     path = folder / "parity.json"
     content = {
         "passed": not failures,
+        "judged": describe_judged(policy, manifest),
         "episodes": len(recorded),
         "programs": programs,
         "failures": failures[:MAX_FAILURES],

@@ -11,12 +11,12 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from policy_export.backends import runtimes
-from policy_export.backends.inspection import localise
 from policy_export.device.arrays import Action
 from policy_export.device.environments import Environment, make_environment
 from policy_export.device.manifest import read_manifest
 from policy_export.device.player import Player
 from policy_export.parity.comparison import Failure
+from policy_export.parity.locate import localise
 from policy_export.stage.files import replacing
 
 SCALE = 2  # of the screens in the picture

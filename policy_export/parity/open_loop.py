@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from policy_export.backends import runtimes
+from policy_export.backends.registry import RANDOM
 from policy_export.config import params
 from policy_export.device.arrays import Arrays, Run
 from policy_export.device.environments import make_environment
@@ -66,8 +67,8 @@ def check_open_loop(
         UserError: a program's outputs are not those of eager, or an episode does not replay.
     """
     states = {state["output"] for state in manifest["states"]}
-    results = {name: Comparison(name in runtimes.PROGRAMS, settings.tolerance, states) for name in programs}
-    remembering = {name: run for name, run in programs.items() if name in runtimes.PROGRAMS}
+    results = {name: Comparison(not name.endswith(RANDOM), settings.tolerance, states) for name in programs}
+    remembering = {name: run for name, run in programs.items() if not name.endswith(RANDOM)}
     players = {name: Player(run, manifest, len(recorded)) for name, run in {"eager": eager, **remembering}.items()}
     for player in players.values():
         for name in player.states.values():

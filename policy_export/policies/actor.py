@@ -9,7 +9,7 @@ from torchrl import data
 from torchrl.data import Composite, TensorSpec
 from torchrl.modules import ProbabilisticActor, TanhNormal
 
-from policy_export.config.profile import Convolution, Count
+from policy_export.config.section import Convolution, Count
 from policy_export.policies.networks import make_network, only_observation
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from torchrl.data import Categorical, Composite, TensorSpec
 
 from policy_export.config.errors import ProfileError
-from policy_export.config.profile import Convolution
+from policy_export.config.section import Convolution
 
 
 class Network(nn.Sequential):

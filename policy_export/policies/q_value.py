@@ -7,7 +7,7 @@ from torch import nn
 from torchrl.data import Categorical, Composite, TensorSpec
 from torchrl.modules import EGreedyModule, QValueModule
 
-from policy_export.config.profile import Convolution, Count, Probability
+from policy_export.config.section import Convolution, Count, Probability
 from policy_export.policies.networks import make_network, number_of_actions, only_observation
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from torchrl.data import Composite, TensorSpec
 from torchrl.modules import GRUModule, LSTMModule
 
-from policy_export.config.profile import Convolution, Count, Probability
+from policy_export.config.section import Convolution, Count, Probability
 from policy_export.policies.networks import make_network, number_of_actions, only_observation
 from policy_export.policies.q_value import choose
 

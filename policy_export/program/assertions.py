@@ -59,12 +59,12 @@ def _checks(path: str) -> list[Check]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Assert):
             found.append(Check(node, list(_operands(node.test, wanted=True))))
-        elif isinstance(node, ast.If) and _only_complains(node.body):
+        elif isinstance(node, ast.If) and _only_warns_or_raises(node.body):
             found.append(Check(node, list(_operands(node.test, wanted=False))))
     return found
 
 
-def _only_complains(body: list[ast.stmt]) -> bool:
+def _only_warns_or_raises(body: list[ast.stmt]) -> bool:
     """Whether statements end in an error, or do nothing but warn."""
     if isinstance(body[-1], ast.Raise):
         return True

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from policy_export.device.arrays import Arrays, Run
+from policy_export.device.checked import CheckedProgram
+from policy_export.device.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -39,3 +42,37 @@ def wrap(module: Callable[..., dict[str, torch.Tensor]]) -> Run:
         return module(**inputs)
 
     return on_arrays(call)
+
+
+def opened(
+    path: Path, threads: int, load: Callable[[], Run], facts: Callable[[], dict[str, Any]], *, explores: bool
+) -> Run:
+    """Open a file that PyTorch runs, as a program that checks its inputs.
+
+    With a program that explores, PyTorch's random numbers get a new seed: every process starts with the same one, and
+    such a program must not do the same after every start.
+
+    Args:
+        path: of the program.
+        threads: cores of PyTorch.
+        load: reads the file.
+        facts: are known once it is loaded; ``inputs`` has ``name``, ``dtype`` and ``shape`` of each.
+        explores: whether the program draws random numbers.
+
+    Raises:
+        UserError: the file is missing or damaged, or cannot run here.
+    """
+    import torch
+
+    torch.set_num_threads(threads)
+    if explores:
+        torch.seed()
+    if not path.exists():
+        raise UserError(f"{path}: no such file; run `dvc repro`")
+    try:
+        run = load()
+        return CheckedProgram(str(path), run, facts()["inputs"])
+    except UserError:
+        raise
+    except Exception as error:  # both loaders raise whatever the archive's reader does
+        raise UserError(f"{path}: damaged: {first_line(error)}") from None

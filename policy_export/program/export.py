@@ -6,7 +6,6 @@ import contextlib
 import sysconfig
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from torch.export.graph_signature import InputKind, OutputKind
@@ -14,8 +13,9 @@ from torchrl.envs.utils import ExplorationType
 
 from policy_export.config.errors import ProfileError
 from policy_export.program.assertions import passing_checks
-from policy_export.program.failures import fixes_batch, source_of, watch_sizes
+from policy_export.program.failures import INSTALLED, fixes_batch, source_of, watch_sizes
 from policy_export.program.step import Step
+from policy_export.program.torch_private import OpOverload, keep_stacks, part
 from policy_export.program.twins import exportable
 
 # Arguments by which operators that may draw random numbers are told not to.
@@ -38,7 +38,7 @@ def export(step: Step) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch", min=1)
     step.forward = passing_checks(step.forward)
     sizes = {name: {0: batch} for name in examples}
-    with torch.no_grad(), whole_stacks():
+    with torch.no_grad(), keep_stacks(_Frames()):
         try:
             program = torch.export.export(step, (), examples, dynamic_shapes=sizes)
         except Exception as error:
@@ -64,31 +64,23 @@ def export(step: Step) -> torch.export.ExportedProgram:
 class _Frames:
     """Stands for the set of functions whose frames the exporter keeps in a node's stack: all but PyTorch's."""
 
-    def __contains__(self, frame: tuple[str, str]) -> bool:
+    def __contains__(self, frame: Any) -> bool:
         path = frame[0]
-        if "/site-packages/" in path:
-            return "/site-packages/torchrl/" in path
+        if any(part in path for part in INSTALLED):
+            return any(f"{part}torchrl/" in path for part in INSTALLED)
         return not Path(path).is_relative_to(HERE) and not path.startswith(STANDARD_LIBRARY)
-
-
-def whole_stacks() -> contextlib.AbstractContextManager[object]:
-    """Let the exporter keep the whole stack of a node, and not only the frames of methods called ``forward``.
-
-    Its list of further functions is private to PyTorch and has no other use there.
-    """
-    return mock.patch.object(torch.fx.proxy, "_STACK_TRACE_ANCHORS", _Frames())
 
 
 def arguments_of(node: torch.fx.Node) -> dict[str, Any]:
     """An operator's arguments by name, those that a call leaves to their defaults included."""
-    assert isinstance(node.target, torch._ops.OpOverload)
-    named = {argument.name: argument.default_value for argument in node.target._schema.arguments}
+    assert isinstance(node.target, OpOverload)
+    named = {argument.name: argument.default_value for argument in part(node.target, "_schema").arguments}
     return named | dict(zip(named, node.args, strict=False)) | dict(node.kwargs)
 
 
 def operators(program: torch.export.ExportedProgram) -> list[torch.fx.Node]:
     """The nodes of a program that call operators of PyTorch's."""
-    return [node for node in program.graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
+    return [node for node in program.graph.nodes if isinstance(node.target, OpOverload)]
 
 
 def random_operators(program: torch.export.ExportedProgram) -> list[torch.fx.Node]:
@@ -98,7 +90,7 @@ def random_operators(program: torch.export.ExportedProgram) -> list[torch.fx.Nod
     """
     found: dict[str, torch.fx.Node] = {}
     for node in operators(program):
-        assert isinstance(node.target, torch._ops.OpOverload)
+        assert isinstance(node.target, OpOverload)
         arguments = arguments_of(node)
         idle = any(arguments.get(name) is False for name in SWITCHES)
         idle |= any(name in arguments and arguments[name] == 0 for name in CHANCES)

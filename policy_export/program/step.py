@@ -23,6 +23,7 @@ from policy_export.environments.preprocess import IS_INIT
 from policy_export.program.decisions import VALUES
 from policy_export.program.memory import find_memory, next_key
 from policy_export.program.policy import Agent, load_weights, make_agent
+from policy_export.program.torch_private import part
 
 EXPECTED = "expected_action_value"
 
@@ -185,7 +186,7 @@ def _like(flags: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
 
 def _expected_values(policy: TensorDictModuleBase) -> Callable[[TensorDictBase], torch.Tensor] | None:
     """How the values that a distributional policy chooses by are computed: ``(batch, actions)`` float32."""
-    hooks = [hook for module in policy.modules() for hook in module._forward_hooks.values()]
+    hooks = [hook for module in policy.modules() for hook in part(module, "_forward_hooks").values()]
     modules = [*policy.modules(), *(hook.qvalue_model for hook in hooks if isinstance(hook, QValueHook))]
     chooser = next((module for module in modules if isinstance(module, DistributionalQValueModule)), None)
     if chooser is None:

@@ -40,6 +40,7 @@ from torchrl.modules import (
 from torchrl.modules.distributions.continuous import SafeTanhTransform
 
 from policy_export.config.errors import ProfileError
+from policy_export.program.torch_private import part
 
 TINY = 1e-30  # stands for an epsilon of zero, which nothing is below
 BELOW_ONE = 1 - 2**-24  # the largest float32 below 1
@@ -169,8 +170,9 @@ class ActionChunk(TensorDictModuleBase):
         self.in_keys, self.out_keys = module.in_keys, module.out_keys
         self.init_key, self.counter_key, self.keep_dim = module.init_key, module.counter_key, module.keep_dim
         self.interval = module.n_steps if module.replan_interval is None else module.replan_interval
+        chunks = part(module, "_chunk_keys_map")
         # Each action's key, those of the chunk that the actor writes, and of the chunk that is remembered.
-        self.keys = [(key, module._chunk_keys_map[key], cache) for key, cache in module._actor_keys_map.items()]
+        self.keys = [(key, chunks[key], cache) for key, cache in part(module, "_actor_keys_map").items()]
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         renews = tensordict[self.init_key]
@@ -214,16 +216,18 @@ class TracedTruncatedNormal(TruncatedNormal):
 
     def rsample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> torch.Tensor:
         base = self.base_dist
-        chance = torch.rand(base._extended_shape(sample_shape), dtype=base.a.dtype, device=base.a.device)
-        chance = base._dtype_min_gt_0 + (base._dtype_max_lt_1 - base._dtype_min_gt_0) * chance
-        below = (base._big_phi_a + chance * base._Z).clamp(base.eps, 1 - base.eps)
-        drawn = base._from_std_rv(math.sqrt(2) * erfinv(2 * below - 1))
-        return drawn.maximum(base._non_std_a).minimum(base._non_std_b)
+        chance = torch.rand(part(base, "_extended_shape")(sample_shape), dtype=base.a.dtype, device=base.a.device)
+        chance = (
+            part(base, "_dtype_min_gt_0") + (part(base, "_dtype_max_lt_1") - part(base, "_dtype_min_gt_0")) * chance
+        )
+        below = (part(base, "_big_phi_a") + chance * part(base, "_Z")).clamp(base.eps, 1 - base.eps)
+        drawn = part(base, "_from_std_rv")(math.sqrt(2) * erfinv(2 * below - 1))
+        return drawn.maximum(part(base, "_non_std_a")).minimum(part(base, "_non_std_b"))
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
-        base, margin = self.base_dist, self.base_dist._dtype_min_gt_0
+        base, margin = self.base_dist, part(self.base_dist, "_dtype_min_gt_0")
         beyond = (self.low > value) | (self.high < value)
-        inside = value.minimum(base._non_std_b - margin).maximum(base._non_std_a + margin)
+        inside = value.minimum(part(base, "_non_std_b") - margin).maximum(part(base, "_non_std_a") + margin)
         return super(TruncatedNormal, self).log_prob(inside).masked_fill(beyond.any(-1), -torch.inf)
 
 

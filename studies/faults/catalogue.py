@@ -24,7 +24,7 @@ from policy_export.lowering.aoti import compile_to
 from policy_export.lowering.onnx import convert
 from policy_export.program.archive import load_program
 from policy_export.program.step import Step
-from studies.faults.subject import Subject, insert, save
+from studies.faults.subject import Subject, find_policies, insert, save
 
 Fault = Callable[[Subject, Path], Path]
 
@@ -219,9 +219,9 @@ def truncated(subject: Subject, folder: Path) -> Path:
     return path
 
 
-def bundled(policy: str, file: str) -> Fault:
-    """Another of the programs that the pipeline has built."""
-    return lambda _, __: Path("models", policy, file)
+def bundled(kind: str, file: str) -> Fault:
+    """Return another of the programs that the pipeline has built, of the policy of a kind."""
+    return lambda _, __: Path("models", find_policies()[kind], file)
 
 
 def compiled(fault: Fault) -> Fault:
@@ -287,23 +287,23 @@ def same_draws_every_start(subject: Subject, folder: Path) -> Path:
     return path
 
 
-# Of the programs that explore, by policy and name.
+# Of the programs that explore, by the kind of policy and name.
 RANDOM_FAULTS: dict[str, dict[str, Fault]] = {
-    "dqn": {
+    "stacked": {
         "explores three times as often": explores_more_often,
-        "explores never": bundled("dqn", "policy.onnx"),
+        "explores never": bundled("stacked", "policy.onnx"),
         "one draw for all rows": one_draw,
         "same draws after every start": same_draws_every_start,
     },
-    "ppo": {
-        "draws never": bundled("ppo", "policy.onnx"),
+    "actor": {
+        "draws never": bundled("actor", "policy.onnx"),
         "ONNX: same draws after every start": same_draws_every_start,
     },
 }
 
-# Of the deterministic programs, by policy and name.
+# Of the deterministic programs, by the kind of policy and name.
 FAULTS: dict[str, dict[str, Fault]] = {
-    "dqn": {
+    "stacked": {
         "crop one row lower": crop(top=1),
         "crop one row higher": crop(top=-1),
         "nearest for area": preprocess(resize="nearest"),
@@ -340,9 +340,9 @@ FAULTS: dict[str, dict[str, Fault]] = {
         "RANDOM baked in": random_baked_in,
         "frozen batch": frozen_batch,
         "truncated file": truncated,
-        "another policy's file": bundled("drqn", "policy.onnx"),
-        "another policy of the same shapes": bundled("ppo", "policy.onnx"),
-        "the program that explores": bundled("dqn", "policy_random.onnx"),
+        "another policy's file": bundled("recurrent", "policy.onnx"),
+        "another policy of the same shapes": bundled("actor", "policy.onnx"),
+        "the program that explores": bundled("stacked", "policy_random.onnx"),
         "ONNX: one weight off by 1e-3": edit_onnx(initializer(0, nudge)),
         "ONNX: head's rows reversed": edit_onnx(initializer(-2, lambda array: array[::-1])),
         "ONNX: weights in float16": edit_onnx(initializer(-3, lambda array: array.astype(np.float16))),
@@ -353,7 +353,7 @@ FAULTS: dict[str, dict[str, Fault]] = {
         "AOTInductor: crop one row lower": compiled(crop(top=1)),
         "AOTInductor: noise of 1e-4": compiled(weights(noise(1e-4))),
     },
-    "drqn": {
+    "recurrent": {
         "hidden state not carried": after(torch.zeros_like, HIDDEN),
         "cell state not carried": after(torch.zeros_like, CELL),
         "states swapped": after(lambda _, cell: cell.clone(), HIDDEN, CELL),

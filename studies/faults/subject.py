@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,26 @@ from policy_export.program.step import Step, load_agent
 STEPS = 256  # of every episode
 EPISODES = 2  # one of them greedy, in open loop; as many in closed loop
 EPSILON = 0.1  # in the other
+
+
+@functools.cache
+def find_policies() -> dict[str, str]:
+    """Return the first policy of each kind that the pipeline has built.
+
+    ``stacked`` has values of actions and a stack of frames, ``recurrent`` has values and an LSTM, ``actor`` has logits.
+    """
+    found: dict[str, str] = {}
+    for policy in params.load().matrix:
+        manifest = read_manifest(Path("models", policy))
+        states = {state["input"] for state in manifest["states"]}
+        outputs = {spec["name"] for spec in manifest["outputs"]}
+        kinds = {
+            "stacked": "action_value" in outputs and states == {"frames"},
+            "recurrent": "action_value" in outputs and {"hidden0", "hidden1"} <= states,
+            "actor": "logits" in outputs,
+        }
+        found |= {kind: policy for kind, fits in kinds.items() if fits and kind not in found}
+    return found
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,14 @@ rewriting of the graph.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import onnx
 import torch
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
 from torch import nn
 from torchrl.envs.utils import ExplorationType
 
-from policy_export.benchmark.programs import NAIVE, naive_path
 from policy_export.config import params
 from policy_export.config.profile import Preprocess, load_profile
 from policy_export.environments.preprocess import Screen
@@ -21,6 +22,15 @@ from policy_export.program.export import export
 from policy_export.program.step import Step, load_agent
 from policy_export.stage.command import run
 from policy_export.stage.files import replacing
+from studies.settings import BASELINES
+
+# Colours weighed where they are, or moved first as TorchRL's ToTensorImage does.
+NAIVE = {"onnx_naive": "policy.onnx", "onnx_naive_channels_first": "policy_channels_first.onnx"}
+
+
+def naive_path(policy: str, name: str) -> Path:
+    """Return where a naive export of a policy lies."""
+    return BASELINES / policy / NAIVE[name]
 
 
 class NaiveScreen(nn.Module):

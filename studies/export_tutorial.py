@@ -10,11 +10,12 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from policy_export.stage.command import run
 from policy_export.stage.files import replacing
 from studies import tutorial
+from studies.settings import BASELINES
 
 
 def export_tutorial() -> None:
     policy, pixels = tutorial.make_policy()
-    aoti, onnx = (tutorial.FOLDER / file for file in tutorial.FILES.values())
+    aoti, onnx = (BASELINES / file for file in tutorial.FILES.values())
     with set_exploration_type(ExplorationType.DETERMINISTIC), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of dtypes and versions, which are the tutorial's
         program = torch.export.export(

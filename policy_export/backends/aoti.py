@@ -1,0 +1,97 @@
+"""AOTInductor packages: the program compiled for this machine's processor; run by PyTorch's library."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from policy_export.backends.base import Backend, Settings
+from policy_export.device.arrays import Run
+from policy_export.device.errors import UserError
+from policy_export.lowering import instructions
+
+if TYPE_CHECKING:
+    import torch
+
+    from policy_export.localise.case import Case
+    from policy_export.localise.compare import Location
+
+
+def open_package(path: Path) -> Any:
+    """Load an AOTInductor package, once it is known to run on this processor.
+
+    PyTorch would only warn, after it has compiled a program to find out what this processor is.
+
+    Raises:
+        UserError: the package was compiled for instructions that this processor lacks.
+    """
+    from policy_export.program.torch_private import load_package, package_metadata
+
+    metadata = package_metadata(path)
+    if reason := instructions.missing_instructions(metadata["AOTI_MACHINE"], metadata["AOTI_CPU_ISA"]):
+        raise UserError(f"{path}: does not run on this machine: {reason}; compile it here: `dvc repro`")
+    return load_package(path)
+
+
+def call_package(package: Any) -> Callable[..., dict[str, torch.Tensor]]:
+    """Return an AOTInductor package as a function of named tensors; what it returns has no gradients.
+
+    PyTorch's own call of it parses the package's signature again every time.
+    """
+    from policy_export.program.torch_private import package_signature
+
+    loader = package.loader
+    arguments, results = package_signature(loader)
+
+    def call(**inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        return dict(zip(results, loader.boxed_run([inputs[name] for name in arguments]), strict=True))
+
+    return call
+
+
+def load(path: Path, settings: Settings) -> Run:
+    from policy_export.program.calls import on_arrays, opened
+
+    facts: dict[str, Any] = {}
+
+    def run() -> Run:
+        package = open_package(path)
+        facts.update(json.loads(package.get_metadata()["facts"]))
+        return on_arrays(call_package(package))
+
+    return opened(path, settings.threads, run, lambda: facts, explores=settings.explores)
+
+
+def inspect(case: Case, path: Path) -> Location:
+    """Look at ``policy.pt2`` first, which may have the same fault, then at the package's own weights and code."""
+    from policy_export.config import params
+    from policy_export.localise.case import locate_in_origin, tell
+    from policy_export.localise.compare import largest_difference
+    from policy_export.localise.package import locate_in_package
+
+    outputs = load(path, Settings(1))(case.inputs)
+    if not (wrong := case.wrong(outputs)):
+        return tell("nothing differs: every output agrees for these inputs")
+    if location := locate_in_origin(case, outputs):
+        return location
+    location = locate_in_package(path, case.exported, case.reference, wrong[0], params.load().compile_aoti)
+    if location.difference is None and location.tensor:  # of the code, which has no numbers: the outputs' differences
+        largest = max(largest_difference(outputs[name], case.expected[name]) for name in outputs if name in wrong)
+        note = f"{location.note} (difference of the outputs)"
+        location = dataclasses.replace(location, difference=largest, note=note)
+    return location
+
+
+BACKEND = Backend(
+    name="aoti",
+    file="policy.aoti.pt2",
+    random_file="policy_random.aoti.pt2",
+    content="AOTInductor package, {exploration}, for the machine that compiled it",
+    load=load,
+    inspect=inspect,
+    run_by=("torch",),
+    batches=True,
+)

@@ -1,0 +1,60 @@
+"""ONNX programs, run by ONNX Runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from policy_export.backends.base import Backend, Settings
+from policy_export.device.arrays import Run
+from policy_export.device.onnx_session import load_onnx
+
+if TYPE_CHECKING:
+    from policy_export.localise.case import Case
+    from policy_export.localise.compare import Location
+
+
+def load(path: Path, settings: Settings) -> Run:
+    return load_onnx(path, {**settings.onnx_session, "threads": settings.threads})
+
+
+def inspect(case: Case, path: Path) -> Location:
+    """Compare with a fresh translation of the policy, whose tensors have the values that PyTorch gives them."""
+    import onnx
+
+    from policy_export.localise.case import tell
+    from policy_export.localise.trace_onnx import trace_onnx, translate_again
+
+    reference, weights = translate_again(case)
+    found = trace_onnx(onnx.load(path), case.inputs, weights)
+    if location := case.compare(found, reference):
+        return location
+    if case.wrong({name: found.output(name) for name in found.outputs}):
+        return tell("the model is what PyTorch makes of the policy for ONNX: the fault is in its decompositions")
+    if not case.wrong(load(path, Settings(1))(case.inputs)):
+        return tell("nothing differs: every output agrees for these inputs")
+    return tell(
+        "every intermediate tensor agrees when the graph is run unoptimised: the fault is in ONNX Runtime's "
+        f"optimisation, from the level {_first_wrong_level(path, case)!r} on"
+    )
+
+
+def _first_wrong_level(path: Path, case: Case) -> str:
+    """Return the least of ONNX Runtime's optimisation levels that makes an output wrong."""
+    for level in ("basic", "extended"):
+        if case.wrong(load_onnx(path, {"optimization": level})(case.inputs)):
+            return level
+    return "all"
+
+
+BACKEND = Backend(
+    name="onnx",
+    file="policy.onnx",
+    random_file="policy_random.onnx",
+    content="ONNX program, {exploration}",
+    load=load,
+    inspect=inspect,
+    run_by=("onnxruntime",),
+    on_device=True,
+    batches=True,
+)

@@ -1,0 +1,33 @@
+"""What algorithms that learn have in common."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from policy_export.config.section import Count, Device, Discount, Positive, Probability, Section
+
+
+class Learning(Section):
+    """What every algorithm that learns takes."""
+
+    algorithm: str
+    device: Device = "auto"
+    seed: Annotated[int, Field(ge=0, lt=1000)]
+    total_steps: Count
+    num_envs: Count
+    rollout_steps: Count
+    learning_rate: Positive
+    max_grad_norm: Positive
+    gamma_start: Discount
+    gamma: Discount
+    return_ends_at_reward: bool
+    eval_episodes: Count
+
+
+class EpsilonLearning(Learning):
+    """With an exploration whose chance of a random action falls, if the policy has one."""
+
+    epsilon_start: Probability
+    epsilon_steps: Count
