@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from pipeline_helpers import choose_programs
 from ruamel.yaml import YAML
 
-from policy_export.backends import manifest
+from policy_export.backends.manifest import write_manifest
 from policy_export.config.profile import Profile, load_profile
-from policy_export.lowering import onnx as export_onnx
 from policy_export.program.policy import Agent, make_agent, save_weights
 from policy_export.program.step import Step
-from stages import export_pt2
+from stages.export_onnx import export_onnx
+from stages.export_pt2 import export_pt2
 
 ROOT = Path(__file__).parents[1]
 EPISODE_STEPS = 300  # of the policy in `workspace`, so that its episodes are short
@@ -77,13 +78,13 @@ def workspace(tmp_path_factory) -> Path:
     content = YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text())
     content["policies"]["dqn"]["env"]["max_episode_steps"] = EPISODE_STEPS
     YAML().dump(content, folder / "params.yaml")
-    with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
+    with contextlib.chdir(folder):
         agent = untrained_agent(load_profile("dqn"))
         save_weights(Path("models/dqn/policy.safetensors"), "dqn", agent.actor)
-        export_pt2.export_pt2("dqn")
-        export_onnx.export_onnx("dqn")
-        patch.setattr(manifest, "FILES", {name: text for name, text in manifest.FILES.items() if "aoti" not in name})
-        manifest.manifest("dqn")
+        choose_programs(folder, "dqn", ["pt2", "onnx"])
+        export_pt2("dqn")
+        export_onnx("dqn")
+        write_manifest("dqn")
     return folder
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+
+from policy_export.backends.registry import backends
 
 ROOT = Path(__file__).parents[1]
 OUTPUTS = ("models/", "results/", "data/", "dvc.lock")
@@ -56,6 +60,13 @@ def change_params(path: Path, changes: dict[str, Any]) -> None:
         section[name] = value
     with path.open("w") as file:
         yaml.dump(content, file)
+
+
+def choose_programs(folder: Path, policy: str, names: Sequence[str]) -> None:
+    """Write which programs a policy has, as the stage machine does."""
+    path = folder / "results/sources" / policy / "programs.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({name: name in names for name in backends()}))
 
 
 def write_params(folder: Path, changes: dict[str, Any]) -> None:
