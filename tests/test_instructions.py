@@ -11,7 +11,7 @@ import pytest
 from policy_export.backends import runtimes
 from policy_export.device.errors import UserError
 from policy_export.lowering import instructions
-from policy_export.lowering.instructions import TARGETS, V3, V4, missing_instructions, find_target
+from policy_export.lowering.instructions import TARGETS, V3, V4, find_target, missing_instructions
 
 HERE = platform.machine()
 

@@ -5,21 +5,47 @@ import shutil
 from importlib import metadata
 from pathlib import Path
 
-import play
 import pytest
 import torch
+from pipeline_helpers import choose_programs
 
 from policy_export.backends import manifest
-from policy_export.config import params
+from policy_export.backends.manifest import write_manifest
+from policy_export.backends.registry import deterministic, exploring, quickest
 from policy_export.config.params import load as load_params
 from policy_export.device.errors import UserError
+from policy_export.device.manifest import SCHEMA_VERSION, check_file, read_manifest
 from policy_export.program.archive import read_facts
+from policy_export.program.made import make, record_path
 from policy_export.program.policy import make_agent, save_weights
+
+
+@pytest.fixture
+def project(workspace, tmp_path, monkeypatch) -> Path:
+    """A copy of the workspace, to be changed; the working folder."""
+    shutil.copytree(workspace, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write() -> dict:
+    write_manifest("dqn")
+    return read_manifest(Path("models/dqn"))
+
+
+def refuse() -> str:
+    """Expect one line of error, and the manifest to stay what it was; returns the line."""
+    before = Path("models/dqn/manifest.json").read_bytes()
+    with pytest.raises(UserError) as caught:
+        write_manifest("dqn")
+    assert Path("models/dqn/manifest.json").read_bytes() == before
+    (line,) = str(caught.value).splitlines()
+    return line
 
 
 def test_manifest_tells_what_a_device_needs(workspace, profile):
     written = json.loads((workspace / "models/dqn/manifest.json").read_text())
-    assert written["schema_version"] == play.SCHEMA_VERSION
+    assert written["schema_version"] == SCHEMA_VERSION
     assert written["policy"] == "dqn"
     assert written["environment"]["id"] == profile.env.id
     assert [action["ale_id"] for action in written["actions"]] == [0, 1, 3, 4, 11, 12]
@@ -28,15 +54,12 @@ def test_manifest_tells_what_a_device_needs(workspace, profile):
     assert [(state["input"], state["output"]) for state in written["states"]] == [("frames", "next_frames")]
     assert written["parameters"]["preprocess"] == profile.preprocess.model_dump()
     assert written["versions"]["onnxruntime"] == metadata.version("onnxruntime")
+    assert written["onnx_session"] == load_params(workspace / "params.yaml").manifest.onnx_session.model_dump()
 
 
-def test_programs_that_explore_are_told_of_where_they_take_and_give_more(workspace, tmp_path, monkeypatch):
+def test_programs_that_explore_are_told_of_where_they_take_and_give_more(project, monkeypatch):
     """As where their noise has a state; otherwise nothing is said of them."""
-    assert "random" not in json.loads((workspace / "models/dqn/manifest.json").read_text())
-    shutil.copytree(workspace / "models", tmp_path / "models")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(manifest, "FILES", {name: text for name, text in manifest.FILES.items() if "aoti" not in name})
-    monkeypatch.setattr(params, "load", lambda: load_params(workspace / "params.yaml"))
+    assert "random" not in read_manifest(project / "models/dqn")
     noise = {"name": "noise", "dtype": "float32", "shape": ["batch", 1]}
 
     def with_noise(path: Path, policy: str):
@@ -48,8 +71,7 @@ def test_programs_that_explore_are_told_of_where_they_take_and_give_more(workspa
         return facts
 
     monkeypatch.setattr(manifest, "read_facts", with_noise)
-    manifest.manifest("dqn")
-    written = play.read_manifest(Path("models/dqn"))
+    written = write()
     assert [spec["name"] for spec in written["inputs"]] == ["observation", "frames", "is_init"]
     assert set(written["random"]) == {"inputs", "outputs", "states"}
     assert [spec["name"] for spec in written["random"]["inputs"]] == ["observation", "frames", "is_init", "noise"]
@@ -60,18 +82,113 @@ def test_programs_that_explore_are_told_of_where_they_take_and_give_more(workspa
 
 def test_every_file_is_listed_with_its_hash(workspace):
     folder = workspace / "models/dqn"
-    files = play.read_manifest(folder)["files"]
-    programs = {path.name for path in folder.iterdir()} - {"manifest.json", "policy.pt2.txt", "policy_random.pt2.txt"}
-    assert set(files) == programs
+    files = read_manifest(folder)["files"]
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert set(files) == there - {"manifest.json", "policy.pt2.txt", "policy_random.pt2.txt"}
     for name, entry in files.items():
-        assert play.check_file(folder, name, {"files": files}) == folder / name
+        assert check_file(folder, name, {"files": files}) == folder / name
         assert entry["bytes"] == (folder / name).stat().st_size
 
 
-def test_programs_of_other_weights(workspace, tmp_path, monkeypatch, profile):
-    shutil.copytree(workspace / "models", tmp_path / "models")
-    monkeypatch.chdir(tmp_path)
+def test_programs_are_listed_with_what_made_them(workspace):
+    written = read_manifest(workspace / "models/dqn")
+    assert list(written["programs"]) == ["pt2", "onnx"]
+    assert deterministic(written) == {"pt2": "policy.pt2", "onnx": "policy.onnx"}
+    assert exploring(written) == {"pt2_random": "policy_random.pt2", "onnx_random": "policy_random.onnx"}
+    assert quickest(written) == "onnx"
+    libraries = {"pt2": ("torch", "tensordict", "torchrl"), "onnx": ("torch", "onnx", "onnxscript")}
+    for name, names in libraries.items():
+        for file in (f"policy.{name}", f"policy_random.{name}"):
+            entry = written["files"][file]
+            assert entry["versions"] == {library: metadata.version(library) for library in names}
+            assert ("RANDOM" if "random" in file else "DETERMINISTIC") in entry["content"]
+    assert "versions" not in written["files"]["policy.safetensors"]
+    others = {"numpy", "ale-py", "gymnasium", "onnxruntime"}
+    assert set(written["versions"]) == others.union(*libraries.values())
+
+
+def test_player_is_copied_as_it_is(project, root):
+    """And nothing that lay there before."""
+    source, target = root / "policy_export/device", project / "models/dqn/player"
+    (target / "old.py").write_text("")
+    (target / "command.py").write_text("")
+    files = write()["files"]
+    names = {path.name for path in source.glob("*.py")}
+    assert {path.name for path in target.iterdir()} == names
+    assert {name for name in files if name.startswith("player/")} == {f"player/{name}" for name in names}
+    for name in names:
+        assert (target / name).read_bytes() == (source / name).read_bytes()
+
+
+def test_program_that_the_profile_leaves_out_is_not_listed(project):
+    """The empty files that stand for it are none of the policy's."""
+    choose_programs(project, "dqn", ["pt2"])
+    files = [Path("models/dqn/policy.onnx"), Path("models/dqn/policy_random.onnx")]
+    make("dqn", "onnx", lambda: pytest.fail("it is built"), libraries=("onnx",), files=files)
+    assert [path.stat().st_size for path in files] == [0, 0]
+    written = write()
+    assert list(written["programs"]) == ["pt2"]
+    assert not [name for name in written["files"] if name.endswith(".onnx")]
+    assert not {"onnx", "onnxruntime"} & set(written["versions"])
+    assert quickest(written) == "pt2"
+
+
+def test_program_that_runs_another_s_file_lists_no_file_of_its_own(project, monkeypatch):
+    """Its library need not be installed here."""
+    before = read_manifest(project / "models/dqn")
+    monkeypatch.setattr(manifest, "versions_of", lambda names: dict.fromkeys(names, "1"))
+    choose_programs(project, "dqn", ["pt2", "onnx", "openvino"])
+    written = write()
+    assert written["programs"]["openvino"] == written["programs"]["onnx"]
+    assert written["versions"]["openvino"] == "1"
+    assert set(written["files"]) == set(before["files"])
+
+
+def test_every_file_of_a_folder_is_listed(project):
+    """As the native library's, which is one of many."""
+    folder, names = Path("models/dqn/native"), ["libpolicy.so", "policy", "policy.h", "golden.bin", "x/libpolicy.so"]
+
+    def build() -> None:
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(name)
+
+    choose_programs(project, "dqn", ["pt2", "native"])
+    make("dqn", "native", build, libraries=("torch",), folder=folder)
+    written = write()
+    assert written["programs"]["native"] == {"file": "native/libpolicy.so", "random_file": None}
+    assert {name for name in written["files"] if name.startswith("native/")} == {f"native/{name}" for name in names}
+    assert all(entry["content"] for entry in written["files"].values())
+    assert "native_random" not in exploring(written)
+
+
+def test_programs_of_other_weights(project, profile):
     torch.manual_seed(1)
-    save_weights(Path("models/dqn/policy.safetensors"), "dqn", make_agent("dqn", profile).actor)
+    save_weights(project / "models/dqn/policy.safetensors", "dqn", make_agent("dqn", profile).actor)
     with pytest.raises(UserError, match=r"^models/dqn/policy\.pt2: made from other weights than .*dvc repro"):
-        manifest.manifest("dqn")
+        write_manifest("dqn")
+
+
+@pytest.mark.parametrize("name", ["policy.pt2", "policy.onnx", "policy_random.onnx", "policy.safetensors"])
+def test_missing_file(project, name):
+    (project / "models/dqn" / name).unlink()
+    line = refuse()
+    assert line.startswith(f"models/dqn/{name}: ")
+    assert line.endswith("dvc repro`")
+
+
+def test_file_that_its_stage_has_not_made(project):
+    with (project / "models/dqn/policy.onnx").open("ab") as file:
+        file.write(b"more")
+    assert refuse() == "models/dqn/policy.onnx: not the file that its stage has made; run `dvc repro`"
+
+
+@pytest.mark.parametrize("content", [None, b"{"])
+def test_record_that_cannot_be_read(project, content):
+    path = project / record_path("dqn", "onnx")
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    line = refuse()
+    assert line.startswith("results/dqn/programs/onnx.json: ")
+    assert line.endswith("; run `dvc repro`")

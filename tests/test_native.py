@@ -12,28 +12,36 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
-import play
 import pytest
 import torch
-from pipeline_helpers import ROOT
+from pipeline_helpers import ROOT, choose_programs
 
-from policy_export.backends import manifest, runtimes
+from policy_export.backends import runtimes
+from policy_export.backends.manifest import write_manifest
+from policy_export.backends.registry import quickest
 from policy_export.benchmark.command import Command
 from policy_export.config import params
+from policy_export.device.command import main
 from policy_export.device.errors import UserError
 from policy_export.device.golden import read_golden, selftest
-from policy_export.device.manifest import read_manifest
-from policy_export.device.native_library import load_native
+from policy_export.device.manifest import read_manifest, sha256
+from policy_export.device.native_library import NATIVE, load_native
 from policy_export.device.onnx_session import load_onnx
 from policy_export.device.player import Player
-from policy_export.lowering import native as compile_native
 from policy_export.lowering.batch_one import lower_single
 from policy_export.lowering.golden import pick_steps
 from policy_export.lowering.instructions import TARGETS, find_target
+from policy_export.lowering.native import build as build_library
+from policy_export.lowering.native import compile_target, generate, prove, write_facts
+from policy_export.program.archive import load_program
+from policy_export.program.made import read_record
 from policy_export.stage.processes import processes
+from stages.compile_native import compile_native
+from stages.export_onnx import export_onnx
 from stages.record import record
 
 pytestmark = pytest.mark.slow
@@ -56,10 +64,10 @@ def folder(workspace, tmp_path_factory) -> Path:
     shutil.copytree(workspace, place, dirs_exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
+        choose_programs(place, "dqn", ["pt2", "onnx", "native"])
         record("dqn")
-        compile_native.compile_native("dqn")
-        patch.setattr(manifest, "FILES", {name: text for name, text in manifest.FILES.items() if "aoti" not in name})
-        manifest.manifest("dqn")
+        compile_native("dqn")
+        write_manifest("dqn")
     return place / "models/dqn"
 
 
@@ -67,9 +75,9 @@ def folder(workspace, tmp_path_factory) -> Path:
 def generated(folder, tmp_path_factory) -> Path:
     """What the library is built from."""
     place = tmp_path_factory.mktemp("generated")
-    program, facts = compile_native.load_program(folder / "policy.pt2", "dqn")
-    compile_native.generate(lower_single(program, facts["inputs"]), find_target("native"), place)
-    compile_native.write_facts(place / "facts.h", facts, place / "weights.bin")
+    program, facts = load_program(folder / "policy.pt2", "dqn")
+    generate(lower_single(program, facts["inputs"]), find_target("native"), place)
+    write_facts(place / "facts.h", facts, place / "weights.bin")
     return place
 
 
@@ -77,7 +85,7 @@ def generated(folder, tmp_path_factory) -> Path:
 def build(generated, tmp_path_factory) -> Callable[..., Path]:
     def make(*options: str) -> Path:
         built = tmp_path_factory.mktemp("build")
-        compile_native.build(generated, find_target("native"), built, f"-DPOLICY_WARNINGS={WARNINGS}", *options)
+        build_library(generated, find_target("native"), built, f"-DPOLICY_WARNINGS={WARNINGS}", *options)
         return built
 
     return make
@@ -355,8 +363,14 @@ def test_what_cannot_be_written_is_an_error(folder, words):
 def test_decisions_come_at_once_and_memory_is_small(folder, tmp_path, monkeypatch):
     """Whoever pipes screens in one after the other has each decision before the next screen."""
     monkeypatch.chdir(folder.parents[1])
-    started = Command("dqn", tmp_path).start()  # which reads the decision while the pipe is open
+    measured = Command.of("dqn", read_manifest(folder), tmp_path)
+    assert measured is not None
+    started = measured.start()  # which reads the decision while the pipe is open
     assert started.peak_memory <= 32 * 1024
+
+
+def test_policy_without_a_native_library_has_no_command(workspace, tmp_path):
+    assert Command.of("dqn", read_manifest(workspace / "models/dqn"), tmp_path) is None
 
 
 def damaged(path: Path, target: Path, weights: bytes) -> Path:
@@ -387,13 +401,13 @@ def test_one_changed_byte_of_the_weights_is_noticed(folder, generated, tmp_path)
 def test_player_notices_a_changed_byte(folder, tmp_path, name, capsys):
     copy = shutil.copytree(folder, tmp_path / "dqn")
     options = [str(copy), "--selftest", *(["--native"] if "native" in name else [])]
-    assert play.main(options) == 0
+    assert main(options) == 0
     assert "golden decisions, all as they were" in capsys.readouterr().out
     content = bytearray((copy / name).read_bytes())
     content[len(content) // 2] ^= 1
     (tmp_path / "changed").write_bytes(content)
     (tmp_path / "changed").replace(copy / name)  # this process has loaded what lies there
-    assert play.main(options) == 1
+    assert main(options) == 1
     assert "its SHA-256 is" in capsys.readouterr().err
 
 
@@ -401,7 +415,7 @@ def replace_library(folder: Path, name: str, content: bytes) -> None:
     """Put another file into a model folder, and into its manifest."""
     facts = read_manifest(folder)
     (folder / name).write_bytes(content)
-    facts["files"][name]["sha256"] = play.sha256(folder / name)
+    facts["files"][name]["sha256"] = sha256(folder / name)
     (folder / "manifest.json").write_text(json.dumps(facts))
 
 
@@ -409,9 +423,9 @@ def test_player_takes_the_library_that_loads(folder, tmp_path, capsys):
     one, none = (shutil.copytree(folder, tmp_path / name) for name in ("one", "none"))
     for place, name in ((one, "libpolicy.so"), (none, "libpolicy.so"), (none, "x86-64-v3/libpolicy.so")):
         replace_library(place, f"native/{name}", b"for another machine")
-    assert play.main([str(one), "--selftest", "--native"]) == 0
+    assert main([str(one), "--selftest", "--native"]) == 0
     assert capsys.readouterr().out.startswith("selftest dqn, native/x86-64-v3/libpolicy.so: ")
-    assert play.main([str(none), "--selftest", "--native"]) == 1
+    assert main([str(none), "--selftest", "--native"]) == 1
     assert capsys.readouterr().err.startswith(f"error: {none}/native/libpolicy.so: not a policy's native library")
 
 
@@ -428,9 +442,9 @@ def test_player_notices_another_decision(folder, tmp_path):
 
 PLAY = """
 import sys
-import play
+from policy_export.device.command import main
 
-assert play.main([sys.argv[1], "--native"]) == 0
+assert main([sys.argv[1], "--native"]) == 0
 print(*{"onnxruntime", "torch"} & set(sys.modules))
 """
 
@@ -439,6 +453,39 @@ def test_player_plays_natively_without_onnxruntime(folder):
     done = command(sys.executable, "-c", PLAY, folder).splitlines()
     assert re.match(r"episode 1/1  score [-+]\d+  decisions 300$", done[0])
     assert done[-1] == ""
+
+
+def test_model_folder_without_onnx_plays_natively(folder, tmp_path):
+    """All that it needs lies in it: it is moved to where nothing else is."""
+    project = tmp_path / "project"
+    shutil.copytree(folder.parents[1], project)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(project)
+        choose_programs(project, "dqn", ["pt2", "native"])
+        export_onnx("dqn")
+        write_manifest("dqn")
+    model = (project / "models/dqn").rename(tmp_path / "dqn")
+    shutil.rmtree(project)
+    assert quickest(read_manifest(model)) == "native"
+    message = f"error: {model}/manifest.json: lists no policy.onnx, but a native library: use --native\n"
+    assert command(sys.executable, model / "player", status=1) == message
+    assert command(sys.executable, model / "player", "--native", "--selftest").startswith(f"selftest dqn, {NATIVE}: ")
+    played = command(sys.executable, model / "player", "--native").splitlines()
+    assert re.match(r"episode 1/1  score [-+]\d+  decisions 300$", played[0])
+
+
+def test_native_files_are_recorded_and_listed(folder):
+    """As they are, with what made them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder.parents[1])
+        record = read_record("dqn", "native")
+    there = {
+        path.relative_to(folder).as_posix(): sha256(path) for path in folder.rglob("native/**/*") if path.is_file()
+    }
+    assert len(there) == 6
+    assert record == {"made": True, "versions": {"torch": metadata.version("torch")}, "files": there}
+    listed = read_manifest(folder)["files"]
+    assert {name: listed[name]["sha256"] for name in listed if name.startswith("native/")} == there
 
 
 @pytest.mark.parametrize("keep", [0, 5, 100, 5000, -1])
@@ -469,9 +516,9 @@ def test_compiled_command_that_decides_otherwise_is_an_error(folder, tmp_path):
     content, path = bytearray((folder / "native/golden.bin").read_bytes()), tmp_path / "golden.bin"
     content[112 + 1 + 100800] ^= 1  # the first action
     path.write_bytes(content)
-    compile_native.prove(folder / "native/policy", folder / "native/golden.bin")
+    prove(folder / "native/policy", folder / "native/golden.bin")
     with pytest.raises(UserError, match=r"policy does not decide as .*: a golden decision comes out otherwise$"):
-        compile_native.prove(folder / "native/policy", path)
+        prove(folder / "native/policy", path)
 
 
 def test_golden_steps_are_spread_over_the_episode():
@@ -521,9 +568,9 @@ def test_operator_that_needs_pytorch_is_named_however_late(tmp_path, module, ope
     target = find_target("native")
 
     def compile_it() -> None:
-        compile_native.generate(lower_single(program, inputs), target, tmp_path)
-        compile_native.write_facts(tmp_path / "facts.h", facts, tmp_path / "weights.bin")
-        compile_native.build(tmp_path, target, tmp_path / "build")
+        generate(lower_single(program, inputs), target, tmp_path)
+        write_facts(tmp_path / "facts.h", facts, tmp_path / "weights.bin")
+        build_library(tmp_path, target, tmp_path / "build")
 
     with pytest.raises(UserError, match=rf"only PyTorch's library computes: {re.escape(operator)}"):
         compile_it()
@@ -594,8 +641,8 @@ def test_processor_without_the_instructions_is_refused(folder):
     message = command(emulator, "-cpu", "Nehalem", folder / "native/policy", "selftest", status=1)
     assert "this processor lacks instructions that the library was built for: x86-64-v" in message
     assert command(emulator, "-cpu", "Nehalem", folder / "native/policy", "info").startswith("policy dqn\n")
-    played = command(emulator, "-cpu", "Haswell", sys.executable, "play.py", folder, "--native", "--selftest")
-    name = "native/x86-64-v3/libpolicy.so" if find_target("native").level == 4 else play.NATIVE
+    played = command(emulator, "-cpu", "Haswell", sys.executable, folder / "player", "--native", "--selftest")
+    name = "native/x86-64-v3/libpolicy.so" if find_target("native").level == 4 else NATIVE
     assert f"selftest dqn, {name}: " in played
 
 
@@ -606,7 +653,7 @@ def test_processor_without_the_instructions_is_refused(folder):
 def test_aarch64_decides_the_same(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(folder.parents[1])
     with processes(1) as executor:
-        executor.submit(compile_native.compile_target, "dqn", "aarch64", tmp_path).result()
+        executor.submit(compile_target, "dqn", "aarch64", tmp_path).result()
     assert needed(tmp_path / "libpolicy.so") <= ALLOWED
     emulator = ["qemu-aarch64", "-L", "/usr/aarch64-linux-gnu"]
     golden_file = folder / "native/golden.bin"

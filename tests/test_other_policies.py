@@ -138,11 +138,11 @@ def test_own_module_is_a_dependency(built):
     text = path.read_text()
     path.write_text(text.replace("to the side", "the cart to the side"))
     try:
-        python("-m", "policy_export.machine.facts", cwd=built, project=built)
+        python("-m", "stages.machine", cwd=built, project=built)
         status = json.loads(python("-m", "dvc", "status", "--json", cwd=built, project=built).stdout)
     finally:
         path.write_text(text)
-        python("-m", "policy_export.machine.facts", cwd=built, project=built)
+        python("-m", "stages.machine", cwd=built, project=built)
     changed = {stage for stage, reasons in status.items() if any("changed deps" in reason for reason in reasons)}
     assert changed == {
         f"{stage}@mine"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +25,31 @@ pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarni
 
 YAML_READER = YAML(typ="safe", pure=True)
 STAGES = YAML_READER.load((ROOT / "dvc.yaml").read_text())["stages"]
+STUDIES = YAML_READER.load((ROOT / "studies/dvc.yaml").read_text())["stages"]
 PARAMS = YAML_READER.load((ROOT / "params.yaml").read_text())
+POLICIES = (*PARAMS["matrix"], "other")
 
+# What is judged and timed, once a program or the manifest has changed.
+JUDGED = {"parity_check", "bench", "compare", "quantise", "search_settings", "fault_suite"}
+AFTER_TRAIN = {"record", "export_pt2", "compile_aoti", "compile_native", "export_onnx", "export_naive", "manifest"}
+AFTER_TRAIN |= JUDGED
 # Every parameter, and the stages that run again when it changes. `*` is any policy: only its own stages run.
-AFTER_TRAIN = {"record", "export_pt2", "compile_aoti", "export_onnx", "manifest", "parity_check", "bench"}
-AFTER_TRAIN |= {"export_naive", "compile_native", "quantise"}
 RERUNS = {
     "policies.*": {"train"} | AFTER_TRAIN,
-    "record": {"record", "compile_native", "manifest", "parity_check", "bench", "quantise"},
-    "compile_aoti": {"compile_aoti", "manifest", "parity_check", "bench", "quantise"},
-    "compile_native": {"compile_native", "manifest", "parity_check", "bench", "quantise"},
-    "export_onnx": {"export_onnx", "export_naive", "manifest", "parity_check", "bench", "quantise"},
-    "manifest": {"manifest", "parity_check", "bench", "quantise"},
-    "parity_check": {"parity_check", "bench", "quantise"},
-    "bench": {"bench", "quantise"},
-    "quantise": {"quantise"},
+    "record": {"record", "compile_native", "manifest"} | JUDGED,
+    "compile_aoti": {"compile_aoti", "manifest"} | JUDGED,
+    "compile_native": {"compile_native", "manifest"} | JUDGED,
+    "export_onnx": {"export_onnx", "export_naive", "manifest"} | JUDGED,
+    "manifest": {"manifest"} | JUDGED,
+    "parity_check": {"parity_check", "bench", "fault_suite"},
+    "parity_check.tolerance": {"parity_check", "bench", "fault_suite", "compare", "search_settings"},
+    "bench": {"bench", "compare", "quantise", "search_settings"},
 }
+STUDIES_RERUN = {"compare": {"compare"}, "quantise": {"quantise"}, "fault_suite": {"fault_suite"}}
+NO_POLICY = {"fault_suite", "export_tutorial"}
+# The table of what an edit runs again: file, its text before and after, stages, policies.
+TRAINING, RECORDING = {"train"}, {"record"}
+EXPORTS = {"export_pt2", "export_onnx", "compile_aoti", "compile_native"}
 
 
 def leaves(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -51,7 +61,7 @@ def leaves(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield f"{prefix}{key}", value
 
 
-LEAVES = {key: value for key, value in leaves(PARAMS) if key != "matrix"}
+LEAVES = {key: value for key, value in leaves(PARAMS) if key not in ("matrix", "programs")}
 # Of parameters that several policies have, the first policy's.
 OF_MATRIX = {
     key.split(".", 2)[-1] if key.startswith("policies.") else key: key
@@ -73,22 +83,59 @@ def another(value: Any) -> Any:
             return value + 1
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_dependencies_are_the_modules_that_the_script_imports(stage, monkeypatch):
+def code_of(stage: str) -> set[str]:
+    """The files whose code decides what a stage makes, by the hashes that it depends on."""
+    content = {**STAGES, **STUDIES}[stage]
+    hashed = {name for name in content["deps"] if name.startswith("results/code/")}
+    found = {path.as_posix() for name in hashed for path in needed_files([f"stages.{Path(name).stem}"])}
+    if "results/sources/${item.policy}/algorithm.json" in content["deps"]:
+        found |= {path.as_posix() for path in needed_files(["stages.train"])}
+    return found
+
+
+def is_declared(path: str, stage: str) -> bool:
+    """Whether a stage depends on a file, on a folder above it, or on the hash of what its code does."""
+    declared = {**STAGES, **STUDIES}[stage]["deps"]
+    return any(path == name or path.startswith(f"{name}/") for name in declared) or path in code_of(stage)
+
+
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "machine"])
+def test_every_import_of_a_stage_lies_under_what_it_declares(stage, monkeypatch):
     monkeypatch.chdir(ROOT)
-    declared = {dependency for dependency in STAGES[stage]["deps"] if dependency.endswith(".py")}
     needed = {path.as_posix() for path in needed_files([f"stages.{stage}"])}
-    assert needed - declared == set(), f"dvc.yaml: {stage} does not list these"
-    assert declared - needed == set(), f"dvc.yaml: {stage} lists these, which it does not import"
+    if "policy_export/backends/registry.py" in needed:  # which imports every module that it finds in its folder
+        modules = [f"policy_export.backends.{path.stem}" for path in Path("policy_export/backends").glob("*.py")]
+        needed |= {path.as_posix() for path in needed_files(modules)}
+    assert {path for path in needed if not is_declared(path, stage)} == set()
+    rooms = {name for name in STAGES[stage]["deps"] if name.startswith("policy_export/")}
+    assert {room for room in rooms if not any(path.startswith(f"{room}/") for path in needed)} == set()
+
+
+@pytest.mark.parametrize("stage", STUDIES)
+def test_every_own_module_of_a_study_is_declared(stage, monkeypatch):
+    """What the policy's programs are made of has been judged before; a study depends on those."""
+    monkeypatch.chdir(ROOT)
+    needed = {path.as_posix() for path in needed_files([f"studies.{stage}"])}
+    own = {path for path in needed if path.startswith("studies/")} - {"studies/settings.py"}
+    assert {path for path in own if not is_declared(path, stage)} == set()
 
 
 def test_stage_and_script_have_the_same_name():
-    for stage, content in STAGES.items():
-        assert content["cmd"].split()[:3] == ["python", "-m", f"stages.{stage}"]
+    for folder, stages in (("stages", STAGES), ("studies", STUDIES)):
+        for stage, content in stages.items():
+            assert content["cmd"].split()[:3] == ["python", "-m", f"{folder}.{stage}"]
 
 
 def test_only_machine_always_runs():
-    assert [stage for stage, content in STAGES.items() if content.get("always_changed")] == ["machine"]
+    always = [stage for stage, content in (STAGES | STUDIES).items() if content.get("always_changed")]
+    assert always == ["machine"]
+
+
+@pytest.mark.parametrize("stage", ["export_pt2", "compile_aoti", "compile_native", "export_onnx"])
+def test_versions_that_a_stage_depends_on_are_those_it_records(stage):
+    (declared,) = (entry for entry in STAGES[stage]["params"] if "results/versions.json" in entry)
+    module = importlib.import_module(f"stages.{stage}")
+    assert declared["results/versions.json"] == list(module.LIBRARIES)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +150,7 @@ def unchanged(tmp_path_factory) -> Iterator[Repo]:
     change_params(folder / "params.yaml", {"policies": policies, "matrix": [*PARAMS["matrix"], "other"]})
     with contextlib.chdir(folder):
         repo = Repo(config={"core": {"site_cache_dir": str(folder / ".dvc/site")}})
-        python("-m", "policy_export.machine.facts", cwd=folder, project=folder)
+        python("-m", "stages.machine", cwd=folder, project=folder)
         for output in repo.index.outs:
             path = Path(output.fs_path)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,38 +169,51 @@ def pipeline(unchanged) -> Iterator[Repo]:
 
 
 @pytest.fixture
-def _kept_sources(tmp_path) -> Iterator[None]:
-    """The hashes of sources, put back after the test; to find them again means to try policies again."""
-    sources = shutil.copytree("results/sources", tmp_path / "sources")
+def _kept_facts(tmp_path) -> Iterator[None]:
+    """What machine has written, put back after the test; to find it again means to try policies again."""
+    kept = [shutil.copytree(f"results/{name}", tmp_path / name) for name in ("code", "sources")]
     yield
-    shutil.rmtree("results/sources")
-    shutil.copytree(sources, "results/sources")
+    for folder in kept:
+        shutil.rmtree(f"results/{folder.name}")
+        shutil.copytree(folder, f"results/{folder.name}")
 
 
 @pytest.fixture(scope="module")
 def downstream(unchanged) -> dict[str, set[str]]:
     """All stages that come after each stage."""
     graph = unchanged.index.graph  # its edges point to what a stage needs
-    return {stage.addressing: {later.addressing for later in nx.ancestors(graph, stage)} for stage in graph}
+    return {name_of(stage): {name_of(later) for later in nx.ancestors(graph, stage)} for stage in graph}
+
+
+def name_of(stage: Any) -> str:
+    """A stage's name, whichever file it stands in."""
+    return stage.addressing.rpartition(":")[2]
 
 
 def reruns(repo: Repo, downstream: dict[str, set[str]]) -> set[str]:
     """The stages with a changed dependency or parameter, and all that come after them."""
     changed = {
-        stage
+        stage.rpartition(":")[2]
         for stage, reasons in repo.status().items()
         if any("changed deps" in reason for reason in reasons if isinstance(reason, dict))
     }
     return changed.union(*(downstream[stage] for stage in changed))
 
 
+def stages_of(stages: set[str], policies: Iterable[str]) -> set[str]:
+    """Stages by the names that DVC has for them, for each of some policies."""
+    chosen = list(policies)
+    shared = stages & NO_POLICY if chosen else set()
+    return {f"{stage}@{policy}" for stage in stages - NO_POLICY for policy in chosen} | shared
+
+
 def expected_reruns(key: str) -> set[str]:
     """What the table says, for all policies or for the one that the parameter belongs to."""
     section, name, *_ = key.split(".")
-    policies = [*PARAMS["matrix"], "other"]
+    policies = list(POLICIES)
     if section == "policies":
         section, policies = "policies.*", [name] if name in policies else []
-    return {f"{stage}@{policy}" for stage in RERUNS[section] for policy in policies}
+    return stages_of(RERUNS.get(key, RERUNS[section]), policies)
 
 
 def test_nothing_but_machine_runs_without_a_change(pipeline):
@@ -170,39 +230,124 @@ def test_changed_parameter_reruns(pipeline, downstream, key):
     assert reruns(pipeline, downstream) == expected_reruns(key)
 
 
-def test_another_machine_recompiles_and_never_retrains(pipeline, downstream):
-    path = Path("results/machine.json")
-    text = path.read_text()
-    path.write_text("another machine")
+@pytest.mark.parametrize(("key", "stages"), STUDIES_RERUN.items())
+def test_changed_parameter_of_a_study_reruns(pipeline, downstream, key, stages):
+    path = Path("studies/params.yaml")
+    text, section = path.read_text(), YAML_READER.load(path.read_text())[key]
+    change_params(path, {f"{key}.{name}": another(value) for name, value in list(section.items())[:1]})
     try:
-        found = reruns(pipeline, downstream)
+        assert reruns(pipeline, downstream) == stages_of(stages, POLICIES)
     finally:
         path.write_text(text)
-    stages = {"compile_aoti", "compile_native", "manifest", "parity_check", "bench", "quantise"}
-    rebuilt = {f"{stage}@{policy}" for stage in stages for policy in (*PARAMS["matrix"], "other")}
-    assert found == rebuilt | {"export_tutorial"}
 
 
 @pytest.mark.parametrize(
-    ("path", "stages", "policies"),
+    ("file", "key", "stages"),
     [
-        ("stages/policies/recurrent_q_value.py", {"train"} | AFTER_TRAIN, {"drqn"}),
-        ("stages/policies/q_value.py", {"train"} | AFTER_TRAIN, {"dqn", "drqn", "other"}),
-        ("stages/algorithms/ppo.py", {"train"} | AFTER_TRAIN, {"ppo"}),
-        ("stages/algorithms/dqn.py", set(), set()),
-        ("stages/algorithms/rollouts.py", {"train"} | AFTER_TRAIN, {"dqn", "drqn", "ppo", "other"}),
+        ("machine", "cpu", {"compile_aoti", "compile_native", "export_tutorial", "manifest"} | JUDGED),
+        ("machine", "compiler", {"compile_aoti", "compile_native", "export_tutorial", "manifest"} | JUDGED),
+        ("machine", "cores", {"bench", "compare", "quantise", "search_settings"}),
+        ("machine", "gpu", set()),
+        ("machine", "python", set()),
+        ("versions", "torch", AFTER_TRAIN - {"record"} | {"export_tutorial"}),
+        ("versions", "onnxscript", {"export_onnx", "export_naive", "export_tutorial", "manifest"} | JUDGED),
+        ("versions", "onnxruntime", {"manifest"} | JUDGED),
+        ("versions", "ale-py", {"record", "compile_native", "manifest"} | JUDGED),
     ],
 )
-@pytest.mark.usefixtures("_kept_sources")
-def test_changed_source_of_a_kind_reruns(pipeline, downstream, path, stages, policies):
-    text = Path(path).read_text()
-    Path(path).write_text(f"{text}# changed\n")
+def test_another_machine_or_version_reruns(pipeline, downstream, file, key, stages):
+    """Nothing is trained again, and nothing is made again that would come out the same."""
+    path = Path(f"results/{file}.json")
+    text = path.read_text()
+    path.write_text(json.dumps(json.loads(text) | {key: "another"}))
     try:
-        python("-m", "policy_export.machine.facts", cwd=Path(), project=Path().absolute())
-        found = reruns(pipeline, downstream)
+        assert reruns(pipeline, downstream) == stages_of(stages, POLICIES)
     finally:
-        Path(path).write_text(text)
-    assert found - {"machine"} == {f"{stage}@{policy}" for stage in stages for policy in policies}
+        path.write_text(text)
+
+
+def append(text: str) -> Callable[[str], str]:
+    return lambda content: content + text
+
+
+def replace(old: str, new: str) -> Callable[[str], str]:
+    def edit(content: str) -> str:
+        assert old in content
+        return content.replace(old, new)
+
+    return edit
+
+
+CODE = append("\n\nADDED = 1\n")
+ALGORITHM = """
+from typing import Literal
+
+from policy_export.config.training.base import Learning
+
+
+class Mine(Learning):
+    algorithm: Literal["mine"]
+
+
+SETTINGS = Mine
+"""
+BACKEND = """
+import dataclasses
+
+from policy_export.backends import onnx
+
+BACKEND = dataclasses.replace(onnx.BACKEND, name="mine", owns_file=False, default=False)
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "edit", "stages", "policies"),
+    [
+        # What a person reads: documentation, and the texts of errors
+        ("docs/policies.md", append("More.\n"), set(), POLICIES),
+        ("README.md", append("More.\n"), set(), POLICIES),
+        ("tests/test_env.py", CODE, set(), POLICIES),
+        ("policy_export/algorithms/rollouts.py", append("# a comment\n"), set(), POLICIES),
+        ("policy_export/program/policy.py", replace("damaged: ", "broken: "), JUDGED | {"manifest"}, POLICIES),
+        ("policy_export/device/command.py", replace("episodes to play", "games"), JUDGED | {"manifest"}, POLICIES),
+        ("policy_export/device/gif.py", CODE, JUDGED | {"manifest"}, POLICIES),
+        # What is new, and nobody uses yet
+        ("policy_export/config/training/mine.py", append(ALGORITHM), JUDGED | {"manifest"}, POLICIES),
+        ("policy_export/algorithms/mine.py", append("class Learner: ...\n"), set(), POLICIES),
+        ("policy_export/backends/mine.py", append(BACKEND), JUDGED | {"manifest"}, POLICIES),
+        ("policy_export/policies/mine.py", CODE, set(), POLICIES),
+        # A policy's own code, and that of its algorithm
+        ("policy_export/policies/recurrent_q_value.py", CODE, {"train"} | AFTER_TRAIN, {"drqn"}),
+        ("policy_export/policies/q_value.py", CODE, {"train"} | AFTER_TRAIN, {"dqn", "drqn", "other"}),
+        ("policy_export/algorithms/ppo.py", CODE, {"train"} | AFTER_TRAIN, {"ppo"}),
+        ("policy_export/algorithms/dqn.py", CODE, set(), POLICIES),
+        ("policy_export/algorithms/rollouts.py", CODE, {"train"} | AFTER_TRAIN, POLICIES),
+        # What programs are made with
+        ("policy_export/lowering/redundant_reshapes.py", CODE, {"export_onnx", "export_naive", "manifest"}, POLICIES),
+        ("policy_export/lowering/loops.py", CODE, {"compile_native", "manifest"}, POLICIES),
+        ("policy_export/backends/onnx.py", CODE, {"manifest"}, POLICIES),
+        ("native/src/policy.cpp", append("// more\n"), {"compile_native", "manifest"}, POLICIES),
+    ],
+)
+@pytest.mark.usefixtures("_kept_facts")
+def test_edit_reruns(pipeline, downstream, path, edit, stages, policies):  # noqa: PLR0917
+    file = Path(path)
+    text = file.read_text() if file.exists() else None
+    file.write_text(edit(text or ""))
+    try:
+        python("-m", "stages.machine", cwd=Path(), project=Path().absolute())
+        found = reruns(pipeline, downstream) - {"machine"}
+    finally:
+        if text is None:
+            file.unlink()
+        else:
+            file.write_text(text)
+    if "manifest" in stages:
+        stages = stages | JUDGED
+    judged = stages_of(JUDGED, POLICIES)
+    assert found - judged == stages_of(stages - JUDGED, policies)
+    # What is judged again is more than what has changed: a check depends on whole rooms.
+    assert found & judged >= stages_of(stages & JUDGED, policies) & judged
 
 
 def test_file_that_a_factory_is_given_counts_as_its_source(tmp_path):
@@ -217,14 +362,14 @@ def test_file_that_a_factory_is_given_counts_as_its_source(tmp_path):
     )
     for content in ("one", "two", "two"):
         (tmp_path / "weights.safetensors").write_text(content)
-        python("-m", "policy_export.machine.facts", cwd=tmp_path)
+        python("-m", "stages.machine", cwd=tmp_path)
         found.append(path.read_text())
     assert found[0] != found[1] == found[2]
 
 
 MACHINE = """
 import runpy, sys
-runpy.run_module("policy_export.machine.facts", run_name="__main__")
+runpy.run_module("stages.machine", run_name="__main__")
 print(*{"torch", "torchrl", "tensordict", "onnxruntime"} & set(sys.modules))
 """
 
@@ -242,8 +387,8 @@ def test_machine_imports_no_torch_and_writes_the_same_again(tmp_path):
     path = tmp_path / "results/machine.json"
     assert python("-c", MACHINE, cwd=tmp_path).stdout == "\n"
     written = {path: path.read_bytes() for path in (tmp_path / "results").rglob("*.json")}
-    assert len(written) == 1 + 3
-    python("-m", "policy_export.machine.facts", cwd=tmp_path)
+    assert {path.parent.name for path in written} == {"results", "code", "cartpole"}
+    python("-m", "stages.machine", cwd=tmp_path)
     assert {path: path.read_bytes() for path in (tmp_path / "results").rglob("*.json")} == written
     first = path.read_bytes()
     assert json.loads(first)["cpu"]
@@ -260,6 +405,6 @@ def test_machine_imports_no_torch_and_writes_the_same_again(tmp_path):
 def test_machine_checks_params(tmp_path, changes, message):
     (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     change_params(tmp_path / "params.yaml", changes)
-    (line,) = python("-m", "policy_export.machine.facts", cwd=tmp_path, status=1).stderr.splitlines()
+    (line,) = python("-m", "stages.machine", cwd=tmp_path, status=1).stderr.splitlines()
     assert line.startswith(message)
     assert not (tmp_path / "results").exists()

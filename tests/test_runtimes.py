@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from policy_export.backends import runtimes
+from policy_export.backends import onnx, runtimes
+from policy_export.backends.base import Backend
+from policy_export.backends.registry import backends, by_file, choose, deterministic, exploring, quickest
 from policy_export.config import params
 from policy_export.device.arrays import Arrays
 from policy_export.device.errors import UserError
@@ -22,6 +26,16 @@ from policy_export.device.onnx_session import load_onnx
 from policy_export.lowering.aoti import compile_program
 from policy_export.lowering.native import compile_target
 
+
+def is_installed(backend: Backend) -> bool:
+    try:
+        return all(map(metadata.version, backend.run_by))
+    except metadata.PackageNotFoundError:
+        return False
+
+
+# Those that policies have by themselves, and what is installed beside them.
+BACKENDS = [name for name, backend in backends().items() if backend.default or is_installed(backend)]
 FRAMES = "float32[batch, 1, 40, 40]"
 SCREEN = "uint8[batch, 210, 160, 3]"
 
@@ -59,6 +73,9 @@ def compiled(workspace, tmp_path_factory) -> Path:
         patch.chdir(place)
         compile_program("dqn", "policy", params.load(Path(__file__).parents[1] / "params.yaml").compile_aoti)
         compile_target("dqn", "native", Path("models/dqn/native"))
+    path = place / "models/dqn/manifest.json"
+    programs = {name: {"file": backend.file, "random_file": None} for name, backend in backends().items()}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"programs": programs}))
     return place
 
 
@@ -66,7 +83,7 @@ def compiled(workspace, tmp_path_factory) -> Path:
 def programs(compiled) -> dict[str, runtimes.Run]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(compiled)
-        return {name: runtimes.load_by_name.__wrapped__("dqn", name, 1) for name in ("eager", *runtimes.PROGRAMS)}
+        return {name: runtimes.load_by_name.__wrapped__("dqn", name, 1) for name in ("eager", *BACKENDS)}
 
 
 @pytest.fixture(scope="module")
@@ -76,16 +93,16 @@ def inputs(workspace) -> Arrays:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["eager", *runtimes.PROGRAMS])
+@pytest.mark.parametrize("name", ["eager", *BACKENDS])
 @pytest.mark.parametrize(("change", "message"), WRONG)
 def test_wrong_inputs_are_refused(programs, inputs, name, change, message):
-    with pytest.raises(UserError, match=rf"^(eager|models/dqn/\S+): .*{re.escape(message)}"):
+    with pytest.raises(UserError, match=rf"^(eager|models/dqn/\S+( \(OpenVINO\))?): .*{re.escape(message)}"):
         programs[name](change(inputs))
     assert set(programs[name](inputs)) == {"action", "action_value", "next_frames"}  # it still runs
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["eager", *runtimes.PROGRAMS])
+@pytest.mark.parametrize("name", ["eager", *BACKENDS])
 def test_memory_may_lie_in_any_way(programs, inputs, name):
     expected = programs[name](inputs)
     spread = {key: np.repeat(array, 2, -1)[..., ::2] for key, array in inputs.items()}
@@ -104,6 +121,107 @@ def test_player_s_program_refuses_the_same(workspace, inputs, change, message):
     """Without anything of the pipeline."""
     with pytest.raises(UserError, match=re.escape(message)):
         load_onnx(workspace / "models/dqn/policy.onnx")(change(inputs))
+
+
+@pytest.fixture
+def project(workspace, tmp_path, monkeypatch) -> Path:
+    """A copy of the workspace, to be damaged; the working folder. Returns the model folder."""
+    shutil.copytree(workspace, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return Path("models/dqn")
+
+
+def test_model_is_its_manifest_and_its_programs(project):
+    manifest, paths = runtimes.read_model("dqn")
+    assert manifest == read_manifest(project)
+    files = {"pt2": "policy.pt2", "onnx": "policy.onnx"}
+    files |= {"pt2_random": "policy_random.pt2", "onnx_random": "policy_random.onnx"}
+    assert paths == {name: project / file for name, file in files.items()}
+    assert set(paths) == set(deterministic(manifest)) | set(exploring(manifest))
+    assert quickest(manifest) == "onnx"
+
+
+@pytest.mark.parametrize("name", ["policy.pt2", "policy_random.onnx", "policy.safetensors"])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (Path.unlink, "No such file or directory"),
+        (lambda path: path.write_bytes(b""), "damaged or from another policy"),
+    ],
+)
+def test_model_with_a_file_that_is_not_its_own(project, name, damage, message):
+    damage(project / name)
+    with pytest.raises(UserError, match=rf"^models/dqn/{re.escape(name)}: {message}"):
+        runtimes.read_model("dqn")
+
+
+def test_model_of_another_policy(project):
+    project.rename("models/other")
+    with pytest.raises(UserError, match=r"^models/other/manifest\.json: is of the policy 'dqn', expected 'other'$"):
+        runtimes.read_model("other")
+
+
+def test_model_whose_manifest_lists_no_programs(project):
+    """As the one of an earlier version."""
+    path = project / "manifest.json"
+    content = json.loads(path.read_text())
+    del content["programs"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"^models/dqn/manifest\.json: damaged: lacks programs; run `dvc repro`$"):
+        runtimes.read_model("dqn")
+
+
+def test_onnx_runtime_is_set_as_the_manifest_says(project, monkeypatch):
+    """With as many threads as are asked for."""
+    asked = []
+    monkeypatch.setattr(onnx, "load_onnx", lambda path, settings: asked.append((path, settings)))
+    session = read_manifest(project)["onnx_session"] | {"optimization": "basic", "threads": 7}
+    path = project / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"onnx_session": session}))
+    for name in ("onnx", "onnx_random"):
+        runtimes.load_by_name.__wrapped__("dqn", name, 2)
+    runtimes.load(project / "policy.onnx", 3, {"arena": False})
+    runtimes.load(project / "policy.onnx", 1)
+    assert asked == [
+        (project / "policy.onnx", session | {"threads": 2}),
+        (project / "policy_random.onnx", session | {"threads": 2}),
+        (project / "policy.onnx", {"arena": False, "threads": 3}),
+        (project / "policy.onnx", {"threads": 1}),
+    ]
+
+
+def test_records_of_back_ends():
+    """Those that start without PyTorch come last, and every file has one back end that makes it."""
+    assert next(iter(backends())) == "pt2"
+    assert [name for name, backend in backends().items() if backend.required] == ["pt2"]
+    assert {name for name, backend in backends().items() if backend.default} == {"pt2", "aoti", "onnx", "native"}
+    assert [name for name, backend in backends().items() if backend.on_device] == list(backends())[-2:]
+    for name, backend in backends().items():
+        assert backend.name == name
+        owners = [other for other in backends().values() if other.owns_file and other.file == backend.file]
+        assert len(owners) == 1
+        assert by_file(Path("anywhere", backend.file)) is owners[0]
+        if backend.random_file is not None:
+            assert by_file(Path(backend.random_file)) is owners[0]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["pt2", "nosuch"], "'nosuch': unknown program; known: pt2, "),
+        (["pt2", "onnx", "onnx"], "names a program twice"),
+        (["onnx"], "lacks pt2, from which all others are made"),
+        (["pt2", "openvino"], "openvino runs policy.onnx, add onnx"),
+    ],
+)
+def test_choice_of_programs_that_cannot_be(names, message):
+    with pytest.raises(UserError, match=rf"^params\.yaml: policies\.mine\.programs: .*{message}"):
+        choose(names, "policies.mine.programs")
+
+
+def test_choice_of_programs_is_in_one_order():
+    assert choose(["native", "onnx", "pt2"], "programs") == choose(["pt2", "native", "onnx"], "programs")
+    assert choose(list(reversed(backends())), "programs") == list(backends())
 
 
 LOAD = """

@@ -82,7 +82,7 @@ def make_project(folder: Path, policies: dict[str, dict], environment: str = ENV
 
 def machine(folder: Path, status: int = 0) -> list[str]:
     """Run the stage; the lines of its errors."""
-    return python("-m", "policy_export.machine.facts", cwd=folder, status=status).stderr.splitlines()
+    return python("-m", "stages.machine", cwd=folder, status=status).stderr.splitlines()
 
 
 def sources(folder: Path, policy: str = "mine") -> dict[str, str]:

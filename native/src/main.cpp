@@ -59,7 +59,7 @@ struct Decider {
         action.resize(outputs[0].bytes);
     }
     // `values` may be nullptr.
-    void decide(float *values) { check(policy_step(handle.get(), observation.data(), action.data(), values)); }
+    void decide(void *values) { check(policy_step(handle.get(), observation.data(), action.data(), values)); }
 };
 
 void print_arrays(const char *kind, size_t count, const policy_array *arrays) {
@@ -105,8 +105,27 @@ int selftest(const std::string &path) {
     return 0;
 }
 
+template <typename Real>
+void print_reals(const char *data, size_t bytes, int digits) {
+    for (size_t at = 0; at < bytes; at += sizeof(Real)) {
+        Real number = 0;
+        std::memcpy(&number, data + at, sizeof number);
+        std::printf(" %.*g", digits, static_cast<double>(number));
+    }
+}
+
+void print_numbers(const char *dtype, const char *data, size_t bytes) {
+    if (std::strcmp(dtype, "float64") == 0) {
+        print_reals<double>(data, bytes, 17);
+    } else {
+        print_reals<float>(data, bytes, 9);
+    }
+}
+
 // One decision's numbers as a line: the action, by name where it has one, and what it was chosen by.
-void print_decision(uint64_t number, const std::vector<char> &action, const std::vector<float> &values) {
+void print_decision(uint64_t number, const std::vector<char> &action, const std::vector<char> &values) {
+    const policy_array *outputs = nullptr;
+    policy_outputs(&outputs);
     const char *const *names = nullptr;
     const size_t actions = policy_actions(&names);
     std::printf("%" PRIu64, number);
@@ -116,13 +135,11 @@ void print_decision(uint64_t number, const std::vector<char> &action, const std:
         const bool known = index >= 0 && static_cast<uint64_t>(index) < actions;
         std::printf(" %" PRId64 " %s", index, known ? names[index] : "?");
     } else {
-        for (size_t at = 0; at < action.size(); at += sizeof(float)) {
-            float element = 0;
-            std::memcpy(&element, action.data() + at, sizeof element);
-            std::printf(" %.9g", static_cast<double>(element));
-        }
+        print_numbers(outputs[0].dtype, action.data(), action.size());
     }
-    for (const float value : values) std::printf(" %.9g", static_cast<double>(value));
+    for (size_t at = 0, output = 1; at < values.size(); at += outputs[output++].bytes) {
+        print_numbers(outputs[output].dtype, values.data() + at, outputs[output].bytes);
+    }
     std::printf("\n");
 }
 
@@ -167,7 +184,7 @@ int play(const std::string &path) {
     Decider decider;
     std::vector<char> &observation = decider.observation;
     std::vector<char> answers;
-    std::vector<float> values(policy_values_bytes() / sizeof(float));
+    std::vector<char> values(policy_values_bytes());
     std::setvbuf(stdout, nullptr, _IOLBF, BUFSIZ);  // whoever pipes screens in wants each decision at once
     const bool is_golden = stream.is_golden();
     if (is_golden) {

@@ -9,6 +9,9 @@ class Model : public torch::aot_inductor::AOTInductorModel {
     using AOTInductorModel::AOTInductorModel;
 };
 
+static_assert((AOTI_CONST_ALIGNMENT & (AOTI_CONST_ALIGNMENT - 1)) == 0 && AOTI_CONST_ALIGNMENT >= 16,
+              "AOTInductor lays its weights out in another way: docs/upgrading.md");
+
 Model *open_model() {
     namespace aoti = torch::aot_inductor;
     auto constants = std::make_shared<aoti::ConstantMap>();

@@ -22,6 +22,40 @@ extern const Initialiser __start_model_initialisers[] __attribute__((weak));
 extern const Initialiser __stop_model_initialisers[] __attribute__((weak));
 }
 
+// What this file takes for granted about a policy.
+constexpr bool same(const char *one, const char *other) {
+    for (; *one != '\0' && *one == *other; ++one, ++other) {
+    }
+    return *one == *other;
+}
+
+constexpr bool first_is_the_observation() {
+    return facts::inputs > 0 && facts::input_arrays[0].next < 0 && !same(facts::input_arrays[0].name, "is_init");
+}
+
+constexpr bool others_are_states_or_is_init() {
+    for (std::size_t i = 1; i < facts::inputs; ++i) {
+        const policy_array &array = facts::input_arrays[i];
+        const bool flag = same(array.name, "is_init") && same(array.dtype, "bool") && array.bytes == sizeof(bool);
+        if (array.next < 0 && !flag) return false;
+    }
+    return true;
+}
+
+constexpr bool is_real(const char *dtype) { return same(dtype, "float32") || same(dtype, "float64"); }
+
+constexpr bool values_are_real() {
+    for (std::size_t i = 1; i <= facts::values; ++i) {
+        if (!is_real(facts::output_arrays[i].dtype)) return false;
+    }
+    return true;
+}
+
+static_assert(first_is_the_observation() && others_are_states_or_is_init(),
+              "the native library takes one observation, which is the first input, states and is_init");
+static_assert(values_are_real(), "what a policy chooses its action by must be float32 or float64");
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "golden decisions are read on little-endian processors only");
+
 struct policy {
     Model *model;
     Arena arena;
@@ -98,13 +132,30 @@ policy_status set_memory_aside(policy &handle) noexcept {
     return status;
 }
 
-bool close_enough(const char *dtype, const char *found, const char *expected, std::size_t bytes, double tolerance) {
-    if (std::strcmp(dtype, "float32") != 0) return std::memcmp(found, expected, bytes) == 0;
-    for (std::size_t at = 0; at < bytes; at += sizeof(float)) {
-        float one, other;
+template <typename Real>
+bool all_close(const char *found, const char *expected, std::size_t bytes, double tolerance) {
+    for (std::size_t at = 0; at < bytes; at += sizeof(Real)) {
+        Real one, other;
         std::memcpy(&one, found + at, sizeof one);
         std::memcpy(&other, expected + at, sizeof other);
         if (!(std::fabs(static_cast<double>(one) - static_cast<double>(other)) <= tolerance)) return false;
+    }
+    return true;
+}
+
+bool close_enough(const char *dtype, const char *found, const char *expected, std::size_t bytes, double tolerance) {
+    if (same(dtype, "float32")) return all_close<float>(found, expected, bytes, tolerance);
+    if (same(dtype, "float64")) return all_close<double>(found, expected, bytes, tolerance);
+    return std::memcmp(found, expected, bytes) == 0;
+}
+
+// The action, then each of the values, as they stand one after the other in golden decisions.
+bool all_close_enough(const char *found, const char *expected, double tolerance) {
+    for (std::size_t i = 0; i <= facts::values; ++i) {
+        const policy_array &array = facts::output_arrays[i];
+        if (!close_enough(array.dtype, found, expected, array.bytes, tolerance)) return false;
+        found += array.bytes;
+        expected += array.bytes;
     }
     return true;
 }
@@ -123,12 +174,7 @@ policy_status replay(policy &handle, std::FILE *file, const golden &golden, char
         if (starts == 1) policy_reset(&handle);
         const policy_status status = step(handle, observation, found, found + golden.action_bytes);
         if (status != POLICY_OK) return status;
-        const char *action_dtype = facts::output_arrays[0].dtype;
-        if (!close_enough(action_dtype, found, expected, golden.action_bytes, golden.tolerance) ||
-            !close_enough("float32", found + golden.action_bytes, expected + golden.action_bytes, golden.values_bytes,
-                          golden.tolerance)) {
-            return POLICY_WRONG;
-        }
+        if (!all_close_enough(found, expected, golden.tolerance)) return POLICY_WRONG;
         ++decisions;
     }
     return std::fgetc(file) == EOF ? POLICY_OK : POLICY_FILE;
@@ -143,9 +189,12 @@ size_t policy_values_bytes(void) {
 }
 
 int policy_golden_read(FILE *file, struct golden *golden) {
-    return std::fread(golden->name, sizeof golden->name, 1, file) == 1 &&
-           std::fread(&golden->decisions, sizeof golden->decisions, 4, file) == 4 &&
-           std::fread(&golden->tolerance, sizeof golden->tolerance, 1, file) == 1 &&
+    if (std::fread(golden->name, sizeof golden->name, 1, file) != 1) return 0;
+    for (uint64_t *number : {&golden->decisions, &golden->observation_bytes, &golden->action_bytes,
+                             &golden->values_bytes}) {
+        if (std::fread(number, sizeof *number, 1, file) != 1) return 0;
+    }
+    return std::fread(&golden->tolerance, sizeof golden->tolerance, 1, file) == 1 &&
            std::strncmp(golden->name, facts::name, sizeof golden->name) == 0 && golden->decisions > 0 &&
            std::isfinite(golden->tolerance) && golden->tolerance >= 0 &&
            golden->observation_bytes == facts::input_arrays[0].bytes &&

@@ -15,7 +15,7 @@
 
 namespace {
 
-constexpr std::int32_t cpu = 0, strided = 0;
+using torch_private::cpu, torch_private::strided;
 
 std::int64_t span(std::int64_t dimensions, const std::int64_t *sizes, const std::int64_t *strides) noexcept {
     std::int64_t last = 0;
@@ -131,7 +131,7 @@ void copy_dense(AtenTensorHandle tensor, void *target) noexcept {
 extern "C" {
 
 std::int32_t aoti_torch_device_type_cpu() { return cpu; }
-std::int32_t aoti_torch_device_type_cuda() { return 1; }
+std::int32_t aoti_torch_device_type_cuda() { return torch_private::cuda; }
 std::int32_t aoti_torch_layout_strided() { return strided; }
 std::int32_t aoti_torch_dtype_uint8() { return dtype_uint8; }
 std::int32_t aoti_torch_dtype_int8() { return dtype_int8; }

@@ -1,25 +1,12 @@
 // The tensors behind AOTInductor's C interface: a pointer with sizes and strides.
 #pragma once
 
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-
 #include <cstddef>
 #include <cstdint>
 
-constexpr int max_dimensions = 12;
+#include "torch_private.h"
 
-enum Dtype : std::int32_t {  // c10::ScalarType; facts.h has these names too
-    dtype_uint8 = 0,
-    dtype_int8 = 1,
-    dtype_int16 = 2,
-    dtype_int32 = 3,
-    dtype_int64 = 4,
-    dtype_float16 = 5,
-    dtype_float32 = 6,
-    dtype_float64 = 7,
-    dtype_bool = 11,
-    dtype_bfloat16 = 15,
-};
+constexpr int max_dimensions = 12;
 
 struct AtenTensorOpaque {
     char *storage;           // where the storage starts

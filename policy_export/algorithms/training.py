@@ -38,7 +38,7 @@ from policy_export.stage.sources import hash_files, needed_files
 CHECKPOINTS = Path(".checkpoints")
 CHECKPOINT_SECONDS = 15.0
 PROGRESS_SECONDS = 5.0
-LINE = "{desc}  {n_fmt}/{total_fmt} steps  {rate_noinv_fmt}  {postfix}  ETA {remaining}"
+LINE = "{desc}  {n_fmt}/{total_fmt} steps  {rate_noinv_fmt}{postfix}  ETA {remaining}"
 CURVE_POINTS = 100
 EVAL_SEED = 2_000_000_000  # beyond every seed that training uses
 

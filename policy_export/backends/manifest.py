@@ -13,7 +13,7 @@ from policy_export.backends.registry import backends
 from policy_export.config import params
 from policy_export.config.profile import load_profile
 from policy_export.device.errors import UserError
-from policy_export.device.manifest import SCHEMA_VERSION, sha256
+from policy_export.device.manifest import MANIFEST, SCHEMA_VERSION, sha256
 from policy_export.program.archive import read_facts
 from policy_export.program.made import read_programs, read_record, versions_of
 from policy_export.stage.files import write_json
@@ -32,14 +32,14 @@ def read_program(path: Path, policy: str) -> dict[str, Any]:
     return facts
 
 
-def read_signature(folder: Path, policy: str) -> dict[str, Any]:
+def read_signature(folder: Path, policy: str, weights_sha256: str) -> dict[str, Any]:
     """Return the facts of a policy's programs; of those that explore only where they take and give more.
 
     Raises:
         UserError: a program is missing, damaged, or was made from other weights.
     """
     facts = read_program(folder / "policy.pt2", policy)
-    if facts["weights_sha256"] != sha256(folder / WEIGHTS):
+    if facts["weights_sha256"] != weights_sha256:
         raise UserError(f"{folder / 'policy.pt2'}: made from other weights than {WEIGHTS}; run `dvc repro`")
     exploring = read_program(folder / "policy_random.pt2", policy)
     if any(exploring[key] != facts[key] for key in SIGNATURE):
@@ -92,8 +92,8 @@ def write_manifest(policy: str) -> None:
         UserError: a file is missing or damaged, or was made from other weights.
     """
     folder, wanted = Path("models", policy), read_programs(policy)
-    facts, profile = read_signature(folder, policy), load_profile(policy)
     files = {WEIGHTS: describe_file(folder / WEIGHTS, "trained weights")}
+    facts, profile = read_signature(folder, policy, files[WEIGHTS]["sha256"]), load_profile(policy)
     programs: dict[str, Any] = {}
     versions: dict[str, str] = {}
     for backend in [backend for name, backend in backends().items() if wanted.get(name)]:
@@ -110,7 +110,7 @@ def write_manifest(policy: str) -> None:
     for path in copy_player(folder):
         files[path.relative_to(folder).as_posix()] = describe_file(path, "the player")
     write_json(
-        folder / "manifest.json",
+        folder / MANIFEST,
         {
             "schema_version": SCHEMA_VERSION,
             **facts,

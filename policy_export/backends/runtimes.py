@@ -13,7 +13,7 @@ from policy_export.backends.base import Settings
 from policy_export.backends.registry import RANDOM, backends, by_file, deterministic, exploring
 from policy_export.device.arrays import Run
 from policy_export.device.errors import UserError
-from policy_export.device.manifest import check_file, read_manifest
+from policy_export.device.manifest import MANIFEST, check_file, read_manifest
 
 WEIGHTS = "policy.safetensors"
 EAGER = "eager"  # the trained policy itself; ``eager_random`` explores
@@ -27,11 +27,13 @@ def read_model(policy: str) -> tuple[dict[str, Any], dict[str, Path]]:
     """
     folder = Path("models", policy)
     manifest = read_manifest(folder)
+    if "programs" not in manifest:  # which the player, that reads manifests too, has no need of
+        raise UserError(f"{folder / MANIFEST}: damaged: lacks programs; run `dvc repro`")
     files = deterministic(manifest) | exploring(manifest)
     paths = {name: check_file(folder, file, manifest) for name, file in files.items()}
     check_file(folder, WEIGHTS, manifest)
     if manifest["policy"] != policy:
-        raise UserError(f"{folder / 'manifest.json'}: is of the policy {manifest['policy']!r}, expected {policy!r}")
+        raise UserError(f"{folder / MANIFEST}: is of the policy {manifest['policy']!r}, expected {policy!r}")
     return manifest, paths
 
 

@@ -6,19 +6,41 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from .arrays import Run
 from .environments import play
 from .errors import UserError
 from .gif import check_gif, write_gif
 from .golden import GOLDEN_FILE, selftest
-from .manifest import check_file, read_manifest
-from .native_library import load_any_native
+from .manifest import MANIFEST, check_file, read_manifest
+from .native_library import NATIVE, load_any_native
 from .onnx_session import load_onnx
 from .player import Player
 
 MAX_SEED = 2**31 - 1  # of the emulator
+ONNX = "policy.onnx"
+
+
+def find_folder() -> Path | None:
+    """The model folder that this package lies in, if it lies in one."""
+    folder = Path(__file__).resolve().parents[1]
+    return folder if (folder / MANIFEST).is_file() else None
+
+
+def load_program(folder: Path, manifest: dict[str, Any], *, native: bool) -> tuple[str, Run]:
+    """The program to play with, by its name in the model folder.
+
+    Raises:
+        UserError: the folder has none of the kind, or it is damaged or cannot be loaded.
+    """
+    if native:
+        return load_any_native(folder, manifest)
+    if ONNX not in manifest["files"] and NATIVE in manifest["files"]:
+        raise UserError(f"{folder / MANIFEST}: lists no {ONNX}, but a native library: use --native")
+    return ONNX, load_onnx(check_file(folder, ONNX, manifest), manifest.get("onnx_session"))
 
 
 def play_full(player: Player, seed: int, gif: Path | None) -> tuple[float, int]:
@@ -34,9 +56,17 @@ def play_full(player: Player, seed: int, gif: Path | None) -> tuple[float, int]:
     return score, steps
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Play with an exported policy, without PyTorch.")
-    parser.add_argument("folder", type=Path, help="model folder, such as models/dqn")
+def main(arguments: Sequence[str] | None = None, *, program: str | None = None) -> int:
+    """Run the player; returns its exit status.
+
+    Args:
+        arguments: of the command line.
+        program: how the player was started, for its usage.
+    """
+    parser = argparse.ArgumentParser(prog=program, description="Play with an exported policy, without PyTorch.")
+    found = find_folder()
+    told = "model folder, such as models/dqn" if found is None else "model folder (default: the one of this player)"
+    parser.add_argument("folder", type=Path, nargs=None if found is None else "?", default=found, help=told)
     parser.add_argument("--episodes", type=int, default=1, help="full episodes to play (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first episode; the next has the next seed")
     parser.add_argument("--gif", type=Path, help="write an Atari game's first episode to this file (needs Pillow)")
@@ -53,11 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         manifest = read_manifest(options.folder)
         if options.gif is not None and "rom" not in manifest["environment"]:
             raise UserError(f"--gif: draws Atari games only, {options.folder} plays {manifest['environment']['id']!r}")
-        if options.native:
-            name, run = load_any_native(options.folder, manifest)
-        else:
-            name = "policy.onnx"
-            run = load_onnx(check_file(options.folder, name, manifest), manifest.get("onnx_session"))
+        name, run = load_program(options.folder, manifest, native=options.native)
         player = Player(run, manifest)
         if options.selftest:
             decisions = selftest(player, check_file(options.folder, GOLDEN_FILE, manifest))

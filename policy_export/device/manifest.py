@@ -10,6 +10,7 @@ from typing import Any
 
 from .errors import UserError
 
+MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
 MANIFEST_KEYS = ("policy", "inputs", "outputs", "states", "environment", "actions", "files")
 
@@ -25,7 +26,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: it is missing, is not JSON, or has a schema this player does not know.
     """
-    path = folder / "manifest.json"
+    path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text())
     except OSError as error:
@@ -49,16 +50,14 @@ def check_file(folder: Path, name: str, manifest: Mapping[str, Any]) -> Path:
     """
     path = folder / name
     if name not in manifest["files"]:
-        raise UserError(f"{folder / 'manifest.json'}: lists no {name}, only {', '.join(manifest['files'])}")
+        raise UserError(f"{folder / MANIFEST}: lists no {name}, only {', '.join(manifest['files'])}")
     expected = manifest["files"][name]["sha256"]
     try:
         found = sha256(path)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     if found != expected:
-        raise UserError(
-            f"{path}: damaged or from another policy: its SHA-256 is {found}, manifest.json says {expected}"
-        )
+        raise UserError(f"{path}: damaged or from another policy: its SHA-256 is {found}, {MANIFEST} says {expected}")
     return path
 
 

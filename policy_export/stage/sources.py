@@ -10,6 +10,7 @@ from pathlib import Path
 from policy_export.device.errors import UserError, one_line
 
 PACKAGE = Path(__file__).parents[1]
+OURS = {PACKAGE.name, "stages"}  # found beside this package, whatever the working folder is
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -19,7 +20,7 @@ def module_file(name: str) -> Path | None:
     The path is relative to the working folder, or for this package to the folder that holds it.
     """
     path = Path(*name.split("."))
-    for root in (Path(), *([PACKAGE.parent] if path.parts[:1] == (PACKAGE.name,) else [])):
+    for root in (Path(), *([PACKAGE.parent] if path.parts[0] in OURS else [])):
         for file in (path.with_suffix(".py"), path / "__init__.py"):
             if (root / file).is_file():
                 return file
@@ -71,29 +72,54 @@ def needed_files(modules: Iterable[str]) -> set[Path]:
     Modules that are elsewhere are left out, and so are empty files.
     """
     found: set[Path] = set()
-    unread = [file for name in modules if (file := module_file(name)) is not None]
+    unread = [*_files_of(modules)]
     while unread:
         path = unread.pop()
         if path in found or not _locate(path).stat().st_size:
             continue
         found.add(path)
-        names = imported_names(path)
-        packages = {".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 1)}
-        unread += [file for name in names | packages if (file := module_file(name)) is not None]
+        unread += _files_of(imported_names(path))
     return found
 
 
+def _files_of(names: Iterable[str]) -> set[Path]:
+    """Return the files of modules, and of the packages that they lie in, which are imported first."""
+    every = {".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 2)}
+    return {file for name in every if name and (file := module_file(name)) is not None}
+
+
 class _Silent(ast.NodeTransformer):
-    """Removes what a program only tells: documentation, and the texts of errors."""
+    """Removes what a program only tells: documentation, and the texts of errors that it raises.
+
+    A text may stand in the ``raise``, or in words that are put together before it in the same function.
+    """
+
+    def __init__(self) -> None:
+        self.told: list[set[str]] = [set()]
 
     def visit(self, node: ast.AST) -> ast.AST:
         if isinstance(node, DOCUMENTED):
             node.body = [line for line in node.body if not _is_text(line)] or [ast.Pass()]
-        return super().visit(node)
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            return super().visit(node)
+        raised = [inner.exc for inner in ast.walk(node) if isinstance(inner, ast.Raise) and inner.exc is not None]
+        self.told.append({name.id for error in raised for name in ast.walk(error) if isinstance(name, ast.Name)})
+        try:
+            return super().visit(node)
+        finally:
+            self.told.pop()
 
     def visit_Raise(self, node: ast.Raise) -> ast.AST:
         if isinstance(node.exc, ast.Call):
             node.exc.args, node.exc.keywords = [], []
+        return self.generic_visit(node)
+
+    def visit_Assign(self, node: ast.Assign) -> ast.AST:
+        written = {name.id for target in node.targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+        if written & self.told[-1]:
+            for part in ast.walk(node.value):
+                if isinstance(part, ast.Constant) and isinstance(part.value, str) and " " in part.value:
+                    part.value = ""
         return self.generic_visit(node)
 
 

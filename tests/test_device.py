@@ -1,49 +1,72 @@
+"""The player, from the repository and as the copy that lies in a model folder."""
+
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 
 import numpy as np
-import play
 import pytest
 from PIL import Image
 
 from policy_export.config.profile import load_profile
+from policy_export.device.command import main
+from policy_export.device.environments import make_environment, play
+from policy_export.device.errors import UserError
+from policy_export.device.manifest import read_manifest, sha256
+from policy_export.device.native_library import NATIVE
+from policy_export.device.player import Player
 from policy_export.program.calls import wrap
 from policy_export.program.step import load_step
 
-# The player as a device has it: nothing of this repository, and none of what only training needs.
+# The player as a device has it: nothing else of this repository, and none of what only training needs.
 ON_A_DEVICE = """
 import runpy, sys
 
+ABSENT = ("torch", "torchrl", "tensordict", "gymnasium", "stages", "studies", "pydantic", "onnx", "safetensors")
+
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("torch", "torchrl", "tensordict", "gymnasium", "stages", "pydantic", "onnx"):
+        top, _, room = name.partition(".")
+        if top in ABSENT or top == "policy_export" and (COPIED or room and room.partition(".")[0] != "device"):
             raise ModuleNotFoundError(f"{name} is not on the device", name=name)
 
 sys.meta_path.insert(0, Absent())
-runpy.run_path("play.py", run_name="__main__")
 """
+WAYS = {
+    "copy": ON_A_DEVICE + "COPIED = True\nrunpy.run_path('models/dqn/player', run_name='__main__')\n",
+    "package": ON_A_DEVICE + "COPIED = False\nrunpy.run_module('policy_export.device', run_name='__main__')\n",
+}
 
 
 @pytest.fixture
-def device(model, root):
-    """A folder with ``play.py`` and a model folder, and nothing else."""
-    folder = model.parents[1]
-    shutil.copyfile(root / "play.py", folder / "play.py")
-    return folder
+def device(model):
+    """A folder with a model folder, and nothing else."""
+    return model.parents[1]
 
 
 @pytest.fixture
-def play_there(device):
-    def run(*arguments):
-        command = [sys.executable, "-c", ON_A_DEVICE, *arguments]
-        return subprocess.run(command, cwd=device, capture_output=True, text=True, check=False, timeout=60)
+def start(device, root):
+    """Start Python in that folder, where it finds the repository only if ``way`` is the package."""
+
+    def run(*words, way="copy", cwd=device):
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        environment |= {"PYTHONPATH": str(root)} if way == "package" else {}
+        command = [sys.executable, *words]
+        return subprocess.run(
+            command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=60
+        )
 
     return run
+
+
+@pytest.fixture(params=WAYS)
+def play_there(request, start):
+    return lambda *arguments: start("-c", WAYS[request.param], *arguments, way=request.param)
 
 
 @pytest.fixture
@@ -51,7 +74,7 @@ def refuse(model, capfd):
     """Run the player here, expect one line of error; returns it. Libraries may not add lines of their own."""
 
     def run(*arguments):
-        status = play.main([str(model), *arguments])
+        status = main([str(model), *arguments])
         output = capfd.readouterr()
         assert status == 1
         (line,) = output.err.splitlines()
@@ -70,15 +93,15 @@ def change_manifest(model, change):
 
 def seal(model, name="policy.onnx"):
     """Make the manifest's hash that of the file as it is."""
-    change_manifest(model, lambda manifest: manifest["files"][name].update(sha256=play.sha256(model / name)))
+    change_manifest(model, lambda manifest: manifest["files"][name].update(sha256=sha256(model / name)))
 
 
 def eager_episode(workspace, monkeypatch, seed):
     """Score and number of decisions of the policy itself, on an emulator of its own."""
     monkeypatch.chdir(workspace)
-    manifest = play.read_manifest(workspace / "models/dqn")
-    player = play.Player(wrap(load_step("dqn", load_profile("dqn"))), manifest)
-    rewards = [reward for reward, _ in play.play(player, seed)]
+    manifest = read_manifest(workspace / "models/dqn")
+    player = Player(wrap(load_step("dqn", load_profile("dqn"))), manifest)
+    rewards = [reward for reward, _ in play(player, seed)]
     return sum(rewards), len(rewards)
 
 
@@ -87,8 +110,7 @@ def test_plays_on_a_device_what_the_policy_plays(play_there, device, workspace, 
     assert (done.returncode, done.stderr) == (0, "")
     *episodes, mean = done.stdout.splitlines()
     expected = [eager_episode(workspace, monkeypatch, seed) for seed in (5, 6)]
-    found = [tuple(map(int, re.findall(r"score (\S+)  decisions (\d+)", line)[0])) for line in episodes]
-    assert found == expected
+    assert played(episodes) == expected
     scores = [score for score, _ in expected]
     assert mean.startswith(f"mean score {sum(scores) / 2:.2f}  ")
     assert f"min {min(scores)}  max {max(scores)}" in mean
@@ -112,10 +134,112 @@ def test_missing_file_on_a_device(play_there, device):
     assert line.startswith("error: models/dqn/policy.onnx: ")
 
 
+def played(lines):
+    """The score and the number of decisions of each episode."""
+    return [tuple(map(int, re.findall(r"score (\S+)  decisions (\d+)", line)[0])) for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("way", "words"),
+    [
+        ("package", ["-m", "policy_export.device", "models/dqn"]),
+        ("copy", ["models/dqn/player", "--episodes", "1"]),
+        ("copy", ["models/dqn/player/__main__.py", "models/dqn"]),
+        ("copy", ["-m", "models.dqn.player"]),
+    ],
+)
+def test_ways_to_start_it(start, workspace, monkeypatch, way, words):
+    done = start(*words, way=way)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert played(done.stdout.splitlines()[:-1]) == [eager_episode(workspace, monkeypatch, 0)]
+
+
+def test_model_folder_is_all_that_a_device_needs(start, model, tmp_path, workspace, monkeypatch):
+    place = tmp_path / "empty"
+    place.mkdir()
+    model.rename(place / "dqn")
+    assert "No module named 'policy_export'" in start("-c", "import policy_export", cwd=place).stderr
+    done = start("dqn/player", "--episodes", "1", cwd=place)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert played(done.stdout.splitlines()[:-1]) == [eager_episode(workspace, monkeypatch, 0)]
+    assert [path.name for path in place.iterdir()] == ["dqn"]
+
+
+def test_copy_plays_the_folder_that_is_named(start, model):
+    """And its own only where none is."""
+    other = shutil.copytree(model, model.with_name("other"))
+    (other / "policy.onnx").unlink()
+    done = start("models/dqn/player", "models/other")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: models/other/policy.onnx: ")
+    assert start("models/other/player", "models/dqn").returncode == 0
+    done = start("models/other/player")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"error: {other.resolve()}/policy.onnx: ")
+
+
+@pytest.mark.parametrize(
+    ("way", "words", "program", "folder"),
+    [
+        ("package", ["-m", "policy_export.device"], "python -m policy_export.device", "folder"),
+        ("copy", ["models/dqn/player"], "python models/dqn/player", "[folder]"),
+    ],
+)
+def test_usage_tells_how_it_is_started(start, way, words, program, folder):
+    told = " ".join(start(*words, "--help", way=way).stdout.split())
+    assert told.startswith(f"usage: {program} [-h] ")
+    assert f" {folder} Play with an exported policy, without PyTorch. " in told
+    done = start(*words, "--episodes", "0", way=way)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{program}: error: " in done.stderr
+
+
+@pytest.mark.parametrize(("way", "words"), [("package", ["-m", "policy_export.device"]), ("copy", ["models/player"])])
+def test_folder_is_required_outside_of_a_model_folder(start, model, way, words):
+    (model / "player").rename(model.parent / "player")
+    done = start(*words, way=way)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.endswith(": error: the following arguments are required: folder\n")
+    assert start(*words, "models/dqn", way=way).returncode == 0
+
+
+MINE = """
+import gymnasium
+import numpy as np
+
+
+class Mine(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(0, 255, (210, 160, 3), np.uint8)
+    action_space = gymnasium.spaces.Discrete(6)
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros((210, 160, 3), np.uint8), {}
+
+    def step(self, action):
+        return np.zeros((210, 160, 3), np.uint8), 2.0, False, False, {}
+
+
+gymnasium.register("Mine-v0", entry_point=Mine)
+"""
+
+
+def test_environment_s_module_lies_beside_the_copy(start, model):
+    """As the message tells where it is missing."""
+    environment = {"id": "mine:Mine-v0", "max_episode_steps": 5}
+    change_manifest(model, lambda manifest: manifest.update(environment=environment))
+    done = start("models/dqn/player")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.endswith("put it beside the folder `player`\n")
+    (model / "mine.py").write_text(MINE)
+    done = start("models/dqn/player")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert played(done.stdout.splitlines()[:-1]) == [(10, 5)]
+
+
 @pytest.mark.parametrize("episodes", ["0", "-1", "1.5"])
 def test_number_of_episodes_that_cannot_be(model, capfd, episodes):
     with pytest.raises(SystemExit) as caught:
-        play.main([str(model), "--episodes", episodes])
+        main([str(model), "--episodes", episodes])
     assert caught.value.code == 2
     assert "--episodes" in capfd.readouterr().err
 
@@ -154,6 +278,19 @@ def test_manifest_without_the_program(model, refuse):
     assert f"{model / 'manifest.json'}: lists no policy.onnx" in refuse()
 
 
+def test_manifest_with_a_native_library_alone(model, refuse):
+    def change(manifest):
+        manifest["files"][NATIVE] = manifest["files"].pop("policy.onnx")
+
+    change_manifest(model, change)
+    assert refuse() == f"error: {model / 'manifest.json'}: lists no policy.onnx, but a native library: use --native"
+    assert f"{model / NATIVE}: " in refuse("--native")
+
+
+def test_manifest_without_a_native_library(model, refuse):
+    assert f"{model / 'manifest.json'}: lists no {NATIVE}" in refuse("--native")
+
+
 def test_truncated_program(model, refuse, truncate):
     truncate(model / "policy.onnx")
     assert f"{model / 'policy.onnx'}: damaged" in refuse()
@@ -180,7 +317,7 @@ def test_gif_in_a_folder_that_is_not_there(refuse, tmp_path):
 @pytest.mark.parametrize("seed", [str(2**31), str(-(2**31) - 1)])
 def test_seed_that_the_emulator_does_not_take(model, capfd, seed):
     try:
-        status = play.main([str(model), "--seed", seed])
+        status = main([str(model), "--seed", seed])
     except SystemExit as exit_:
         status = exit_.code
     assert status in (1, 2)
@@ -189,11 +326,11 @@ def test_seed_that_the_emulator_does_not_take(model, capfd, seed):
 
 @pytest.fixture
 def manifest(workspace):
-    return play.read_manifest(workspace / "models/dqn")
+    return read_manifest(workspace / "models/dqn")
 
 
 def screens(manifest, actions, seed=0):
-    emulator = play.make_environment(manifest, seed)
+    emulator = make_environment(manifest, seed)
     shown = []
     for action in actions:
         emulator.step(action)
@@ -203,11 +340,11 @@ def screens(manifest, actions, seed=0):
 
 def test_action_index_goes_through_the_manifest(manifest):
     """Index 2 is ALE's action 3; with the table turned round the same game takes the mirrored indices."""
-    assert [action.value for action in play.make_environment(manifest, 0).actions] == [0, 1, 3, 4, 11, 12]
+    assert [action.value for action in make_environment(manifest, 0).actions] == [0, 1, 3, 4, 11, 12]
     actions = [step // 5 % 6 for step in range(60)]
     played = screens(manifest, actions)
     turned = manifest | {"actions": manifest["actions"][::-1]}
-    assert [action.value for action in play.make_environment(turned, 0).actions] == [12, 11, 4, 3, 1, 0]
+    assert [action.value for action in make_environment(turned, 0).actions] == [12, 11, 4, 3, 1, 0]
     assert not np.array_equal(screens(turned, actions), played)
     assert np.array_equal(screens(turned, [5 - action for action in actions]), played)
 
@@ -220,7 +357,7 @@ def test_game_is_the_seed_s(manifest):
 
 
 def test_episode_ends_after_its_steps(manifest):
-    emulator = play.make_environment(manifest, 0)
+    emulator = make_environment(manifest, 0)
     steps = 0
     while not emulator.done:
         emulator.step(0)
@@ -230,8 +367,8 @@ def test_episode_ends_after_its_steps(manifest):
 
 @pytest.mark.filterwarnings("ignore:Rom nosuch not supported:UserWarning")  # ale-py's own
 def test_game_that_is_not_there(manifest):
-    with pytest.raises(play.UserError, match="nosuch"):
-        play.make_environment(manifest | {"environment": manifest["environment"] | {"rom": "nosuch"}}, 0)
+    with pytest.raises(UserError, match="nosuch"):
+        make_environment(manifest | {"environment": manifest["environment"] | {"rom": "nosuch"}}, 0)
 
 
 class TestPlayer:
@@ -256,17 +393,17 @@ class TestPlayer:
         return player.step(np.zeros((player.feed["count"].shape[0], 2), np.uint8))["action"].tolist()
 
     def test_states_go_round(self):
-        player = play.Player(self.count, self.MANIFEST, batch=2)
+        player = Player(self.count, self.MANIFEST, batch=2)
         assert [self.decide(player) for _ in range(3)] == [[1, 1], [2, 2], [3, 3]]
 
     def test_reset_starts_anew(self):
-        player = play.Player(self.count, self.MANIFEST)
+        player = Player(self.count, self.MANIFEST)
         decided = [self.decide(player), self.decide(player)]
         player.reset()
         assert [*decided, self.decide(player)] == [[1], [2], [1]]
 
     def test_rows_that_are_kept_go_on_in_the_order_given(self):
-        player = play.Player(self.count, self.MANIFEST, batch=3)
+        player = Player(self.count, self.MANIFEST, batch=3)
         self.decide(player)
         player.feed["count"][:, 0] = [10, 20, 30]
         player.keep([2, 0])
