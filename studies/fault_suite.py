@@ -27,7 +27,7 @@ def subject(policy: str, seed: int) -> Subject:
     return Subject.load(policy, seed)
 
 
-def judge(kind: str, fault: str, seed: int, *, random: bool = False) -> str | None:
+def check_fault(kind: str, fault: str, seed: int, *, random: bool = False) -> str | None:
     """Return how a fault is caught; none if it is not.
 
     Raises:
@@ -51,7 +51,7 @@ def judge(kind: str, fault: str, seed: int, *, random: bool = False) -> str | No
             return str(error)
 
 
-def judge_faultless(policy: str, program: str, seed: int) -> str | None:
+def check_unmodified(policy: str, program: str, seed: int) -> str | None:
     """Return what the check finds wrong with a program as it was made: nothing, or it is a false alarm."""
     held = subject(policy, seed)
     if program.endswith(registry.RANDOM):
@@ -75,16 +75,16 @@ def fault_suite() -> None:
     catalogues = ((False, FAULTS), (True, RANDOM_FAULTS))
     with processes(study.processes) as executor:
         unmodified = {
-            f"{policy}, {program}": executor.submit(judge_faultless, policy, program, study.seed)
+            f"{policy}, {program}": executor.submit(check_unmodified, policy, program, study.seed)
             for policy, names in programs.items()
             for program in names
         }
-        for name, judged in unmodified.items():
-            print(f"fault_suite  unmodified {name}: {judged.result() or 'passes'}", flush=True)
-            if judged.result():
+        for name, checked in unmodified.items():
+            print(f"fault_suite  unmodified {name}: {checked.result() or 'passes'}", flush=True)
+            if checked.result():
                 raise UserError(f"the unmodified program {name} does not pass, so no fault can be judged")
         caught = {
-            f"{kind}, {name}": executor.submit(judge, kind, name, study.seed, random=random)
+            f"{kind}, {name}": executor.submit(check_fault, kind, name, study.seed, random=random)
             for random, catalogue in catalogues
             for kind, faults in catalogue.items()
             if kind in policies
@@ -93,11 +93,11 @@ def fault_suite() -> None:
         alarms, every = {}, [(policy, program) for policy, names in programs.items() for program in names]
         for number in range(study.clean_runs):
             (policy, program), seed = every[number % len(every)], study.seed + 2 * EPISODES * (number + 1)
-            alarms[f"{policy}, {program}, seed {seed}"] = executor.submit(judge_faultless, policy, program, seed)
-        for name, judged in (caught | alarms).items():
-            print(f"fault_suite  {name}: {judged.result() or 'nothing found'}", flush=True)
-        found = {name: judged.result() for name, judged in caught.items()}
-        false = {name: judged.result() for name, judged in alarms.items() if judged.result()}
+            alarms[f"{policy}, {program}, seed {seed}"] = executor.submit(check_unmodified, policy, program, seed)
+        for name, checked in (caught | alarms).items():
+            print(f"fault_suite  {name}: {checked.result() or 'nothing found'}", flush=True)
+        found = {name: checked.result() for name, checked in caught.items()}
+        false = {name: checked.result() for name, checked in alarms.items() if checked.result()}
     score = {"killed": sum(map(bool, found.values())), "total": len(found)}
     score |= {"false_alarms": len(false), "clean_runs": len(alarms)}
     missed = [name for name, what in found.items() if not what]

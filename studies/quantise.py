@@ -36,7 +36,7 @@ from policy_export.device.player import Player
 from policy_export.environments import episodes
 from policy_export.lowering.quantisation import OPERATORS, PRODUCTS, halved, layers, quantised
 from policy_export.parity.comparison import differ
-from policy_export.parity.recorded_inputs import pick_situations
+from policy_export.parity.recorded_inputs import pick_recorded_inputs
 from policy_export.program.decisions import is_choice
 from policy_export.stage.command import run
 from policy_export.stage.files import write_json
@@ -88,7 +88,7 @@ def compare_scores(one: Sequence[float], other: Sequence[float], margin: float, 
     return Scores(*means, float(interval.low), float(interval.high), p_value, p_value < significance)
 
 
-def judge_latency(ratio: Ratio, p99: float | None, reference_p99: float | None) -> str | None:
+def check_latency(ratio: Ratio, p99: float | None, reference_p99: float | None) -> str | None:
     """Why a program is too slow to be worth it, if it is.
 
     Args:
@@ -106,7 +106,7 @@ def judge_latency(ratio: Ratio, p99: float | None, reference_p99: float | None) 
     return None
 
 
-def judge_scores(scores: Scores, margin: float) -> str | None:
+def check_scores(scores: Scores, margin: float) -> str | None:
     """Why scores speak against a program, if they do."""
     if scores.same:
         return None
@@ -120,9 +120,9 @@ def pick_recorded(policy: str, manifest: dict[str, Any], study: settings.Quantis
     rest = recorded[:-1] or recorded
     chosen = sorted(set(np.linspace(0, len(rest) - 1, study.calibration_episodes).round().astype(int).tolist()))
     program, rows = runtimes.load_by_name(policy, REFERENCE, 1), -(-study.calibration_samples // len(chosen))
-    parts = [pick_situations(program, rest[index], manifest, rows).inputs for index in chosen]
+    parts = [pick_recorded_inputs(program, rest[index], manifest, rows).inputs for index in chosen]
     calibration = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return calibration, pick_situations(program, recorded[-1], manifest, study.checked_samples).inputs
+    return calibration, pick_recorded_inputs(program, recorded[-1], manifest, study.checked_samples).inputs
 
 
 def makers(model: onnx.ModelProto, inputs: Arrays) -> dict[str, Make]:
@@ -223,7 +223,7 @@ def quantise(policy: str) -> None:
         for name in [name for name, found in decided.items() if None in found["largest_difference"].values()]:
             del candidates[name]
             report[name] = {"verdict": "rejected", "reason": "it answers with what is no number"}
-        reference = judge(policy, candidates, everything.bench, study, report)
+        reference = check_candidates(policy, candidates, everything.bench, study, report)
         for name, entry in report.items():
             entry.update(decided.get(name, {}))
             print(f"quantise {policy}  {name}: {entry['verdict']}: {entry['reason']}", flush=True)
@@ -232,7 +232,7 @@ def quantise(policy: str) -> None:
     write_json(settings.RESULTS / policy / "quantised.json", content)
 
 
-def judge(
+def check_candidates(
     policy: str,
     candidates: dict[str, Candidate],
     bench: params.Bench,
@@ -252,7 +252,7 @@ def judge(
         )
         entry |= {"verdict": "rejected", "reason": ""} | summarise(measured[name], candidates[name])
         entry["times_as_fast"] = ratio.as_dict()
-        slow = judge_latency(ratio, entry["p99_us"], reference["p99_us"])
+        slow = check_latency(ratio, entry["p99_us"], reference["p99_us"])
         if slow is None:
             fast[name] = candidates[name]
         else:
@@ -261,7 +261,7 @@ def judge(
     for name in fast:
         compared = compare_scores(scores[name], scores[REFERENCE], study.margin, study.significance)
         report[name]["score"] = asdict(compared)
-        worse = judge_scores(compared, study.margin)
+        worse = check_scores(compared, study.margin)
         report[name] |= {
             "verdict": "rejected" if worse else "accepted",
             "reason": worse or f"faster, and its score is the same within {study.margin:g}",

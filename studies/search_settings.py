@@ -116,7 +116,7 @@ def aoti_candidates(policy: str, chosen: params.CompileAoti, folder: Path) -> di
     return found
 
 
-def judge(found: Measured, ratio: Ratio) -> str:
+def describe_finding(found: Measured, ratio: Ratio) -> str:
     """What is to be thought of a setting, from its speed in multiples of the chosen one's."""
     if found.failures:
         return f"wrong outputs: {found.failures[0]}"
@@ -145,7 +145,7 @@ def tabulate(
                 "times_as_fast": round(ratio.ratio, 3),
                 "low": round(ratio.low, 3),
                 "high": round(ratio.high, 3),
-                "finding": CHOSEN if name == CHOSEN else judge(found, ratio),
+                "finding": CHOSEN if name == CHOSEN else describe_finding(found, ratio),
             }
         )
     return rows

@@ -13,7 +13,9 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from policy_export.backends.manifest import write_manifest
 from policy_export.backends.registry import backends
+from policy_export.program.made import read_programs, write_record
 
 ROOT = Path(__file__).parents[1]
 OUTPUTS = ("models/", "results/", "data/", "dvc.lock")
@@ -92,3 +94,11 @@ def run(*command: str, cwd: Path, status: int = 0, project: Path | None = None) 
 
 def python(*arguments: str, cwd: Path, status: int = 0, project: Path = ROOT) -> subprocess.CompletedProcess[str]:
     return run(sys.executable, *arguments, cwd=cwd, status=status, project=project)
+
+
+def accept_files(policy: str, libraries: Sequence[str] = ("torch",)) -> None:
+    """Record a policy's programs as they are now, as their stages do, and write the manifest again."""
+    for name in (name for name, chosen in read_programs(policy).items() if chosen):
+        folder = Path("models", policy)
+        write_record(policy, name, [folder / file for file in backends()[name].outputs], libraries)
+    write_manifest(policy)

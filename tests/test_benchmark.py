@@ -82,7 +82,7 @@ def test_throughput_counts_rows():
 def measured(rounds=3, queries=2212, scale=1.0, **times) -> Measured:
     random = np.random.default_rng(0)
     found = Measured([1.0] * rounds, peak_memory=2048)
-    for scenario in ("single", "multi", "fresh", "repeated", "beside"):
+    for scenario in ("single", "multi", "fresh", "repeated", "contended"):
         factor = times.get(scenario, scale)
         found.times[scenario] = [(random.normal(1e5, 1e3, queries) * factor).astype(np.int64) for _ in range(rounds)]
     return found
@@ -213,7 +213,7 @@ def test_environment_beside_ends_with_its_starter(workspace):
 
 
 def test_late_decisions_are_counted():
-    late = measured(beside=300.0)  # 30 ms
+    late = measured(reference=300.0)  # 30 ms
     assert late.describe(0.25)["late"] == {"15hz": 0, "60hz": 1}
 
 

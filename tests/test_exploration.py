@@ -30,7 +30,7 @@ from policy_export.lowering.onnx import convert
 from policy_export.parity import check as stage
 from policy_export.parity.exploration import complete, exploring, noise_states, without_noise
 from policy_export.parity.open_loop import EXPLORING_STRIDE, check_open_loop
-from policy_export.parity.samples import ROWS, act, draw, judge, judge_draws, judge_noise
+from policy_export.parity.samples import ROWS, act, check_noise, check_samples, run_tests, sample
 from policy_export.program.calls import wrap
 from policy_export.program.export import export
 from policy_export.program.step import Step
@@ -38,7 +38,7 @@ from policy_export.stage.files import write_json
 
 LEVEL, TOLERANCE, OPSET = 1e-8, 1e-5, 21
 SETTINGS = params.ParityCheck(
-    processes=2, tolerance=TOLERANCE, seed=3, episodes=2, random_situations=4, random_calls=4, random_error_rate=1e-6
+    processes=2, tolerance=TOLERANCE, seed=3, episodes=2, random_inputs=4, random_calls=4, random_error_rate=1e-6
 )
 FACTS = {"policy": "noisy", "environment": {"id": "Pendulum-v1", "max_episode_steps": 40}}
 
@@ -91,7 +91,7 @@ class Noisy:
     recorded: list[Episode]
 
     @property
-    def situations(self) -> Arrays:
+    def recorded_inputs(self) -> Arrays:
         """Inputs of a deterministic program."""
         return {"observation": np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)}
 
@@ -124,11 +124,11 @@ def test_states_are_those_that_only_exploring_programs_have(noisy):
 
 
 def test_inputs_are_completed_by_the_start_of_an_episode(noisy):
-    inputs = complete(noisy.situations, noisy.manifest)
+    inputs = complete(noisy.recorded_inputs, noisy.manifest)
     assert list(inputs) == ["observation", "noise", "is_init"]
     assert (inputs["noise"].shape, inputs["noise"].dtype, inputs["noise"].any()) == ((4, 1), np.float32, False)
     assert (inputs["is_init"].shape, inputs["is_init"].dtype, inputs["is_init"].all()) == ((4, 1), bool, True)
-    known = noisy.situations | {"is_init": np.zeros((4, 1), bool)}
+    known = noisy.recorded_inputs | {"is_init": np.zeros((4, 1), bool)}
     assert not complete(known, noisy.manifest)["is_init"].any()
 
 
@@ -184,7 +184,7 @@ def test_other_outputs_than_the_manifests_are_found(noisy, change, message):
 
 
 def test_without_noise_nothing_is_taken_away(noisy):
-    outputs = noisy.eager(noisy.situations)
+    outputs = noisy.eager(noisy.recorded_inputs)
     assert (
         without_noise(outputs, {name: facts for name, facts in noisy.manifest.items() if name != "random"}) == outputs
     )
@@ -193,12 +193,12 @@ def test_without_noise_nothing_is_taken_away(noisy):
 @pytest.mark.parametrize("name", ["pt2_random", "onnx_random"])
 def test_noise_of_programs_is_the_policys(noisy, name):
     """At one step and over time, in PyTorch and in ONNX Runtime."""
-    inputs, states = complete(noisy.situations, noisy.manifest), noise_states(noisy.manifest)
-    eager, *drawn = (draw(run, inputs, 16) for run in (noisy.eager_random, *[noisy.programs[name]] * 3))
-    assert all(finding.p > LEVEL for finding in judge(eager, drawn[0], (drawn[1], drawn[2]), TOLERANCE))
+    inputs, states = complete(noisy.recorded_inputs, noisy.manifest), noise_states(noisy.manifest)
+    eager, *sampled = (sample(run, inputs, 16) for run in (noisy.eager_random, *[noisy.programs[name]] * 3))
+    assert all(finding.p > LEVEL for finding in run_tests(eager, sampled[0], (sampled[1], sampled[2]), TOLERANCE))
     acted = [act(run, inputs, states) for run in (noisy.eager_random, noisy.programs[name])]
     assert acted[1].shape == (4, 60, ROWS, 1)
-    assert all(finding.p > LEVEL for finding in judge_noise(*acted, TOLERANCE))
+    assert all(finding.p > LEVEL for finding in check_noise(*acted, TOLERANCE))
 
 
 @pytest.mark.parametrize(
@@ -209,10 +209,10 @@ def test_noise_of_programs_is_the_policys(noisy, name):
     ],
 )
 def test_exported_fault_of_noise_is_found(noisy, noise, what):
-    inputs, states = complete(noisy.situations, noisy.manifest), noise_states(noisy.manifest)
+    inputs, states = complete(noisy.recorded_inputs, noisy.manifest), noise_states(noisy.manifest)
     program = wrap(export(make_step(noise=noise())).module())
     acted = [act(run, inputs, states) for run in (noisy.eager_random, program)]
-    assert what in [finding.what for finding in judge_noise(*acted, TOLERANCE) if finding.p < LEVEL]
+    assert what in [finding.what for finding in check_noise(*acted, TOLERANCE) if finding.p < LEVEL]
 
 
 @pytest.mark.parametrize("noise", [None, Restarts])
@@ -232,9 +232,11 @@ def test_stage_lets_programs_act_where_their_noise_has_a_state(noisy, tmp_path, 
     monkeypatch.setattr(stage, "processes", lambda *_, **__: ThreadPoolExecutor(1))
     results = stage.run_programs("noisy", manifest, noisy.recorded, SETTINGS)
     assert set(results.acted) == {"eager_random", "pt2_random", "onnx_random"}
-    judged = judge_draws(results.draws, results.first_draws, SETTINGS, results.acted)
+    judged = check_samples(results.samples, results.first_samples, SETTINGS, results.acted)
     assert judged["pt2_random"].failures == []
     assert [failure.split(":")[0] for failure in judged["onnx_random"].failures[:1]] == (
         [] if noise is None else ["correlation of action[0] with that of 1 steps before"]
     )
-    assert judged["pt2_random"].tests > judge_draws(results.draws, results.first_draws, SETTINGS)["pt2_random"].tests
+    assert (
+        judged["pt2_random"].tests > check_samples(results.samples, results.first_samples, SETTINGS)["pt2_random"].tests
+    )

@@ -14,16 +14,17 @@ import torch
 from pipeline_helpers import TINY, write_params
 from torchrl.envs.utils import ExplorationType
 
-from policy_export.backends import runtimes
-from policy_export.backends.inspection import Location, localise
+from policy_export.backends.registry import backends
 from policy_export.config import params
 from policy_export.config.profile import Profile, load_profile
 from policy_export.device.arrays import Arrays
 from policy_export.environments.preprocess import FrameStack
 from policy_export.localise import package
+from policy_export.localise.compare import Location
 from policy_export.lowering.aoti import compile_to
 from policy_export.lowering.native import compile_target
 from policy_export.lowering.onnx import convert
+from policy_export.parity.locate import localise
 from policy_export.program.archive import load_program, save_program
 from policy_export.program.export import export
 from policy_export.program.policy import load_weights, make_agent, save_weights
@@ -34,14 +35,14 @@ TOLERANCE = 1e-5
 SMALL = {"conv": [[4, 5, 3]], "hidden": [16]}
 POLICIES = {"dqn": SMALL, "drqn": SMALL | {"rnn_size": 16}}
 NOTHING = "nothing differs: every output agrees for these inputs"
-PREPROCESS = "stages/common/preprocess.py:"
+PREPROCESS = "policy_export/environments/preprocess.py:"
 NETWORK = "policy.module.2.module.0.module"  # of dqn
 Fault = Callable[[Step], None]
 
 
 def write_program(policy: str, program: str, step: Step) -> None:
     """A program of any kind from any step, as the stages write it."""
-    path = Path("models", policy, runtimes.PROGRAMS[program])
+    path = Path("models", policy, backends()[program].file)
     exported = export(step)
     facts = {"policy": policy, "environment": {"id": "ALE/Pong-v5"}, "actions": [], **step.signature.as_dict()}
     match program:
@@ -163,7 +164,7 @@ def test_wrong_weight_is_named(program, fault, tensor, note, source):
     location = locate("dqn", program)
     assert (location.tensor, location.operator) == (tensor, "weight")
     assert note in location.note
-    assert location.source.startswith("stages/policies/networks.py:")
+    assert location.source.startswith("policy_export/policies/networks.py:")
     assert location.source.endswith(source)
     assert location.difference > 0
     assert location.as_dict()["difference"] == (None if fault is make_nan else location.difference)
@@ -226,7 +227,7 @@ def test_recurrent_state_without_reset_is_named(monkeypatch, program):
     location = locate("drqn", program)
     assert location.tensor in ("where", "where_1")
     assert location.note.startswith("the program lacks ")
-    assert location.source.startswith("stages/program/twins.py:")
+    assert location.source.startswith("policy_export/program/twins.py:")
 
 
 def edit_graph(change: Callable[[torch.fx.Graph], None]) -> None:
@@ -328,7 +329,7 @@ def test_edited_model_is_located_at_the_edit(change, tensor, operator, note):
     location = locate("dqn", "onnx")
     assert (location.tensor, location.operator) == (tensor, operator)
     assert note in location.note
-    assert location.source.startswith("stages/")
+    assert location.source.startswith("policy_export/")
 
 
 def swap_states(self, tensordict):
@@ -391,7 +392,13 @@ def test_policy_that_exports_otherwise_is_named(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("project")
 def test_program_that_cannot_be_taken_to_pieces_is_told():
     Path("models/dqn/policy.onnx").write_bytes(b"no model")
-    assert str(locate("dqn", "onnx")).startswith("policy.onnx cannot be taken to pieces: ")
+    assert str(locate("dqn", "onnx")).startswith("onnx cannot be taken to pieces: ")
+
+
+@pytest.mark.usefixtures("project")
+def test_program_of_an_unknown_back_end_is_reported():
+    """A back end that was removed since, in the middle of explaining a failure."""
+    assert str(locate("dqn", "flash")) == "flash cannot be taken to pieces: 'flash'"
 
 
 @pytest.fixture(scope="module")

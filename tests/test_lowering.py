@@ -12,10 +12,10 @@ from torchrl.modules import GRU, LSTM
 
 from policy_export.config.profile import Preprocess
 from policy_export.environments.preprocess import Screen
-from policy_export.lowering.batch_one import as_flat_concatenation, lower_single
+from policy_export.lowering.batch_one import as_flat_concatenation, lower_batch_one
 from policy_export.lowering.convolutions import as_product, use_products
-from policy_export.lowering.integer_preprocessing import MAX_WEIGHT, use_byte_products
-from policy_export.lowering.redundant_reshapes import drop_moves
+from policy_export.lowering.integer_preprocessing import MAX_WEIGHT, use_integer_preprocessing
+from policy_export.lowering.redundant_reshapes import drop_redundant_reshapes
 
 CROP = {"top": 34, "left": 0, "height": 160, "width": 160}
 ODD_CROP = {"top": 17, "left": 8, "height": 168, "width": 144}
@@ -122,7 +122,7 @@ def screen(resize: str, size: list[int], grey: list[float], crop: dict[str, int]
 )
 def test_preprocessing_becomes_a_product_of_bytes(preprocessing):
     before = as_onnx(preprocessing)
-    after = use_byte_products(before)
+    after = use_integer_preprocessing(before)
     assert operators(after).count("MatMulInteger") == 1
     assert set(operators(after)) <= {
         "Slice",
@@ -143,7 +143,7 @@ def test_preprocessing_becomes_a_product_of_bytes(preprocessing):
 
 def test_weights_leave_room_for_sixteen_bits():
     """Processors that add two products in 16 bits must not overflow."""
-    model = use_byte_products(as_onnx(screen("bilinear", [80, 64], LUMINANCE, CROP)))
+    model = use_integer_preprocessing(as_onnx(screen("bilinear", [80, 64], LUMINANCE, CROP)))
     (weights,) = (
         onnx.numpy_helper.to_array(one) for one in model.graph.initializer if one.data_type == onnx.TensorProto.INT8
     )
@@ -154,7 +154,7 @@ def test_weights_leave_room_for_sixteen_bits():
 @pytest.mark.parametrize("preprocessing", [Gamma(), Vignette()], ids=["not affine", "not separable"])
 def test_what_is_no_product_stays_as_it_is(preprocessing):
     before = as_onnx(preprocessing)
-    after = use_byte_products(before)
+    after = use_integer_preprocessing(before)
     if isinstance(preprocessing, Gamma):  # what stands before the square is one
         np.testing.assert_allclose(run(after, SCREENS), run(before, SCREENS), rtol=1e-5, atol=1e-5)
     else:
@@ -164,7 +164,7 @@ def test_what_is_no_product_stays_as_it_is(preprocessing):
 def test_program_of_vectors_stays_as_it_is():
     program = torch.export.export(nn.Linear(4, 2), (torch.zeros(3, 4),))
     model = torch.onnx.export(program, dynamo=True, verbose=False).model_proto
-    assert use_byte_products(model) == model
+    assert use_integer_preprocessing(model) == model
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_program_for_one_row():
     batch = {name: {0: torch.export.Dim("batch", min=1)} for name in ("observation", "frames")}
     rows = {name: torch.randn(2, 1, 8, 8) for name in batch}
     module = Stack()
-    single = lower_single(torch.export.export(module, (), rows, dynamic_shapes=batch), inputs)
+    single = lower_batch_one(torch.export.export(module, (), rows, dynamic_shapes=batch), inputs)
     operators = {str(node.target) for node in single.graph.nodes if node.op == "call_function"}
     assert not any("conv" in operator for operator in operators)
     one = {name: tensor[:1] for name, tensor in rows.items()}
@@ -253,7 +253,7 @@ def test_one_step_of_a_recurrent_network_moves_no_axes(kind, states):
         converted = torch.onnx.export(program, dynamo=True, dynamic_shapes=shapes, verbose=False)
     assert converted is not None
     before = converted.model_proto
-    after = drop_moves(before)
+    after = drop_redundant_reshapes(before)
     assert (after.graph.input, after.graph.output) == (before.graph.input, before.graph.output)
     assert {"Slice", "Transpose"} <= set(operators(before))
     moving = {"Slice", "Transpose", "Squeeze", "Unsqueeze", "Reshape"}
@@ -286,7 +286,7 @@ def test_only_what_keeps_the_order_is_dropped(shapes, nodes, left):
     constants = "int64[1] zero = {0}, int64[1] one = {1}, int64[1] last = {-1}, int64[1] before = {-9}"
     text = f'<ir_version: 9, opset_import: ["" : 20]> moves ({shapes}) <{constants}> {{ {nodes} }}'
     before = onnx.shape_inference.infer_shapes(onnx.parser.parse_model(text))
-    after = drop_moves(before)
+    after = drop_redundant_reshapes(before)
     assert operators(after) == left
     shape = [size.dim_value or 2 for size in before.graph.input[0].type.tensor_type.shape.dim]
     numbers = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)

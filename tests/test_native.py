@@ -32,7 +32,7 @@ from policy_export.device.manifest import read_manifest, sha256
 from policy_export.device.native_library import NATIVE, load_native
 from policy_export.device.onnx_session import load_onnx
 from policy_export.device.player import Player
-from policy_export.lowering.batch_one import lower_single
+from policy_export.lowering.batch_one import lower_batch_one
 from policy_export.lowering.golden import pick_steps
 from policy_export.lowering.instructions import TARGETS, find_target
 from policy_export.lowering.native import build as build_library
@@ -76,7 +76,7 @@ def generated(folder, tmp_path_factory) -> Path:
     """What the library is built from."""
     place = tmp_path_factory.mktemp("generated")
     program, facts = load_program(folder / "policy.pt2", "dqn")
-    generate(lower_single(program, facts["inputs"]), find_target("native"), place)
+    generate(lower_batch_one(program, facts["inputs"]), find_target("native"), place)
     write_facts(place / "facts.h", facts, place / "weights.bin")
     return place
 
@@ -568,7 +568,7 @@ def test_operator_that_needs_pytorch_is_named_however_late(tmp_path, module, ope
     target = find_target("native")
 
     def compile_it() -> None:
-        generate(lower_single(program, inputs), target, tmp_path)
+        generate(lower_batch_one(program, inputs), target, tmp_path)
         write_facts(tmp_path / "facts.h", facts, tmp_path / "weights.bin")
         build_library(tmp_path, target, tmp_path / "build")
 

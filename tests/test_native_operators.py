@@ -16,9 +16,9 @@ from torch.nn import functional
 from policy_export.backends import runtimes
 from policy_export.device.errors import UserError
 from policy_export.lowering import native as compile_native
-from policy_export.lowering.batch_one import lower_single
+from policy_export.lowering.batch_one import lower_batch_one
 from policy_export.lowering.instructions import find_target
-from policy_export.lowering.native_operators import find_unsupported, tell_operator, tell_place
+from policy_export.lowering.native_operators import describe_operator, describe_place, find_unsupported
 from policy_export.program.archive import save_program
 
 TOLERANCE = 1e-5
@@ -227,7 +227,7 @@ def test_native_library_computes_as_eager(kind, tmp_path):
     torch.manual_seed(0)
     module, rows = kind(), draw(*kind.OBSERVATION)
     row = {"observation": rows[:1]}
-    single = lower_single(export(module, row), describe(row))
+    single = lower_batch_one(export(module, row), describe(row))
     facts = {"policy": "operators", "actions": [], "states": [], "inputs": describe(row)}
     facts["outputs"] = describe(module(**row))
     target = find_target("native")
@@ -344,7 +344,7 @@ def test_nothing_is_found_where_all_is_written():
     ],
 )
 def test_operators_in_words(name, told):
-    assert tell_operator(name) == told
+    assert describe_operator(name) == told
 
 
 @pytest.mark.parametrize(
@@ -369,4 +369,4 @@ def test_operators_in_words(name, told):
 def test_places_in_words(meta, place):
     node = torch.fx.Graph().placeholder("x")
     node.meta.update(meta)
-    assert tell_place(node) == place
+    assert describe_place(node) == place

@@ -31,7 +31,7 @@ SMALL = {
     "bench.warmup_queries": 10,
     "bench.queries": 64,
     "bench.multi_stream_queries": 10,
-    "bench.beside_queries": 10,
+    "bench.contended_queries": 10,
     "bench.samples": 16,
     "bench.batches": [1, 8],
     "bench.rollout_steps": 100,

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,40 +17,49 @@ import onnx
 import pytest
 import torch
 from PIL import Image
-from pipeline_helpers import ROOT, TINY, write_params
+from pipeline_helpers import ROOT, TINY, accept_files, change_params, choose_programs, write_params
 from torchrl.envs.utils import ExplorationType
 
 from policy_export.backends import runtimes
-from policy_export.backends.manifest import manifest as write_manifest
+from policy_export.backends.manifest import write_manifest
+from policy_export.backends.registry import RANDOM
 from policy_export.config import params
 from policy_export.config.profile import Profile, load_profile
 from policy_export.device.arrays import Arrays, Run
 from policy_export.device.environments import make_environment
 from policy_export.device.errors import UserError
+from policy_export.device.manifest import sha256
 from policy_export.device.onnx_session import load_onnx
 from policy_export.device.player import Player
 from policy_export.environments import episodes
 from policy_export.environments.env import environment_facts
 from policy_export.environments.episodes import Episode, replay
-from policy_export.lowering.onnx import export_onnx
 from policy_export.parity import check as stage
 from policy_export.parity import closed_loop as closed_loop_module
-from policy_export.parity.batch_invariance import BATCHES, ODD_ROWS, check_rows
+from policy_export.parity.batch_invariance import BATCHES, ODD_ROWS, check_batch_invariance
 from policy_export.parity.closed_loop import ClosedLoop, Trace, compare_episodes, part_at_ties, play_episodes
 from policy_export.parity.comparison import MAX_FAILURES, Batch, Comparison, Place
 from policy_export.parity.open_loop import EXPLORING_STRIDE, check_open_loop
-from policy_export.parity.recorded_inputs import pick_situations
-from policy_export.parity.samples import ROWS, judge_draws
+from policy_export.parity.recorded_inputs import pick_recorded_inputs
+from policy_export.parity.samples import ROWS, check_samples
 from policy_export.program.calls import wrap
 from policy_export.program.policy import load_weights, make_agent, save_weights
 from policy_export.program.step import Step, load_step
+from stages.export_onnx import export_onnx
 from stages.export_pt2 import export_pt2
 from stages.record import record
 
 FOLDER = Path("models/dqn")
 TOLERANCE = 1e-5
 SETTINGS = params.ParityCheck(
-    processes=2, tolerance=TOLERANCE, seed=3, episodes=2, random_situations=4, random_calls=4, random_error_rate=1e-6
+    processes=2,
+    min_observations=1,
+    tolerance=TOLERANCE,
+    seed=3,
+    episodes=2,
+    random_inputs=4,
+    random_calls=4,
+    random_error_rate=1e-6,
 )
 
 
@@ -75,22 +85,24 @@ def bundle(tmp_path_factory) -> Bundle:
         profile = load_profile("dqn")
         torch.manual_seed(0)
         save_weights(FOLDER / "policy.safetensors", "dqn", make_agent("dqn", profile).actor)
+        choose_programs(folder, "dqn", ["pt2", "onnx"])
         export_pt2("dqn")
         export_onnx("dqn")
         record("dqn")
-        for name in ("policy", "policy_random"):
-            (FOLDER / f"{name}.aoti.pt2").write_text("not compiled here")
-        (FOLDER / "native").mkdir()
-        (FOLDER / "native/libpolicy.so").write_text("not compiled here")
         write_manifest("dqn")
         step = load_step("dqn", profile)
-        files = runtimes.PROGRAMS | runtimes.RANDOM_PROGRAMS
+        _, files = runtimes.read_model("dqn")
+        recorded = episodes.load(Path("data/dqn/episodes.safetensors"), "dqn")
+        change_params(
+            folder / "params.yaml",
+            {"parity_check.min_observations": sum(len(episode.actions) for episode in recorded)},
+        )
         return Bundle(
             folder,
             profile,
             wrap(step),
-            {name: runtimes.load(FOLDER / file, 1) for name, file in files.items() if name.startswith(("pt2", "onnx"))},
-            episodes.load(Path("data/dqn/episodes.safetensors"), "dqn"),
+            {name: runtimes.load(path, 1) for name, path in files.items()},
+            recorded,
             environment_facts(profile.env) | step.signature.as_dict(),
         )
 
@@ -111,7 +123,7 @@ def test_programs_of_the_same_policy_pass(bundle):
     steps = [len(episode.actions) for episode in bundle.recorded]
     for name, result in results.items():
         assert result.failures == result.ties == []
-        every = EXPLORING_STRIDE if name in runtimes.RANDOM_PROGRAMS else 1
+        every = EXPLORING_STRIDE if name.endswith(RANDOM) else 1
         assert result.observations == sum(len(range(0, length, every)) for length in steps)
         assert set(result.max_abs_difference) == {"action_value", "next_frames"}
         assert max(result.max_abs_difference.values()) < TOLERANCE
@@ -152,18 +164,22 @@ def test_drift_of_a_state_is_told_per_hundred_steps(bundle):
 def test_situations_are_decisions_of_an_episode(bundle):
     """With the memory of that moment, which holds the frame before."""
     episode = bundle.recorded[1]
-    places, situations = pick_situations(bundle.eager, episode, bundle.manifest, 4)
+    places, recorded_inputs = pick_recorded_inputs(bundle.eager, episode, bundle.manifest, 4)
     assert places == [Place(episode.seed, step) for step in (0, 33, 66, 99)]
-    assert {name: len(array) for name, array in situations.items()} == {"observation": 4, "frames": 4, "is_init": 4}
-    assert situations["is_init"].ravel().tolist() == [True, False, False, False]
+    assert {name: len(array) for name, array in recorded_inputs.items()} == {
+        "observation": 4,
+        "frames": 4,
+        "is_init": 4,
+    }
+    assert recorded_inputs["is_init"].ravel().tolist() == [True, False, False, False]
     for name in ("observation", "frames"):
-        assert len({row.tobytes() for row in situations[name]}) == 4
+        assert len({row.tobytes() for row in recorded_inputs[name]}) == 4
     screens = list(replay(episode, make_environment(bundle.manifest, episode.seed)))
     last = bundle.eager(
-        {"observation": screens[-2][None], "frames": situations["frames"][:1], "is_init": np.ones((1, 1), bool)}
+        {"observation": screens[-2][None], "frames": recorded_inputs["frames"][:1], "is_init": np.ones((1, 1), bool)}
     )
-    assert np.array_equal(situations["observation"][3], screens[-1])
-    assert np.array_equal(situations["frames"][3], last["next_frames"][0])
+    assert np.array_equal(recorded_inputs["observation"][3], screens[-1])
+    assert np.array_equal(recorded_inputs["frames"][3], last["next_frames"][0])
 
 
 def changed_onnx(bundle: Bundle, change: Callable[[onnx.ModelProto], None], path: Path) -> Run:
@@ -293,7 +309,7 @@ def rename_action(model: onnx.ModelProto) -> None:
     model.graph.output[0].name = "decided"
 
 
-def narrow_action(model: onnx.ModelProto) -> None:
+def action_of_fewer_bits(model: onnx.ModelProto) -> None:
     before_action(model, onnx.helper.make_node("Cast", ["decided"], ["action"], to=onnx.TensorProto.INT32))
     model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.INT32
 
@@ -306,7 +322,7 @@ def column_of_actions(model: onnx.ModelProto) -> None:
 
 OTHER_OUTPUTS = [
     (rename_action, r"onnx: outputs are .*'decided'.*, expected .*'action'"),
-    (narrow_action, r"onnx: output action is int32\[3\], expected int64\[3\]"),
+    (action_of_fewer_bits, r"onnx: output action is int32\[3\], expected int64\[3\]"),
     (column_of_actions, r"onnx: output action is int64\[3, 1\], expected int64\[3\]"),
 ]
 
@@ -435,15 +451,15 @@ def test_only_episodes_that_part_at_a_tie_are_followed(bundle):
     assert part_at_ties(elsewhere, near_own, TOLERANCE) == []
 
 
-def trace(actions: list[float], beside: list[float] | None = None, reward: float = 0.0) -> Trace:
+def trace(actions: list[float], reference: list[float] | None = None, reward: float = 0.0) -> Trace:
     """An episode of vectors, or of what eager would have done beside, with always the same reward."""
-    rows = [None if row is None else {"action": np.array(row, np.float32)[:, None]} for row in (actions, beside)]
+    rows = [None if row is None else {"action": np.array(row, np.float32)[:, None]} for row in (actions, reference)]
     return Trace(9, rows[0], rows[1], np.arange(len(actions), dtype=np.uint64), np.full(len(actions), reward))
 
 
 @pytest.mark.parametrize(("off", "failure"), [(TOLERANCE / 2, None), (3e-5, "step 1: the action differs by 3e-05: ")])
 def test_vectors_are_compared_with_what_the_policy_does_beside(off, failure):
-    found = trace([0.25, off], beside=[0.25, 0.0], reward=-1.5)
+    found = trace([0.25, off], reference=[0.25, 0.0], reward=-1.5)
     result = compare_episodes([found], [trace([1.0, 1.0])], TOLERANCE)
     assert (result.identical, result.steps, result.mean_score) == (0, 2, -3.0)
     assert result.max_action_difference == pytest.approx(off)
@@ -462,8 +478,8 @@ def batch(eager: Arrays, outputs: Arrays) -> Batch:
 
 
 def rows(bundle: Bundle, run: Run) -> Comparison:
-    situations = pick_situations(bundle.eager, bundle.recorded[-1], bundle.manifest, 70)
-    return check_rows(bundle.eager, {"pt2": run}, situations, bundle.manifest, SETTINGS)["pt2"]
+    recorded_inputs = pick_recorded_inputs(bundle.eager, bundle.recorded[-1], bundle.manifest, 70)
+    return check_batch_invariance(bundle.eager, {"pt2": run}, recorded_inputs, bundle.manifest, SETTINGS)["pt2"]
 
 
 @pytest.mark.parametrize("name", ["onnx", "pt2"])
@@ -644,14 +660,14 @@ def test_vectors_without_values(explores):
     assert set(result.max_abs_difference) == (set() if explores else {"action"})
 
 
-def test_draws_that_are_no_numbers_are_a_fault():
+def test_samples_that_are_no_numbers_are_a_fault():
     random = np.random.default_rng(0)
-    names = ("eager_random", *runtimes.RANDOM_PROGRAMS)
-    drawn = {name: random.standard_normal((2, 8, ROWS, 1)).astype(np.float32) for name in names}
+    names = ("eager_random", "pt2_random", "onnx_random")
+    sampled = {name: random.standard_normal((2, 8, ROWS, 1)).astype(np.float32) for name in names}
     first = [{name: random.standard_normal((2, 2, ROWS, 1)).astype(np.float32) for name in names} for _ in range(2)]
-    assert not any(result.failures for result in judge_draws(drawn, first, SETTINGS).values())
-    drawn["onnx_random"][0, 0, 0] = np.nan
-    results = judge_draws(drawn, first, SETTINGS)
+    assert not any(result.failures for result in check_samples(sampled, first, SETTINGS).values())
+    sampled["onnx_random"][0, 0, 0] = np.nan
+    results = check_samples(sampled, first, SETTINGS)
     assert {name for name, result in results.items() if result.failures} == {"onnx_random"}
 
 
@@ -660,11 +676,7 @@ def project(bundle, tmp_path, monkeypatch) -> Path:
     """A copy of the bundle in which the stage runs, short as its episodes are."""
     shutil.copytree(bundle.folder, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(runtimes, "PROGRAMS", {"pt2": "policy.pt2", "onnx": "policy.onnx"})
-    random = {"pt2_random": "policy_random.pt2", "onnx_random": "policy_random.onnx"}
-    monkeypatch.setattr(runtimes, "RANDOM_PROGRAMS", random)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setattr(stage, "MIN_OBSERVATIONS", sum(len(episode.actions) for episode in bundle.recorded))
     return tmp_path
 
 
@@ -677,6 +689,16 @@ def test_stage_passes_and_reports():
     stage.parity_check("dqn")
     assert report()["passed"]
     assert report()["failures"] == []
+    manifest = json.loads((FOLDER / "manifest.json").read_text())
+    checked = report()["checked"]
+    assert {name: entry["sha256"] for name, entry in checked["programs"].items()} == {
+        name: sha256(path) for name, path in runtimes.read_model("dqn")[1].items()
+    }
+    assert checked["weights_sha256"] == manifest["files"]["policy.safetensors"]["sha256"]
+    assert checked["manifest_sha256"] == sha256(FOLDER / "manifest.json")
+    assert checked["revision"] == manifest["revision"]
+    assert checked["versions"]["onnxruntime"] == metadata.version("onnxruntime")
+    assert Path(manifest["parity_report"]) == Path("results/dqn/parity.json")
     assert {name: entry["passed"] for name, entry in report()["programs"].items()} == dict.fromkeys(
         ("pt2", "onnx", "pt2_random", "onnx_random"), True
     )
@@ -685,7 +707,7 @@ def test_stage_passes_and_reports():
 @pytest.mark.usefixtures("project")
 def test_stage_reports_and_fails(bundle):
     changed_onnx(bundle, nudge(-1), FOLDER / "policy.onnx")
-    write_manifest("dqn")
+    accept_files("dqn")
     row = r"action \d, action_value \[.*\]"
     pattern = rf"onnx: episode with seed \d+, step \d+: action_value differs by \S+: {row}, eager {row} "
     with pytest.raises(UserError, match=pattern + r"\(\d+ failures; report: results/dqn/parity.json\)$"):
@@ -720,7 +742,7 @@ def test_stage_passes_where_all_decisions_are_ties(bundle):
     export_pt2("dqn")
     export_onnx("dqn")
     changed_onnx(dataclasses.replace(bundle, folder=Path.cwd()), last_of_the_best, FOLDER / "policy.onnx")
-    write_manifest("dqn")
+    accept_files("dqn")
     stage.parity_check("dqn")
     found = {name: report()["programs"][name]["closed_loop"] for name in ("pt2", "onnx")}
     assert (found["pt2"]["identical"], found["pt2"]["ties"]) == (2, [])
@@ -739,7 +761,7 @@ def no_numbers(model: onnx.ModelProto) -> None:
 @pytest.mark.usefixtures("project")
 def test_stage_reports_values_that_are_no_numbers(bundle):
     changed_onnx(bundle, no_numbers, FOLDER / "policy.onnx")
-    write_manifest("dqn")
+    accept_files("dqn")
     with pytest.raises(UserError, match=r"onnx: episode with seed .* report: results/dqn/parity.json"):
         stage.parity_check("dqn")
     assert not report()["passed"]
@@ -750,15 +772,16 @@ def test_stage_reports_values_that_are_no_numbers(bundle):
 def test_stage_names_the_program_with_other_outputs(bundle):
     change, message = OTHER_OUTPUTS[0]
     changed_onnx(bundle, change, FOLDER / "policy.onnx")
-    write_manifest("dqn")
+    accept_files("dqn")
     with pytest.raises(UserError, match=message):
         stage.parity_check("dqn")
 
 
 @pytest.mark.usefixtures("project")
-def test_stage_needs_enough_screens(monkeypatch):
-    monkeypatch.setattr(stage, "MIN_OBSERVATIONS", stage.MIN_OBSERVATIONS + 1)
-    with pytest.raises(UserError, match=r"data/dqn/episodes.safetensors: holds \d+ obs.*record.greedy_episodes"):
+def test_stage_needs_enough_observations(bundle):
+    least = 1 + sum(len(episode.actions) for episode in bundle.recorded)
+    change_params(Path("params.yaml"), {"parity_check.min_observations": least})
+    with pytest.raises(UserError, match=rf"data/dqn/episodes.safetensors: holds {least - 1} obs.*asks for {least}"):
         stage.parity_check("dqn")
 
 

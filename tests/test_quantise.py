@@ -157,7 +157,7 @@ def test_what_the_processor_or_the_runtime_lacks(pong, tmp_path):
     ],
 )
 def test_latency_is_judged(ratio, p99, reference, reason):
-    found = quantise.judge_latency(ratio, p99, reference)
+    found = quantise.check_latency(ratio, p99, reference)
     assert found is None if reason is None else found.startswith(reason)
 
 
@@ -166,7 +166,7 @@ def test_scores_of_one_distribution_are_the_same():
     scores = quantise.compare_scores(one, other, 1.0, 0.05)
     assert scores.same
     assert -1 < scores.low < scores.mean - scores.reference_mean < scores.high < 1
-    assert quantise.judge_scores(scores, 1.0) is None
+    assert quantise.check_scores(scores, 1.0) is None
 
 
 @pytest.mark.parametrize(("episodes", "shift"), [(100, 1.0), (100, -1.0), (100, 3.0), (4, 0.0)])
@@ -174,7 +174,7 @@ def test_other_scores_and_too_few_are_not_shown_to_be_the_same(episodes, shift):
     one, other = RANDOM.normal(18, 1.4, (2, episodes))
     scores = quantise.compare_scores(one - one.mean() + shift, other - other.mean(), 1.0, 0.05)
     assert not scores.same
-    assert quantise.judge_scores(scores, 1.0).startswith("its score is not shown to be the same within 1: ")
+    assert quantise.check_scores(scores, 1.0).startswith("its score is not shown to be the same within 1: ")
 
 
 def test_scores_a_margin_apart_are_rarely_called_the_same():
@@ -247,8 +247,8 @@ def test_damaged_quantisation_is_rejected_by_its_score(cartpole):
     scores = quantise.play_all("balance", candidates, settings)
     assert scores["onnx"] == scores["sound"] == [300.0] * 6
     compared = {name: quantise.compare_scores(scores[name], scores["onnx"], 1.0, 0.05) for name in scores}
-    assert quantise.judge_scores(compared["sound"], 1.0) is None
-    assert "a difference of -" in quantise.judge_scores(compared["damaged"], 1.0)
+    assert quantise.check_scores(compared["sound"], 1.0) is None
+    assert "a difference of -" in quantise.check_scores(compared["damaged"], 1.0)
 
 
 @pytest.mark.slow

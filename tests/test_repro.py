@@ -20,7 +20,7 @@ from ruamel.yaml import YAML
 
 from policy_export.benchmark.measured import Measured, Session
 from policy_export.benchmark.ratios import fastest
-from policy_export.benchmark.workload import Plan, emulator_beside, prepare
+from policy_export.benchmark.workload import Plan, prepare, running_emulator
 from policy_export.config import params, profile
 from policy_export.config.section import Section
 from policy_export.config.training import Untrained
@@ -45,7 +45,7 @@ SMALL = TINY | {
     "bench.warmup_queries": 10,
     "bench.queries": 64,
     "bench.multi_stream_queries": 10,
-    "bench.beside_queries": 10,
+    "bench.contended_queries": 10,
     "bench.samples": 16,
     "bench.batches": [1, 8],
     "bench.rollout_steps": 100,
@@ -323,7 +323,7 @@ def test_the_same_program_twice_has_no_winner(built, tmp_path, monkeypatch):
     """Of 20 comparisons of a program with itself, at most one names a winner."""
     monkeypatch.chdir(built)
     settings = params.load().bench
-    with emulator_beside("dqn") as emulator:
+    with running_emulator("dqn") as emulator:
         prepare("dqn", tmp_path, Plan(["onnx"], settings.model_copy(update={"queries": 200}), 1e-5), emulator)
         winners = 0
         for comparison in range(20):
@@ -340,7 +340,7 @@ def test_the_same_program_twice_has_no_winner(built, tmp_path, monkeypatch):
 
 def test_program_that_is_ended_is_named(built, tmp_path, monkeypatch):
     monkeypatch.chdir(built)
-    with emulator_beside("dqn") as emulator:
+    with running_emulator("dqn") as emulator:
         prepare("dqn", tmp_path, Plan(["onnx"], params.load().bench, 1e-5), emulator)
         with Session("dqn", "onnx", tmp_path, 1) as session:
             session.process.kill()

@@ -329,7 +329,7 @@ def actor_and_critic():
 
 
 @case("MLP", "Actor", "ActorCriticWrapper")
-def actor_beside_critic():
+def actor_with_critic():
     policy = modules.Actor(mlp(NUMBERS), in_keys=["observation"], spec=BOX)
     return modules.ActorCriticWrapper(policy, modules.ValueOperator(mlp(1), in_keys=["observation"]))
 

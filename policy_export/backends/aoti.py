@@ -68,13 +68,13 @@ def load(path: Path, settings: Settings) -> Run:
 def inspect(case: Case, path: Path) -> Location:
     """Look at ``policy.pt2`` first, which may have the same fault, then at the package's own weights and code."""
     from policy_export.config import params
-    from policy_export.localise.case import locate_in_origin, tell
+    from policy_export.localise.case import locate_in_origin, no_location
     from policy_export.localise.compare import largest_difference
     from policy_export.localise.package import locate_in_package
 
     outputs = load(path, Settings(1))(case.inputs)
     if not (wrong := case.wrong(outputs)):
-        return tell("nothing differs: every output agrees for these inputs")
+        return no_location("nothing differs: every output agrees for these inputs")
     if location := locate_in_origin(case, outputs):
         return location
     location = locate_in_package(path, case.exported, case.reference, wrong[0], params.load().compile_aoti)

@@ -23,12 +23,12 @@ def load(path: Path, _: Settings) -> Run:
 
 def inspect(case: Case, path: Path) -> Location:
     """Look at ``policy.pt2``, which may have the same fault: nothing inside a native library can be seen."""
-    from policy_export.localise.case import locate_in_origin, tell
+    from policy_export.localise.case import locate_in_origin, no_location
 
     outputs = load_native(path)(case.inputs)
     if not case.wrong(outputs):
-        return tell("nothing differs: every output agrees for these inputs")
-    return locate_in_origin(case, outputs) or tell(
+        return no_location("nothing differs: every output agrees for these inputs")
+    return locate_in_origin(case, outputs) or no_location(
         "policy.pt2 is right: the fault is in what compile_native makes of it"
     )
 

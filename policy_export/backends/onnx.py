@@ -22,7 +22,7 @@ def inspect(case: Case, path: Path) -> Location:
     """Compare with a fresh translation of the policy, whose tensors have the values that PyTorch gives them."""
     import onnx
 
-    from policy_export.localise.case import tell
+    from policy_export.localise.case import no_location
     from policy_export.localise.trace_onnx import trace_onnx, translate_again
 
     reference, weights = translate_again(case)
@@ -30,10 +30,10 @@ def inspect(case: Case, path: Path) -> Location:
     if location := case.compare(found, reference):
         return location
     if case.wrong({name: found.output(name) for name in found.outputs}):
-        return tell("the model is what PyTorch makes of the policy for ONNX: the fault is in its decompositions")
+        return no_location("the model is what PyTorch makes of the policy for ONNX: the fault is in its decompositions")
     if not case.wrong(load(path, Settings(1))(case.inputs)):
-        return tell("nothing differs: every output agrees for these inputs")
-    return tell(
+        return no_location("nothing differs: every output agrees for these inputs")
+    return no_location(
         "every intermediate tensor agrees when the graph is run unoptimised: the fault is in ONNX Runtime's "
         f"optimisation, from the level {_first_wrong_level(path, case)!r} on"
     )

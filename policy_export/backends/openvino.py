@@ -55,12 +55,14 @@ def _describe(spec: Any) -> dict[str, Any]:
 
 def inspect(case: Case, path: Path) -> Location:
     """Look for the fault in the program itself, by ONNX Runtime: nothing that OpenVINO computes inside can be seen."""
-    from policy_export.localise.case import tell
+    from policy_export.localise.case import no_location
 
     if not case.wrong(load(path, Settings(1))(case.inputs)):
-        return tell("nothing differs: every output agrees for these inputs")
+        return no_location("nothing differs: every output agrees for these inputs")
     location = onnx.inspect(case, path)
-    return location if location.tensor else tell("the program is right with ONNX Runtime: the fault is in OpenVINO")
+    return (
+        location if location.tensor else no_location("the program is right with ONNX Runtime: the fault is in OpenVINO")
+    )
 
 
 BACKEND = Backend(

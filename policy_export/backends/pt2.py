@@ -26,7 +26,7 @@ def load(path: Path, settings: Settings) -> Run:
 
 
 def inspect(case: Case, path: Path) -> Location:
-    from policy_export.localise.case import tell
+    from policy_export.localise.case import no_location
     from policy_export.localise.trace import trace_program
     from policy_export.program.archive import load_program
 
@@ -34,8 +34,10 @@ def inspect(case: Case, path: Path) -> Location:
     if location := case.compare(trace_program(program, case.inputs)):
         return location
     if not case.wrong(load(path, Settings(1))(case.inputs)):
-        return tell("nothing differs: every output agrees for these inputs")
-    return tell("every tensor agrees when the graph is run operator by operator: the fault is in how it is called")
+        return no_location("nothing differs: every output agrees for these inputs")
+    return no_location(
+        "every tensor agrees when the graph is run operator by operator: the fault is in how it is called"
+    )
 
 
 BACKEND = Backend(

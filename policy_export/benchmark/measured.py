@@ -152,7 +152,7 @@ class Measured:
         return None
 
     def describe(self, noise: float) -> dict[str, Any]:
-        reason, beside = self.reason_invalid(noise), np.concatenate(self.times["beside"]) / 1e9
+        reason, contended = self.reason_invalid(noise), np.concatenate(self.times["contended"]) / 1e9
         low, high = self.quartiles()
         return {
             "valid": reason is None,
@@ -162,7 +162,7 @@ class Measured:
             "rounds_p50_us": {"lower_quartile": round(low, 1), "upper_quartile": round(high, 1)},
             "queries": sum(map(len, self.times["single"])),
             "multi_stream": self.percentiles("multi"),
-            "late": {name: float((beside > seconds).mean()) for name, seconds in DEADLINES.items()},
-            "late_queries": len(beside),
+            "late": {name: float((contended > seconds).mean()) for name, seconds in DEADLINES.items()},
+            "late_queries": len(contended),
             "peak_memory_mb": round(self.peak_memory / 1024, 1),
         }

@@ -109,7 +109,7 @@ def torchrl_rollout(policy: str, threads: int) -> Callable[[int], object]:
     return roll_out
 
 
-def emulate_beside(policy: str) -> None:
+def run_emulator(policy: str) -> None:
     """Keep a core busy with the policy's environment, until the process that started this one ends."""
     end_with_starter()
     decisions = emulate(read_manifest(Path("models", policy)))
@@ -119,4 +119,4 @@ def emulate_beside(policy: str) -> None:
 
 
 if __name__ == "__main__":
-    emulate_beside(sys.argv[1])
+    run_emulator(sys.argv[1])

@@ -90,7 +90,7 @@ class Workload:
         """Nanoseconds of queries of some rows, drawn anew for every query, or the same ones again and again."""
         from policy_export.benchmark.loadgen import time_queries
 
-        def draw() -> Iterator[Arrays]:
+        def sample_inputs() -> Iterator[Arrays]:
             rows = self.random.integers(self.samples, size=size)
             for _ in range(queries):
                 if not repeated:
@@ -99,7 +99,7 @@ class Workload:
                 yield rows_of(self.inputs, rows)
 
         feed = {name: np.empty((size, *array.shape[1:]), array.dtype) for name, array in self.inputs.items()}
-        return time_queries(self.run, feed, draw(), self.check)
+        return time_queries(self.run, feed, sample_inputs(), self.check)
 
     def measure(self, number: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """A round, whose number seeds the order of the queries: what was found, and nanoseconds by scenario.
@@ -116,7 +116,7 @@ class Workload:
             times["multi"] = self.stream(settings["multi_stream_queries"], MULTI_STREAM)
             os.kill(settings["emulator"], signal.SIGCONT)
             try:
-                times["beside"] = self.stream(settings["beside_queries"])
+                times["contended"] = self.stream(settings["contended_queries"])
             finally:
                 os.kill(settings["emulator"], signal.SIGSTOP)
         batches = settings["batches"] if in_detail and self.program in settings["in_batches"] else []

@@ -84,7 +84,7 @@ def prepare(policy: str, folder: Path, plan: Plan, emulator: int) -> None:
 
 
 @contextmanager
-def emulator_beside(policy: str) -> Iterator[int]:
+def running_emulator(policy: str) -> Iterator[int]:
     """A process that plays the environment without a policy, and pauses until it is told to go on; its id.
 
     Raises:
@@ -120,7 +120,7 @@ class Sessions:
 @contextmanager
 def prepared(policy: str, plan: Plan) -> Iterator[Path]:
     """Prepare a folder with the workload, and an environment that can be played beside."""
-    with tempfile.TemporaryDirectory() as folder, emulator_beside(policy) as emulator:
+    with tempfile.TemporaryDirectory() as folder, running_emulator(policy) as emulator:
         with processes(1) as executor:
             executor.submit(prepare, policy, Path(folder), plan, emulator).result()
         yield Path(folder)

@@ -65,7 +65,7 @@ class ParityCheck(Section):
     tolerance: Positive
     seed: Seed
     episodes: Count
-    random_situations: Count
+    random_inputs: Count
     random_calls: Annotated[int, Field(gt=0, multiple_of=2)]
     random_error_rate: Annotated[float, Field(gt=0, lt=1)]
 
@@ -76,7 +76,7 @@ class Bench(Section):
     warmup_queries: Count
     queries: Count
     multi_stream_queries: Count
-    beside_queries: Count
+    contended_queries: Count
     samples: Count
     batches: Annotated[list[Count], Field(min_length=1)]
     stride: Count

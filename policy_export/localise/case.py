@@ -56,7 +56,7 @@ class Case:
         return Alignment(reference or self.reference, found, self.tolerance).first()
 
 
-def tell(note: str) -> Location:
+def no_location(note: str) -> Location:
     """Return a location that names no tensor."""
     return Location("", "", "", None, note)
 

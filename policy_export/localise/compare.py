@@ -113,10 +113,10 @@ class Alignment:
 
     def is_right(self, value: Value) -> bool:
         if value.name not in self._right:
-            self._right[value.name] = self._judge(value)
+            self._right[value.name] = self._is_right(value)
         return self._right[value.name]
 
-    def _judge(self, value: Value) -> bool:
+    def _is_right(self, value: Value) -> bool:
         partner = self.partner(value)
         if value.operator == INPUT:
             return True
@@ -200,7 +200,7 @@ class Alignment:
     def _explain(self, value: Value) -> Location:
         partner = self.partner(value)
         if value.operator == WEIGHT:
-            return self._locate(value, partner, tell_weight(value.array, partner.array if partner else None))
+            return self._locate(value, partner, describe_weight(value.array, partner.array if partner else None))
         if partner is None:
             place = self.neighbours[value.name]
             told = "after" if place.name in self.partners.values() else "where the policy has"
@@ -224,7 +224,7 @@ def _is_computed(value: Value) -> bool:
     return value.operator not in (INPUT, WEIGHT)
 
 
-def tell_weight(found: npt.NDArray[Any], expected: npt.NDArray[Any] | None) -> str:
+def describe_weight(found: npt.NDArray[Any], expected: npt.NDArray[Any] | None) -> str:
     """In which way a weight is wrong."""
     if expected is None:
         return "is no weight of the trained policy"

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 
 from policy_export.config import params
-from policy_export.localise.compare import Location, find_use, largest_difference, tell_weight
+from policy_export.localise.compare import Location, describe_weight, find_use, largest_difference
 from policy_export.localise.trace import WEIGHT, Trace, Value
 from policy_export.lowering.aoti import inductor_options, lower
 
@@ -208,7 +208,7 @@ def _wrong_weights(
             partner = next((other for other in left if other.shape == array.shape), None)
         known = (w.name for w in weights if w.name == name or (partner is not None and _same_numbers(w.array, partner)))
         difference = None if partner is None else largest_difference(array, partner)
-        wrong.append(Location(next(known, name), WEIGHT, "", difference, tell_weight(array, partner)))
+        wrong.append(Location(next(known, name), WEIGHT, "", difference, describe_weight(array, partner)))
     return wrong
 
 

@@ -73,7 +73,7 @@ OPERATORS: dict[OpOverload, Callable[..., Any]] = {
 }
 
 
-def lower_single(
+def lower_batch_one(
     program: torch.export.ExportedProgram, inputs: Sequence[Mapping[str, Any]]
 ) -> torch.export.ExportedProgram:
     """The program for a batch of one.
@@ -85,8 +85,8 @@ def lower_single(
         spec["name"]: torch.zeros([1, *spec["shape"][1:]], dtype=getattr(torch, spec["dtype"])) for spec in inputs
     }
     with torch.no_grad():
-        single = torch.export.export(program.module(), (), examples)
-        lowered = single.run_decompositions(OPERATORS)
+        batch_one = torch.export.export(program.module(), (), examples)
+        lowered = batch_one.run_decompositions(OPERATORS)
     for spec in lowered.graph_signature.input_specs:
         if spec.kind is InputKind.CONSTANT_TENSOR:  # AOTInductor packs what is a buffer
             spec.kind, spec.persistent = InputKind.BUFFER, False

@@ -257,7 +257,7 @@ def write_product(found: Preprocessing, separable: Separable, shape: list[int]) 
     return graph
 
 
-def use_byte_products(model: onnx.ModelProto) -> onnx.ModelProto:
+def use_integer_preprocessing(model: onnx.ModelProto) -> onnx.ModelProto:
     """Replace the preprocessing of a program by a product of integers.
 
     The program is returned as it is where it has no image of bytes, or what it does to it is not affine, not separable,

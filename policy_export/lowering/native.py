@@ -23,7 +23,7 @@ from policy_export.device.manifest import sha256
 from policy_export.environments import episodes
 from policy_export.lowering.golden import write_golden
 from policy_export.lowering.instructions import Target, find_target
-from policy_export.lowering.native_operators import find_unwritten, needs_pytorch, package, tell_operator
+from policy_export.lowering.native_operators import describe_operator, find_unwritten, needs_pytorch, package
 from policy_export.program.archive import load_program
 from policy_export.program.calls import wrap
 from policy_export.program.failures import in_one_line
@@ -54,7 +54,7 @@ def generate(program: torch.export.ExportedProgram, target: Target, folder: Path
     with zipfile.ZipFile(path) as archive:
         called = called_by_name(archive)
         if called:
-            raise needs_pytorch(dict.fromkeys(map(tell_operator, called)))
+            raise needs_pytorch(dict.fromkeys(map(describe_operator, called)))
         (folder / "model.cpp").write_text(generated_code(archive))
         # A policy without weights has no file for them.
         weights = [name for name in archive.namelist() if name.endswith(WEIGHTS)]
@@ -133,7 +133,7 @@ def call(*command: str | Path) -> None:
         return
     output = done.stdout + done.stderr
     if missing := list(dict.fromkeys(UNDEFINED.findall(output))):
-        raise needs_pytorch(map(tell_operator, missing), f" (undefined: {', '.join(missing)})")
+        raise needs_pytorch(map(describe_operator, missing), f" (undefined: {', '.join(missing)})")
     reason = ERROR.search(output)
     told = " ".join(reason[0].split()) if reason else output.strip()[-300:]
     raise UserError(f"compile_native: {command[0]} fails: {told}")
@@ -169,17 +169,17 @@ def compile_target(policy: str, name: str, folder: Path) -> str:
     Raises:
         UserError: the policy has operators that only PyTorch's library computes, or a tool of the build fails.
     """
-    from policy_export.lowering.batch_one import lower_single
+    from policy_export.lowering.batch_one import lower_batch_one
 
     target = find_target(name)
     program, facts = load_program(Path("models", policy, "policy.pt2"), policy)
     with tempfile.TemporaryDirectory() as temporary, in_one_line(policy, "compile_native", program):
         generated, built = Path(temporary, "generated"), Path(temporary, "build")
         generated.mkdir()
-        single = lower_single(program, facts["inputs"])
-        if unsupported := find_unwritten(single):
+        batch_one = lower_batch_one(program, facts["inputs"])
+        if unsupported := find_unwritten(batch_one):
             raise needs_pytorch(unsupported)
-        generate(single, target, generated)
+        generate(batch_one, target, generated)
         write_facts(generated / "facts.h", facts, generated / "weights.bin")
         build(generated, target, built)
         install(built / "libpolicy.so", folder / "libpolicy.so")

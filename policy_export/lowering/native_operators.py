@@ -81,7 +81,7 @@ def package(program: torch.export.ExportedProgram, target: Target, path: Path) -
         torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=inductor_options())
 
 
-def tell_operator(name: str) -> str:
+def describe_operator(name: str) -> str:
     """An operator in words, by its name, such as ``aten::sort.stable``; of a function of PyTorch's C interface, too."""
     *before, name = name.removeprefix("torch.ops.").replace("::", ".").split(".", 2)[:2]
     name = name if before and before[0] in NAMESPACES else [*before, name][0]
@@ -96,7 +96,7 @@ def needs_pytorch(operators: Iterable[str], detail: str = "") -> ProfileError:
     )
 
 
-def tell_place(node: torch.fx.Node) -> str:
+def describe_place(node: torch.fx.Node) -> str:
     """Where in the user's source a node of a program comes from, `` at my_policy.py:41``, or in which module."""
     if (place := source_of(node)) is not None:
         return f" at {place}"
@@ -104,20 +104,20 @@ def tell_place(node: torch.fx.Node) -> str:
     return f" in the module {modules[-1]}" if modules else ""
 
 
-def tell_node(name: str, node: torch.fx.Node | None) -> str:
+def describe_node(name: str, node: torch.fx.Node | None) -> str:
     """An operator in words, with its place."""
     import torch
 
-    told = tell_operator(name)
+    told = describe_operator(name)
     if node is None:
         return told
     value = node.args[0].meta.get("val") if node.args and isinstance(node.args[0], torch.fx.Node) else None
     if told.strip("`") in LONG and isinstance(value, torch.Tensor):
         told = f"{told} of {max(value.shape, default=1):,} numbers"
-    return told + tell_place(node)
+    return told + describe_place(node)
 
 
-def find_unwritten(single: torch.export.ExportedProgram) -> list[str]:
+def find_unwritten(batch_one: torch.export.ExportedProgram) -> list[str]:
     """The same as :func:`find_unsupported`, of a program for one row that has been lowered."""
     from policy_export.program.torch_private import stopped_before_code
 
@@ -125,11 +125,11 @@ def find_unwritten(single: torch.export.ExportedProgram) -> list[str]:
 
     def note(name: str, node: torch.fx.Node | None) -> None:
         if "check_errors" not in name:  # of what has been told already
-            found.append(tell_node(name, node))
+            found.append(describe_node(name, node))
 
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), stopped_before_code(note):
         warnings.simplefilter("ignore")  # what they warn of is what is found here
-        package(single, find_target("native"), Path(folder, "policy.pt2"))
+        package(batch_one, find_target("native"), Path(folder, "policy.pt2"))
     return list(dict.fromkeys(found))
 
 
@@ -143,6 +143,6 @@ def find_unsupported(program: torch.export.ExportedProgram, inputs: Sequence[Map
         Each operator in words with its place, such as ``the inverse of a matrix at my_policy.py:41``; none if all is
         written as kernels.
     """
-    from policy_export.lowering.batch_one import lower_single
+    from policy_export.lowering.batch_one import lower_batch_one
 
-    return find_unwritten(lower_single(program, inputs))
+    return find_unwritten(lower_batch_one(program, inputs))

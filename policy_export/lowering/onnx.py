@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from policy_export.config import params
-from policy_export.lowering.integer_preprocessing import use_byte_products
-from policy_export.lowering.redundant_reshapes import drop_moves
+from policy_export.lowering.integer_preprocessing import use_integer_preprocessing
+from policy_export.lowering.redundant_reshapes import drop_redundant_reshapes
 from policy_export.program.archive import EXPORTS, load_program
 from policy_export.program.failures import in_one_line
 from policy_export.stage.files import replacing
@@ -46,7 +46,7 @@ def translate(program: torch.export.ExportedProgram, facts: dict[str, Any], opse
 
 def lower(model: onnx.ModelProto) -> onnx.ModelProto:
     """A translated program in the operators that ONNX Runtime takes the least time for."""
-    return use_byte_products(drop_moves(model))
+    return use_integer_preprocessing(drop_redundant_reshapes(model))
 
 
 def convert(program: torch.export.ExportedProgram, facts: dict[str, Any], opset: int) -> onnx.ModelProto:

@@ -39,7 +39,7 @@ def keeps_order(node: ir.Node) -> bool:
     return node.op_type in RESHAPES
 
 
-def drop_moves(model: onnx.ModelProto) -> onnx.ModelProto:
+def drop_redundant_reshapes(model: onnx.ModelProto) -> onnx.ModelProto:
     """The program with at most one reshape in place of each chain of nodes that keep all numbers in their order.
 
     All other nodes stay as they are, all values that are left keep their names, and sizes that vary still do.

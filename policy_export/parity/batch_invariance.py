@@ -15,7 +15,7 @@ from policy_export.device.environments import make_environment
 from policy_export.device.errors import UserError
 from policy_export.device.manifest import read_manifest
 from policy_export.parity.comparison import Batch, Comparison
-from policy_export.parity.recorded_inputs import Situations
+from policy_export.parity.recorded_inputs import RecordedInputs
 
 BATCHES = (1, 2, 7, 64)
 ROWS = 448  # each of these batches fits in evenly
@@ -58,10 +58,10 @@ def odd_inputs(inputs: Arrays, manifest: dict[str, Any], observation: str, seed:
         yield "some rows beginning", first | {"is_init": begins}
 
 
-def check_rows(
+def check_batch_invariance(
     eager: Run,
     programs: dict[str, Run],
-    situations: Situations,
+    recorded_inputs: RecordedInputs,
     manifest: dict[str, Any],
     settings: params.ParityCheck,
 ) -> dict[str, Comparison]:
@@ -70,7 +70,7 @@ def check_rows(
     Raises:
         UserError: a program's outputs are not those of eager.
     """
-    places, inputs = situations
+    places, inputs = recorded_inputs
     states = {state["output"]: state["input"] for state in manifest["states"]}
     (observation,) = set(inputs) - {*states.values(), "is_init"}
     expected = run_batches(eager, inputs, max(BATCHES))
@@ -91,10 +91,10 @@ def check_rows(
     return results
 
 
-def check_rows_by_name(
-    policy: str, programs: list[str], situations: Situations, settings: params.ParityCheck
+def check_batch_invariance_by_name(
+    policy: str, programs: list[str], recorded_inputs: RecordedInputs, settings: params.ParityCheck
 ) -> dict[str, Comparison]:
-    """:func:`check_rows` of some of a policy's programs, by their names."""
+    """:func:`check_batch_invariance` of some of a policy's programs, by their names."""
     eager, *runs = (runtimes.load_by_name(policy, name, threads=1) for name in ("eager", *programs))
     manifest = read_manifest(Path("models", policy))
-    return check_rows(eager, dict(zip(programs, runs, strict=True)), situations, manifest, settings)
+    return check_batch_invariance(eager, dict(zip(programs, runs, strict=True)), recorded_inputs, manifest, settings)

@@ -23,7 +23,7 @@ from policy_export.device.manifest import sha256
 from policy_export.environments import episodes
 from policy_export.environments.episodes import Episode
 from policy_export.parity import report
-from policy_export.parity.batch_invariance import ROWS, check_rows_by_name
+from policy_export.parity.batch_invariance import ROWS, check_batch_invariance_by_name
 from policy_export.parity.closed_loop import (
     ClosedLoop,
     Trace,
@@ -36,7 +36,7 @@ from policy_export.parity.comparison import Comparison
 from policy_export.parity.exploration import noise_states
 from policy_export.parity.open_loop import check_by_name
 from policy_export.parity.recorded_inputs import pick_by_name
-from policy_export.parity.samples import Actions, act_by_name, draw_by_name, judge_draws
+from policy_export.parity.samples import Actions, act_by_name, check_samples, sample_by_name
 from policy_export.program.made import versions_of
 from policy_export.stage.files import write_json
 from policy_export.stage.processes import processes
@@ -53,11 +53,11 @@ class Results:
     """
 
     open_loop: dict[str, Comparison]
-    rows: dict[str, Comparison]
+    batch_invariance: dict[str, Comparison]
     episodes: dict[str, list[Trace]]
     followed: dict[str, list[Trace]]
-    draws: dict[str, Actions]
-    first_draws: list[dict[str, Actions]]
+    samples: dict[str, Actions]
+    first_samples: list[dict[str, Actions]]
     acted: dict[str, Actions]
 
 
@@ -72,27 +72,27 @@ def run_programs(
         picking = executor.submit(pick_by_name, policy, registry.quickest(manifest), ROWS)
         opening = executor.submit(check_by_name, policy, deterministic + exploring, settings)
         playing = {name: executor.submit(play_by_name, policy, name, settings) for name in ("eager", *deterministic)}
-        situations = picking.result()
-        checking = executor.submit(check_rows_by_name, policy, deterministic, situations, settings)
-        few_situations = situations.spread(settings.random_situations).inputs
-        drawing = {
-            name: executor.submit(draw_by_name, policy, [name], few_situations, settings.random_calls)
+        recorded_inputs = picking.result()
+        checking = executor.submit(check_batch_invariance_by_name, policy, deterministic, recorded_inputs, settings)
+        few_inputs = recorded_inputs.spread(settings.random_inputs).inputs
+        sampling = {
+            name: executor.submit(sample_by_name, policy, [name], few_inputs, settings.random_calls)
             for name in ("eager_random", *exploring)
         }
         acting = {
-            name: executor.submit(act_by_name, policy, name, few_situations)
+            name: executor.submit(act_by_name, policy, name, few_inputs)
             for name in (("eager_random", *exploring) if noise_states(manifest) else ())
         }
         starts = [
-            starting.submit(draw_by_name, policy, exploring, few_situations, settings.random_calls) for _ in range(2)
+            starting.submit(sample_by_name, policy, exploring, few_inputs, settings.random_calls) for _ in range(2)
         ]
         tasks: dict[Future[Any], str] = {
             opening: f"open loop, {observations} observations",
             **{task: f"closed loop, {settings.episodes} episodes of {name}" for name, task in playing.items()},
             checking: "batches and odd inputs",
-            **{task: f"draws of {name}" for name, task in drawing.items()},
+            **{task: f"samples of {name}" for name, task in sampling.items()},
             **{task: f"noise of {name}" for name, task in acting.items()},
-            **dict.fromkeys(starts, "draws after a start"),
+            **dict.fromkeys(starts, "samples after a start"),
         }
         for done, task in enumerate(as_completed(tasks), 1):
             task.result()
@@ -110,7 +110,7 @@ def run_programs(
             checking.result(),
             played,
             {name: task.result() for name, task in following.items()},
-            {name: task.result()[name] for name, task in drawing.items()},
+            {name: task.result()[name] for name, task in sampling.items()},
             [task.result() for task in starts],
             {name: task.result() for name, task in acting.items()},
         )
@@ -131,7 +131,7 @@ def explain_failures(
     explaining = {}
     with processes(settings.processes) as executor:
         for name, loop in closed_loop.items():
-            if failures := [*results.open_loop[name].failures, *results.rows[name].failures]:
+            if failures := [*results.open_loop[name].failures, *results.batch_invariance[name].failures]:
                 failure, actions = failures[0], (shown[failures[0].place.seed],) * 2
             elif loop.failures:
                 failure = loop.failures[0]
@@ -144,7 +144,7 @@ def explain_failures(
         return {name: task.result() for name, task in explaining.items()}
 
 
-def describe_judged(policy: str, manifest: dict[str, Any]) -> dict[str, Any]:
+def describe_checked(policy: str, manifest: dict[str, Any]) -> dict[str, Any]:
     """Say which files were judged, made from what, and by which versions of what ran them."""
     files = registry.deterministic(manifest) | registry.exploring(manifest)
     libraries = {library for name in manifest["programs"] for library in registry.backends()[name].run_by}
@@ -175,20 +175,23 @@ def parity_check(policy: str) -> None:
         name: compare_episodes(results.episodes[name], eager, settings.tolerance, results.followed.get(name, ()))
         for name in registry.deterministic(manifest)
     }
-    draws = judge_draws(results.draws, results.first_draws, settings, results.acted)
+    samples = check_samples(results.samples, results.first_samples, settings, results.acted)
 
     programs, failures = {}, []
     for name, open_loop in results.open_loop.items():
         entry = report.describe_open_loop(open_loop, len(recorded))
         found = [str(failure) for failure in open_loop.failures]
         if name in closed_loop:
-            rows, loop = results.rows[name], closed_loop[name]
-            entry |= {"rows": report.describe_rows(rows), "closed_loop": report.describe_closed_loop(loop)}
+            rows, loop = results.batch_invariance[name], closed_loop[name]
+            entry |= {
+                "batch_invariance": report.describe_batch_invariance(rows),
+                "closed_loop": report.describe_closed_loop(loop),
+            }
             found += [str(failure) for failure in rows.failures]
             found += [f"closed loop, {failure}" for failure in loop.failures]
-        if name in draws:
-            entry["draws"] = report.describe_draws(draws[name])
-            found += draws[name].failures
+        if name in samples:
+            entry["samples"] = report.describe_samples(samples[name])
+            found += samples[name].failures
         programs[name] = entry | {"passed": not found}
         failures += [f"{name}: {failure}" for failure in found]
         verdict = "passed" if not found else "FAILED"
@@ -198,7 +201,7 @@ def parity_check(policy: str) -> None:
     path = folder / "parity.json"
     content = {
         "passed": not failures,
-        "judged": describe_judged(policy, manifest),
+        "checked": describe_checked(policy, manifest),
         "episodes": len(recorded),
         "programs": programs,
         "failures": failures[:MAX_FAILURES],

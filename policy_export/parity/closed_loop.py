@@ -21,7 +21,7 @@ from policy_export.device.environments import make_environment
 from policy_export.device.manifest import read_manifest
 from policy_export.device.player import Player
 from policy_export.environments.episodes import hash_state
-from policy_export.parity.comparison import Failure, Place, decision, describe_tie, differ, differing, judge_action
+from policy_export.parity.comparison import Failure, Place, compare_action, decision, describe_tie, differ, differing
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Trace:
 
     seed: int
     decisions: Arrays
-    beside: Arrays | None
+    reference: Arrays | None
     states: npt.NDArray[np.uint64]
     rewards: npt.NDArray[np.float64]
     ties: list[dict[str, Any]] = field(default_factory=list)
@@ -79,7 +79,7 @@ class Log:
 
     def __init__(self, seed: int, guide: Trace | None, tolerance: float) -> None:
         self.seed, self.states, self.rewards = seed, list[int](), list[float]()
-        self.decisions, self.beside, self.ties = list[Arrays](), list[Arrays](), list[dict[str, Any]]()
+        self.decisions, self.reference, self.ties = list[Arrays](), list[Arrays](), list[dict[str, Any]]()
         self.guide, self.tolerance = guide, tolerance
 
     def choose(self, state: int, decided: Arrays) -> Action:
@@ -89,7 +89,7 @@ class Log:
         if guide is not None and step < len(guide.states) and state == guide.states[step]:
             own = decision(guide.decisions, step)
             if differing(decided["action"], own["action"]).any():
-                verdict = judge_action(decided, own, self.tolerance)
+                verdict = compare_action(decided, own, self.tolerance)
                 if verdict is not None and verdict.tie:
                     self.ties.append(describe_tie(Place(self.seed, step), verdict))
                     decided["action"] = own["action"]
@@ -98,12 +98,14 @@ class Log:
         return action
 
     def finish(self) -> Trace:
-        decisions, beside = (
+        decisions, reference = (
             {name: np.concatenate([outputs[name] for outputs in rows]) for name in rows[0]} if rows else None
-            for rows in (self.decisions, self.beside)
+            for rows in (self.decisions, self.reference)
         )
         assert decisions is not None
-        return Trace(self.seed, decisions, beside, np.array(self.states, np.uint64), np.array(self.rewards), self.ties)
+        return Trace(
+            self.seed, decisions, reference, np.array(self.states, np.uint64), np.array(self.rewards), self.ties
+        )
 
 
 def play_episodes(
@@ -129,15 +131,15 @@ def play_episodes(
     playing, kept = list(range(len(seeds))), set(player.states)
     while playing:
         observations = np.stack([environments[episode].observation for episode in playing])
-        outputs, beside = player.step(observations), None if eager is None else eager.step(observations)
+        outputs, reference = player.step(observations), None if eager is None else eager.step(observations)
         for row, episode in enumerate(playing):
             environment, log = environments[episode], logs[episode]
             decided, other = (
                 {name: array[[row]] for name, array in made.items() if name not in kept}
-                for made in (outputs, beside or {})
+                for made in (outputs, reference or {})
             )
             if other:
-                log.beside.append(other)
+                log.reference.append(other)
             log.rewards.append(environment.step(log.choose(hash_state(environment), decided)))
         still = [row for row, episode in enumerate(playing) if not environments[episode].done]
         if len(still) < len(playing):
@@ -170,13 +172,13 @@ def follow_by_name(policy: str, program: str, guides: Sequence[Trace], settings:
 
 def find_tie(trace: Trace, eager: Trace, tolerance: float) -> dict[str, Any] | None:
     """The tie at which an episode first parts from eager's, if it does so at one."""
-    failure = first_difference(trace, eager) if trace.beside is None else None
+    failure = first_difference(trace, eager) if trace.reference is None else None
     if failure is None:
         return None
     step = failure.place.step
     if trace.states[step] != eager.states[step] or not differing(failure.found["action"], failure.expected["action"]):
         return None
-    verdict = judge_action(failure.found, failure.expected, tolerance)
+    verdict = compare_action(failure.found, failure.expected, tolerance)
     return None if verdict is None or not verdict.tie else describe_tie(failure.place, verdict)
 
 
@@ -204,15 +206,15 @@ def compare_episodes(
     scores = [float(trace.rewards.sum()) for trace in played]
     result = ClosedLoop(len(traces), sum(len(trace.rewards) for trace in played), float(np.mean(scores)))
     for first, trace, own in zip(traces, played, eager, strict=True):
-        if trace.beside is not None:
-            difference = differ(trace.decisions["action"], trace.beside["action"])
+        if trace.reference is not None:
+            difference = differ(trace.decisions["action"], trace.reference["action"])
             result.max_action_difference = max(result.max_action_difference or 0.0, float(difference.max()))
             result.identical += int(not difference.any())
             off = np.flatnonzero(~(difference <= tolerance))
             if len(off):
                 step = int(off[0])
                 what = f"the action differs by {difference[step]:.3g}"
-                found, expected = decision(trace.decisions, step), decision(trace.beside, step)
+                found, expected = decision(trace.decisions, step), decision(trace.reference, step)
                 result.failures.append(Failure(Place(trace.seed, step), what, found, expected))
             continue
         # Rounding may differ when fewer episodes are played side by side, so the tie at which one parted counts anyway.

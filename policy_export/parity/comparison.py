@@ -87,7 +87,7 @@ class Verdict(NamedTuple):
     tie: bool
 
 
-def judge_action(found: Arrays, expected: Arrays, tolerance: float) -> Verdict | None:
+def compare_action(found: Arrays, expected: Arrays, tolerance: float) -> Verdict | None:
     """Judge a row in which a program chose another action than eager did.
 
     Values that are off by ``d`` can swap those that are ``2 d`` apart, no others.
@@ -190,16 +190,16 @@ class Comparison:
                 best = np.sort(values, -1)
                 self.margins.append(best[:, -1] - best[:, -2])
             for row in np.flatnonzero(differing(batch.outputs["action"], eager["action"])).tolist():
-                self._judge_action(batch, row)
+                self._compare_action(batch, row)
 
     def _drift(self, name: str, part: int, largest: float) -> None:
         drift = self.state_drift.setdefault(name, [])
         drift += [0.0] * (part + 1 - len(drift))
         drift[part] = max(drift[part], largest)
 
-    def _judge_action(self, batch: Batch, row: int) -> None:
+    def _compare_action(self, batch: Batch, row: int) -> None:
         """Another action is no fault where rounding explains it."""
-        verdict = judge_action(decision(batch.outputs, row), decision(batch.eager, row), self.tolerance)
+        verdict = compare_action(decision(batch.outputs, row), decision(batch.eager, row), self.tolerance)
         if verdict is not None and verdict.tie:
             self.ties.append(describe_tie(batch.places[row], verdict))
             return

@@ -12,7 +12,7 @@ from policy_export.backends.registry import backends
 from policy_export.config.profile import load_profile
 from policy_export.device.arrays import Arrays
 from policy_export.device.errors import first_line
-from policy_export.localise.case import Case, locate_in_export, tell
+from policy_export.localise.case import Case, locate_in_export, no_location
 from policy_export.localise.compare import Location
 from policy_export.program.step import load_step
 
@@ -38,4 +38,4 @@ def localise(policy: str, program: str, inputs: Arrays, tolerance: float) -> Loc
         case = Case.of(policy, step, inputs, tolerance)
         return locate_in_export(case) or backend.inspect(case, Path("models", policy, backend.file))
     except Exception as error:  # a faulty program may fail in any way once it is taken to pieces
-        return tell(f"{program} cannot be taken to pieces: {first_line(error)}")
+        return no_location(f"{program} cannot be taken to pieces: {first_line(error)}")

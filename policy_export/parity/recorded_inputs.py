@@ -16,16 +16,16 @@ from policy_export.environments.episodes import Episode, load, replay
 from policy_export.parity.comparison import Place
 
 
-class Situations(NamedTuple):
+class RecordedInputs(NamedTuple):
     """Decisions: where they are, and the program's inputs there, one a row."""
 
     places: list[Place]
     inputs: Arrays
 
-    def spread(self, count: int) -> Situations:
+    def spread(self, count: int) -> RecordedInputs:
         """``count`` of them, as far apart as can be; all where there are no more."""
         rows = _spread(len(self.places), count)
-        return Situations(
+        return RecordedInputs(
             [self.places[row] for row in rows], {name: array[rows] for name, array in self.inputs.items()}
         )
 
@@ -34,21 +34,21 @@ def _spread(total: int, count: int) -> list[int]:
     return sorted(set(np.linspace(0, total - 1, count).round().astype(int).tolist()))
 
 
-def pick_situations(run: Run, episode: Episode, manifest: dict[str, Any], count: int) -> Situations:
+def pick_recorded_inputs(run: Run, episode: Episode, manifest: dict[str, Any], count: int) -> RecordedInputs:
     """``count`` decisions spread evenly over an episode, all of them where it is shorter; the memory is ``run``'s."""
     wanted = _spread(len(episode.actions), count)
-    player, situations = Player(run, manifest), []
+    player, recorded_inputs = Player(run, manifest), []
     for step, observation in enumerate(replay(episode, make_environment(manifest, episode.seed))):
         if step in wanted:
-            situations.append(player.feed | {player.observation: observation[None]})
+            recorded_inputs.append(player.feed | {player.observation: observation[None]})
         player.step(observation[None])
-    inputs = {name: np.concatenate([inputs[name] for inputs in situations]) for name in situations[0]}
-    return Situations([Place(episode.seed, step) for step in wanted], inputs)
+    inputs = {name: np.concatenate([inputs[name] for inputs in recorded_inputs]) for name in recorded_inputs[0]}
+    return RecordedInputs([Place(episode.seed, step) for step in wanted], inputs)
 
 
-def pick_by_name(policy: str, program: str, count: int) -> Situations:
-    """:func:`pick_situations` from the last of the policy's recorded episodes, with a program by its name."""
+def pick_by_name(policy: str, program: str, count: int) -> RecordedInputs:
+    """:func:`pick_recorded_inputs` from the last of the policy's recorded episodes, with a program by its name."""
     recorded = load(Path("data", policy, "episodes.safetensors"), policy)[-1]
-    return pick_situations(
+    return pick_recorded_inputs(
         runtimes.load_by_name(policy, program, 1), recorded, read_manifest(Path("models", policy)), count
     )

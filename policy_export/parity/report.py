@@ -10,7 +10,7 @@ from scipy import stats
 
 from policy_export.parity.closed_loop import ClosedLoop
 from policy_export.parity.comparison import DRIFT_STEPS, Comparison
-from policy_export.parity.samples import Draws
+from policy_export.parity.samples import SampleComparison
 from policy_export.stage.files import write_table
 
 PERCENTS = (50, 99, 99.9)
@@ -66,7 +66,7 @@ def describe_open_loop(open_loop: Comparison, episodes: int) -> dict[str, Any]:
     return entry
 
 
-def describe_rows(rows: Comparison) -> dict[str, Any]:
+def describe_batch_invariance(rows: Comparison) -> dict[str, Any]:
     return {
         "rows": rows.observations,
         "max_abs_difference": rows.max_abs_difference,
@@ -86,8 +86,8 @@ def describe_closed_loop(loop: ClosedLoop) -> dict[str, Any]:
     }
 
 
-def describe_draws(draws: Draws) -> dict[str, Any]:
-    return {"draws": draws.draws, "tests": draws.tests, "least_p": draws.least_p}
+def describe_samples(samples: SampleComparison) -> dict[str, Any]:
+    return {"samples": samples.samples, "tests": samples.tests, "least_p": samples.least_p}
 
 
 def write_tables(folder: Path, open_loop: dict[str, Comparison], programs: dict[str, dict[str, Any]]) -> None:

@@ -1,8 +1,8 @@
 """Whether an exploring program draws its actions as the trained policy does: as often, and independently.
 
-All programs draw many times in the same few situations. Where the noise has a state, which only programs that explore
-have, they also act for many steps in each of these, and the noise of one step must depend on that of the one before as
-the policy's does, and begin anew where an episode begins.
+All programs draw many times for the same few recorded inputs. Where the noise has a state, which only programs that
+explore have, they also act for many steps with each of these. The noise of one step must depend on that of the one
+before as the policy's does, and begin anew where an episode begins.
 
 The tests of actions to choose from are exact or conservative, those of vectors are exact in the limit of many draws:
 the chance that a faultless program fails is at most the sum of the levels that its tests are held to.
@@ -26,7 +26,7 @@ from policy_export.device.manifest import read_manifest
 from policy_export.parity.exploration import complete, noise_states
 from policy_export.program.decisions import is_choice
 
-ROWS = 32  # of a call that show the same situation
+ROWS = 32  # of a call that show the same input
 STEPS = 60  # that are taken one after the other
 BEGINS_ANEW = 40  # the step at which the noise of every second row does
 SHOWN = (0, 5, BEGINS_ANEW, STEPS - 1)  # whose actions are compared, in the rows that go on
@@ -36,10 +36,10 @@ Actions = npt.NDArray[np.int64 | np.float32]
 
 
 @dataclass
-class Draws:
+class SampleComparison:
     """How a program that explores draws; its least likely test, held to a share of the error rate."""
 
-    draws: int
+    samples: int
     tests: int
     least_p: float
     failures: list[str]
@@ -54,36 +54,36 @@ class Finding:
     p: float
 
 
-def draw(run: Run, situations: Arrays, calls: int) -> Actions:
-    """``(situations, calls, ROWS)`` actions; every call is one batch of all situations, ``ROWS`` times each.
+def sample(run: Run, recorded_inputs: Arrays, calls: int) -> Actions:
+    """``(inputs, calls, ROWS)`` actions; every call is one batch of all inputs, ``ROWS`` times each.
 
-    Where an action is a vector, ``(situations, calls, ROWS, k)``.
+    Where an action is a vector, ``(inputs, calls, ROWS, k)``.
     """
-    batch = {name: np.repeat(array, ROWS, 0) for name, array in situations.items()}
+    batch = {name: np.repeat(array, ROWS, 0) for name, array in recorded_inputs.items()}
     actions = [run(batch)["action"] for _ in range(calls)]
-    return np.stack([drawn.reshape(-1, ROWS, *drawn.shape[1:]) for drawn in actions], 1)
+    return np.stack([sampled.reshape(-1, ROWS, *sampled.shape[1:]) for sampled in actions], 1)
 
 
-def draw_by_name(policy: str, programs: Iterable[str], situations: Arrays, calls: int) -> dict[str, Actions]:
-    """:func:`draw` with some of a policy's programs that explore, by their names.
+def sample_by_name(policy: str, programs: Iterable[str], recorded_inputs: Arrays, calls: int) -> dict[str, Actions]:
+    """:func:`sample` with some of a policy's programs that explore, by their names.
 
-    ``situations`` are inputs of a deterministic program.
+    ``recorded_inputs`` are inputs of a deterministic program.
     """
-    inputs = complete(situations, read_manifest(Path("models", policy)))
-    return {name: draw(runtimes.load_by_name(policy, name, threads=1), inputs, calls) for name in programs}
+    inputs = complete(recorded_inputs, read_manifest(Path("models", policy)))
+    return {name: sample(runtimes.load_by_name(policy, name, threads=1), inputs, calls) for name in programs}
 
 
-def act(run: Run, situations: Arrays, states: dict[str, str]) -> Actions:
-    """``(situations, STEPS, ROWS)`` actions of episodes in which nothing but the noise changes.
+def act(run: Run, recorded_inputs: Arrays, states: dict[str, str]) -> Actions:
+    """``(inputs, STEPS, ROWS)`` actions of episodes in which nothing but the noise changes.
 
-    Where an action is a vector, ``(situations, STEPS, ROWS, k)``.
+    Where an action is a vector, ``(inputs, STEPS, ROWS, k)``.
 
     Args:
         run: a program that explores.
-        situations: its inputs, one row a situation.
+        recorded_inputs: its inputs, one row each.
         states: of the noise, input by output; they are handed on.
     """
-    feed, actions = {name: np.repeat(array, ROWS, 0) for name, array in situations.items()}, []
+    feed, actions = {name: np.repeat(array, ROWS, 0) for name, array in recorded_inputs.items()}, []
     second = np.arange(len(feed["is_init"])).reshape(feed["is_init"].shape) % 2 == 1
     for step in range(STEPS):
         outputs = run(feed | {"is_init": second if step == BEGINS_ANEW else np.full_like(second, step == 0)})
@@ -92,20 +92,22 @@ def act(run: Run, situations: Arrays, states: dict[str, str]) -> Actions:
     return np.stack([taken.reshape(-1, ROWS, *taken.shape[1:]) for taken in actions], 1)
 
 
-def act_by_name(policy: str, program: str, situations: Arrays) -> Actions:
-    """:func:`act` with a policy's program that explores, by its name; ``situations`` are a deterministic program's."""
+def act_by_name(policy: str, program: str, recorded_inputs: Arrays) -> Actions:
+    """Return :func:`act` of a policy's program that explores, by its name; the inputs are a deterministic program's."""
     manifest = read_manifest(Path("models", policy))
     run = runtimes.load_by_name(policy, program, threads=1)
-    return act(run, complete(situations, manifest), noise_states(manifest))
+    return act(run, complete(recorded_inputs, manifest), noise_states(manifest))
 
 
-def judge(eager: Actions, actions: Actions, processes: tuple[Actions, Actions], tolerance: float) -> Iterator[Finding]:
+def run_tests(
+    eager: Actions, actions: Actions, processes: tuple[Actions, Actions], tolerance: float
+) -> Iterator[Finding]:
     """All tests of one program.
 
     Args:
-        eager: what the trained policy drew, ``(situations, calls, ROWS)``, or the same with vectors.
+        eager: what the trained policy drew, ``(inputs, calls, ROWS)``, or the same with vectors.
         actions: what the program drew, the same shape; ``calls`` is even.
-        processes: what it drew in two processes of their own, ``(situations, ...)`` each.
+        processes: what it drew in two processes of their own, ``(inputs, ...)`` each.
         tolerance: largest difference of numbers that are not drawn.
     """
     pairs = {
@@ -126,15 +128,15 @@ def judge(eager: Actions, actions: Actions, processes: tuple[Actions, Actions], 
 
 
 def compare_distributions(component: int, eager: Actions, actions: Actions, tolerance: float) -> Iterator[Finding]:
-    """How a number of a vector is distributed, in each situation and in all: the two-sample Kolmogorov-Smirnov test.
+    """How a number of a vector is distributed, for each input and in all: the two-sample Kolmogorov-Smirnov test.
 
-    Taken together, the numbers are standardised with mean and deviation of both programs' draws in a situation.
+    Taken together, the numbers are standardised with mean and deviation of both programs' draws for an input.
     """
-    finding = compare_standardised(f"action[{component}] in all situations", eager, actions, tolerance)
+    finding = compare_standardised(f"action[{component}] for all inputs", eager, actions, tolerance)
     if finding is not None:
         yield finding
-    for situation, (ones, others) in enumerate(zip(eager, actions, strict=True)):
-        what = f"distribution of action[{component}] in situation {situation}"
+    for index, (ones, others) in enumerate(zip(eager, actions, strict=True)):
+        what = f"distribution of action[{component}] for input {index}"
         found = f"mean {others.mean():.4g} and std {others.std():.4g}, eager {ones.mean():.4g} and {ones.std():.4g}"
         if np.ptp(ones) <= tolerance:  # not drawn
             p = float(np.abs(others - ones.ravel()[0]).max() <= tolerance)
@@ -146,13 +148,13 @@ def compare_distributions(component: int, eager: Actions, actions: Actions, tole
 def compare_standardised(
     what: str, eager: Actions, actions: Actions, tolerance: float, *, size: bool = False
 ) -> Finding | None:
-    """How numbers of several situations, the first axis, are distributed when mean and deviation are taken out.
+    """How numbers of several inputs, the first axis, are distributed when mean and deviation are taken out.
 
-    These are of both programs' numbers in a situation. None where nothing varies.
+    These are of both programs' numbers for an input. None where nothing varies.
 
     Args:
         what: is compared.
-        eager: the policy's numbers, ``(situations, ...)``.
+        eager: the policy's numbers, ``(inputs, ...)``.
         actions: the program's, the same shape.
         tolerance: largest difference of numbers that are not drawn.
         size: compare how far they are from the mean, on which side ever; that tells deviations apart in fewer rows.
@@ -163,33 +165,33 @@ def compare_standardised(
     varied = ~(spread.ravel() <= tolerance)  # also what is no number, which fails
     if not varied.any():
         return None
-    scaled = [(drawn - both.mean(axes, keepdims=True)) / np.where(spread, spread, 1) for drawn in (eager, actions)]
-    ones, others = (np.abs(drawn[varied]).ravel() if size else drawn[varied].ravel() for drawn in scaled)
+    scaled = [(sampled - both.mean(axes, keepdims=True)) / np.where(spread, spread, 1) for sampled in (eager, actions)]
+    ones, others = (np.abs(sampled[varied]).ravel() if size else sampled[varied].ravel() for sampled in scaled)
     found = f"standardised mean {others.mean():.4g} and std {others.std():.4g}, eager {ones.mean():.4g} and "
     p = float(stats.ks_2samp(ones, others).pvalue)
     return Finding(f"{'size' if size else 'distribution'} of {what}", f"{found}{ones.std():.4g}", p)
 
 
 def correlate_pairs(between: str, component: int, first: Actions, second: Actions) -> Iterator[Finding]:
-    """Whether pairs of draws in the same situation are correlated: the test of Spearman's rank correlation."""
-    for situation, (ones, others) in enumerate(zip(first, second, strict=True)):
+    """Whether pairs of draws for the same input are correlated: the test of Spearman's rank correlation."""
+    for index, (ones, others) in enumerate(zip(first, second, strict=True)):
         if np.ptp(ones) == 0 or np.ptp(others) == 0:  # no correlation of what is constant
             continue
         result = stats.spearmanr(ones.ravel(), others.ravel())
-        what = f"independence of {between}, action[{component}] in situation {situation}"
+        what = f"independence of {between}, action[{component}] for input {index}"
         yield Finding(what, f"rank correlation {result.statistic:.4g} of {ones.size} pairs", float(result.pvalue))
 
 
 def compare_frequencies(eager: Actions, actions: Actions) -> Iterator[Finding]:
-    """How often each action comes, in each situation, and in all taken together: Fisher's exact test.
+    """How often each action comes, for each input, and in all taken together: Fisher's exact test.
 
-    Taken together are the situations in which the action is eager's most frequent one, and those in which it is not.
+    Taken together are the inputs in which the action is eager's most frequent one, and those in which it is not.
     """
     of_eager, of_program = _counts(eager, actions)
-    draws = eager[0].size
-    for (situation, action), count in np.ndenumerate(of_eager):
-        what = f"action {action} in situation {situation}"
-        yield _compare_counts(what, int(count), int(of_program[situation, action]), draws)
+    samples = eager[0].size
+    for (index, action), count in np.ndenumerate(of_eager):
+        what = f"action {action} for input {index}"
+        yield _compare_counts(what, int(count), int(of_program[index, action]), samples)
     frequent = np.eye(of_eager.shape[1], dtype=bool)[of_eager.argmax(-1)]
     yield _compare_counts(
         "eager's most frequent actions", int(of_eager[frequent].sum()), int(of_program[frequent].sum()), eager.size
@@ -197,25 +199,25 @@ def compare_frequencies(eager: Actions, actions: Actions) -> Iterator[Finding]:
     for action, rare in enumerate(~frequent.T):
         at_eager, at_program = (int(count[rare, action].sum()) for count in (of_eager, of_program))
         what = f"action {action} where it is not eager's most frequent"
-        yield _compare_counts(what, at_eager, at_program, int(rare.sum()) * draws)
+        yield _compare_counts(what, at_eager, at_program, int(rare.sum()) * samples)
 
 
-def _counts(*draws: Actions) -> list[Actions]:
-    """How often each action was drawn in each situation, ``(situations, actions)`` for each of the draws."""
-    size = 1 + max(int(drawn.max()) for drawn in draws)
-    return [np.stack([np.bincount(actions.ravel(), minlength=size) for actions in drawn]) for drawn in draws]
+def _counts(*samples: Actions) -> list[Actions]:
+    """How often each action was drawn for each input, ``(inputs, actions)`` for each of the draws."""
+    size = 1 + max(int(sampled.max()) for sampled in samples)
+    return [np.stack([np.bincount(actions.ravel(), minlength=size) for actions in sampled]) for sampled in samples]
 
 
-def _compare_counts(what: str, eager: int, program: int, draws: int) -> Finding:
-    table = np.array([[eager, program], [draws - eager, draws - program]])
-    found = f"{program} of {draws} draws, eager {eager}"
+def _compare_counts(what: str, eager: int, program: int, samples: int) -> Finding:
+    table = np.array([[eager, program], [samples - eager, samples - program]])
+    found = f"{program} of {samples} samples, eager {eager}"
     return Finding(f"frequency of {what}", found, float(stats.fisher_exact(table).pvalue))
 
 
 def compare_pairs(between: str, first: Actions, second: Actions) -> Finding:
-    """Whether pairs of draws in the same situation differ as often as independent draws do: a binomial test."""
-    drawn = first[0].size
-    ones, others = (counts / drawn for counts in _counts(first, second))
+    """Whether pairs of draws for the same input differ as often as independent draws do: a binomial test."""
+    sampled = first[0].size
+    ones, others = (counts / sampled for counts in _counts(first, second))
     expected = 1 - float(np.clip((ones * others).sum(-1).mean(), 0, 1))
     different = int((first != second).sum())
     p = stats.binomtest(different, first.size, expected).pvalue
@@ -223,13 +225,13 @@ def compare_pairs(between: str, first: Actions, second: Actions) -> Finding:
     return Finding(f"independence of {between}", found, float(p))
 
 
-def judge_noise(eager: Actions, actions: Actions, tolerance: float) -> Iterator[Finding]:
+def check_noise(eager: Actions, actions: Actions, tolerance: float) -> Iterator[Finding]:
     """Whether noise goes on from step to step, and begins anew, as the policy's does: Kolmogorov-Smirnov tests.
 
     Rows are independent of each other, the steps of a row are not: every test takes one number a row.
 
     Args:
-        eager: what the trained policy did, ``(situations, STEPS, ROWS)``, or the same with vectors: of :func:`act`.
+        eager: what the trained policy did, ``(inputs, STEPS, ROWS)``, or the same with vectors: of :func:`act`.
         actions: what the program did.
         tolerance: largest difference of numbers that are not drawn.
     """
@@ -262,12 +264,12 @@ def persistence(actions: Actions, lag: int, tolerance: float) -> npt.NDArray[np.
     Of actions to choose from, which have no order, the share that is the same.
 
     Args:
-        actions: ``(situations, steps, rows)``.
+        actions: ``(inputs, steps, rows)``.
         lag: the steps.
         tolerance: largest difference of numbers that are not drawn.
 
     Returns:
-        ``(situations, rows)``.
+        ``(inputs, rows)``.
     """
     if is_choice(actions):
         return np.mean(actions[:, lag:] == actions[:, :-lag], 1)
@@ -277,33 +279,33 @@ def persistence(actions: Actions, lag: int, tolerance: float) -> npt.NDArray[np.
     return np.where(varied, products / np.where(varied, squares, 1), 1)
 
 
-def judge_draws(
-    drawn: dict[str, Actions],
+def check_samples(
+    sampled: dict[str, Actions],
     first: list[dict[str, Actions]],
     settings: params.ParityCheck,
     acted: dict[str, Actions] | None = None,
-) -> dict[str, Draws]:
+) -> dict[str, SampleComparison]:
     """Hold every program's draws against those of the policy itself, ``eager_random``.
 
     ``random_error_rate`` is shared by all tests of all programs, so that it bounds the chance of any false alarm.
 
     Args:
-        drawn: of :func:`draw`, by program.
+        sampled: of :func:`sample`, by program.
         first: the same in two processes of their own.
         settings: of the check.
         acted: of :func:`act`, by program, where the noise has a state.
     """
-    expected, acted = drawn["eager_random"], acted or {}
+    expected, acted = sampled["eager_random"], acted or {}
     findings = {
-        name: list(judge(expected, drawn[name], (first[0][name], first[1][name]), settings.tolerance))
-        for name in drawn
+        name: list(run_tests(expected, sampled[name], (first[0][name], first[1][name]), settings.tolerance))
+        for name in sampled
         if name != "eager_random"
     }
     for name in findings.keys() & acted.keys():
-        findings[name] += judge_noise(acted["eager_random"], acted[name], settings.tolerance)
+        findings[name] += check_noise(acted["eager_random"], acted[name], settings.tolerance)
     level = settings.random_error_rate / sum(map(len, findings.values()))
     return {
-        name: Draws(
+        name: SampleComparison(
             expected.size,
             len(found),
             float(np.min([finding.p for finding in found])),

@@ -109,29 +109,29 @@ class EpsilonGreedy(TensorDictModuleBase):
         # What is below epsilon is itself uniform there: the same number says whether a row explores, and how.
         first = (uniform[:, :1] / self.eps.clamp_min(TINY)).clamp(max=BELOW_ONE)
         uniform = torch.cat([first, uniform[:, 1:]], 1)
-        drawn = torch.randn_like(action) if self.unbounded else self.draw(uniform.view(-1, *places), mask)
+        sampled = torch.randn_like(action) if self.unbounded else self.sample(uniform.view(-1, *places), mask)
         explores = explores.view(-1, *[1] * (action.ndim - 1))
-        return tensordict.set(self.action_key, torch.where(explores, drawn.to(action.dtype), action))
+        return tensordict.set(self.action_key, torch.where(explores, sampled.to(action.dtype), action))
 
-    def draw(self, uniform: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    def sample(self, uniform: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Any action, each with the same chance, from uniform numbers, ``(batch, ...)`` float32."""
         if not self.sizes:
-            return self.draw_between(uniform)
+            return self.sample_between(uniform)
         if not self.many:
-            return self.draw_choice(uniform, self.sizes[0], mask)
+            return self.sample_choice(uniform, self.sizes[0], mask)
         masks = [None] * len(self.sizes) if mask is None else mask.split(self.sizes, -1)
         parts = zip(uniform.unbind(-1), self.sizes, masks, strict=True)
-        drawn = [self.draw_choice(number, size, one) for number, size, one in parts]
-        return torch.cat(drawn, -1) if self.one_hot else torch.stack(drawn, -1)
+        sampled = [self.sample_choice(number, size, one) for number, size, one in parts]
+        return torch.cat(sampled, -1) if self.one_hot else torch.stack(sampled, -1)
 
-    def draw_between(self, uniform: torch.Tensor) -> torch.Tensor:
+    def sample_between(self, uniform: torch.Tensor) -> torch.Tensor:
         """Numbers between the bounds, both of which are drawn where they are whole numbers."""
         if self.low.dtype.is_floating_point:
             return self.low + (self.high - self.low) * uniform
         number = self.high.to(torch.int64) - self.low.to(torch.int64) + 1
         return self.low + (uniform.to(torch.float64) * number).to(torch.int64).minimum(number - 1)
 
-    def draw_choice(self, uniform: torch.Tensor, number: int, mask: torch.Tensor | None) -> torch.Tensor:
+    def sample_choice(self, uniform: torch.Tensor, number: int, mask: torch.Tensor | None) -> torch.Tensor:
         """One of ``number`` choices, or of those that a mask leaves, as an index or as a one-hot vector."""
         if mask is None:
             index = (uniform * number).to(torch.int64).clamp(max=number - 1)
@@ -221,8 +221,8 @@ class TracedTruncatedNormal(TruncatedNormal):
             part(base, "_dtype_min_gt_0") + (part(base, "_dtype_max_lt_1") - part(base, "_dtype_min_gt_0")) * chance
         )
         below = (part(base, "_big_phi_a") + chance * part(base, "_Z")).clamp(base.eps, 1 - base.eps)
-        drawn = part(base, "_from_std_rv")(math.sqrt(2) * erfinv(2 * below - 1))
-        return drawn.maximum(part(base, "_non_std_a")).minimum(part(base, "_non_std_b"))
+        sampled = part(base, "_from_std_rv")(math.sqrt(2) * erfinv(2 * below - 1))
+        return sampled.maximum(part(base, "_non_std_a")).minimum(part(base, "_non_std_b"))
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         base, margin = self.base_dist, part(self.base_dist, "_dtype_min_gt_0")

@@ -260,7 +260,7 @@ def explores_more_often(subject: Subject, folder: Path) -> Path:
     return save(folder / "policy_random.pt2", subject, Step(agent.policy, agent.input_spec, ExplorationType.RANDOM))
 
 
-class OneDraw(EGreedyModule):
+class OneSample(EGreedyModule):
     """One coin for all rows of a batch."""
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -269,18 +269,18 @@ class OneDraw(EGreedyModule):
         return tensordict.set(self.action_key, torch.where(explores, torch.randint_like(greedy, 6), greedy))
 
 
-def one_draw(subject: Subject, folder: Path) -> Path:
+def one_sample(subject: Subject, folder: Path) -> Path:
     agent = subject.agent()
-    agent.actor.module[-1].__class__ = OneDraw
+    agent.actor.module[-1].__class__ = OneSample
     return save(folder / "policy_random.pt2", subject, Step(agent.policy, agent.input_spec, ExplorationType.RANDOM))
 
 
-def same_draws_every_start(subject: Subject, folder: Path) -> Path:
+def same_samples_every_start(subject: Subject, folder: Path) -> Path:
     """Random numbers that the ONNX program seeds itself."""
     model = onnx.load(Path("models", subject.policy, "policy_random.onnx"))
-    drawing = [node for node in model.graph.node if node.op_type in ("RandomUniformLike", "Multinomial")]
-    assert drawing
-    for node in drawing:
+    sampling = [node for node in model.graph.node if node.op_type in ("RandomUniformLike", "Multinomial")]
+    assert sampling
+    for node in sampling:
         node.attribute.append(onnx.helper.make_attribute("seed", 1.0))
     path = folder / "policy_random.onnx"
     onnx.save(model, path)
@@ -292,12 +292,12 @@ RANDOM_FAULTS: dict[str, dict[str, Fault]] = {
     "stacked": {
         "explores three times as often": explores_more_often,
         "explores never": bundled("stacked", "policy.onnx"),
-        "one draw for all rows": one_draw,
-        "same draws after every start": same_draws_every_start,
+        "one draw for all rows": one_sample,
+        "same draws after every start": same_samples_every_start,
     },
     "actor": {
         "draws never": bundled("actor", "policy.onnx"),
-        "ONNX: same draws after every start": same_draws_every_start,
+        "ONNX: same draws after every start": same_samples_every_start,
     },
 }
 

@@ -21,11 +21,11 @@ from policy_export.device.manifest import read_manifest
 from policy_export.device.player import Player
 from policy_export.environments.episodes import Episode
 from policy_export.environments.recording import play_episode
-from policy_export.parity.batch_invariance import ROWS, check_rows
+from policy_export.parity.batch_invariance import ROWS, check_batch_invariance
 from policy_export.parity.closed_loop import Trace, compare_episodes, part_at_ties, play_episodes
 from policy_export.parity.open_loop import check_open_loop
-from policy_export.parity.recorded_inputs import Situations, pick_situations
-from policy_export.parity.samples import draw, judge_draws
+from policy_export.parity.recorded_inputs import RecordedInputs, pick_recorded_inputs
+from policy_export.parity.samples import check_samples, sample
 from policy_export.program.archive import save_program
 from policy_export.program.export import export
 from policy_export.program.policy import Agent
@@ -66,7 +66,7 @@ class Subject:
         manifest: the bundle's, with episodes of ``STEPS`` steps.
         eager: the policy itself.
         recorded: episodes to show.
-        situations: decisions of one of them.
+        recorded inputs: decisions of one of them.
         played: what the policy does in closed loop.
         settings: of the check; its seed is the first of the episodes in closed loop.
     """
@@ -76,7 +76,7 @@ class Subject:
     manifest: dict[str, Any]
     eager: Run
     recorded: list[Episode]
-    situations: Situations
+    recorded_inputs: RecordedInputs
     played: list[Trace]
     settings: params.ParityCheck
 
@@ -89,9 +89,9 @@ class Subject:
         eager = runtimes.load_by_name(policy, "eager", threads=1)
         player = Player(eager, manifest)
         recorded = [play_episode(player, seed + EPISODES + index, EPSILON * index) for index in range(EPISODES)]
-        situations = pick_situations(eager, recorded[-1], manifest, ROWS)
+        recorded_inputs = pick_recorded_inputs(eager, recorded[-1], manifest, ROWS)
         played = play_episodes(Player(eager, manifest, EPISODES), range(seed, seed + EPISODES))
-        return cls(policy, load_profile(policy), manifest, eager, recorded, situations, played, settings)
+        return cls(policy, load_profile(policy), manifest, eager, recorded, recorded_inputs, played, settings)
 
     def agent(self, **preprocess: Any) -> Agent:
         """The trained policy, to be changed; with some parameters of its preprocessing changed already."""
@@ -110,7 +110,9 @@ class Subject:
             shown = check_open_loop(self.eager, program, self.recorded, self.manifest, self.settings)["pt2"]
             if shown.failures:
                 return f"open loop, {shown.failures[0]}"
-            rows = check_rows(self.eager, program, self.situations, self.manifest, self.settings)["pt2"]
+            rows = check_batch_invariance(self.eager, program, self.recorded_inputs, self.manifest, self.settings)[
+                "pt2"
+            ]
             if rows.failures:
                 return f"rows, {rows.failures[0]}"
             traces, tolerance = play_episodes(Player(run, self.manifest, EPISODES), seeds), self.settings.tolerance
@@ -124,14 +126,14 @@ class Subject:
 
     def find_random(self, load: Callable[[], Run]) -> str | None:
         """What the check finds first in the draws of a program that explores; ``load`` starts it anew."""
-        calls, inputs = self.settings.random_calls, self.situations.spread(self.settings.random_situations).inputs
+        calls, inputs = self.settings.random_calls, self.recorded_inputs.spread(self.settings.random_inputs).inputs
         eager = runtimes.load_by_name(self.policy, "eager_random", threads=1)
-        drawn = {
-            "eager_random": draw(eager, inputs, calls),
-            "pt2_random": draw(load(), inputs, calls),
+        sampled = {
+            "eager_random": sample(eager, inputs, calls),
+            "pt2_random": sample(load(), inputs, calls),
         }
-        first = [{"pt2_random": draw(load(), inputs, max(1, calls // 4))} for _ in range(2)]
-        failures = judge_draws(drawn, first, self.settings)["pt2_random"].failures
+        first = [{"pt2_random": sample(load(), inputs, max(1, calls // 4))} for _ in range(2)]
+        failures = check_samples(sampled, first, self.settings)["pt2_random"].failures
         return f"draws, {failures[0]}" if failures else None
 
 

@@ -14,35 +14,35 @@ from policy_export.parity.samples import (
     ROWS,
     STEPS,
     act,
+    check_noise,
     compare_pairs,
-    draw,
-    draw_by_name,
-    judge,
-    judge_noise,
     persistence,
+    run_tests,
+    sample,
+    sample_by_name,
 )
 from policy_export.stage.processes import processes
 
 ACTIONS, CALLS, LEVEL, TOLERANCE = 6, 128, 1e-6 / 100, 1e-5
-GREEDY = np.array([0, 5, 2, 2, 1, 4, 3, 3])  # of eight situations
+GREEDY = np.array([0, 5, 2, 2, 1, 4, 3, 3])  # of eight recorded inputs
 
 
 class Explorer:
-    """An epsilon-greedy program over situations that are known by their number."""
+    """An epsilon-greedy program over recorded inputs that are known by their number."""
 
     def __init__(self, seed: int | None, epsilon: float = 0.01) -> None:
         self.random, self.epsilon = np.random.default_rng(seed), epsilon
 
     def __call__(self, inputs: Arrays) -> Arrays:
-        greedy = GREEDY[inputs["situation"]]
-        explores, drawn = self.numbers(len(greedy))
-        return {"action": np.where(explores < self.epsilon, drawn, greedy)}
+        greedy = GREEDY[inputs["recorded input"]]
+        explores, sampled = self.numbers(len(greedy))
+        return {"action": np.where(explores < self.epsilon, sampled, greedy)}
 
     def numbers(self, rows: int):
         return self.random.random(rows), self.random.integers(ACTIONS, size=rows)
 
 
-class OneDrawForAllRows(Explorer):
+class OneSampleForAllRows(Explorer):
     def numbers(self, rows):
         return tuple(np.repeat(array, rows) for array in super().numbers(1))
 
@@ -66,17 +66,17 @@ class SameInEveryCall(Explorer):
 
 class LacksAnAction(Explorer):
     def numbers(self, rows):
-        explores, drawn = super().numbers(rows)
-        return explores, np.where(drawn == ACTIONS - 1, 0, drawn)
+        explores, sampled = super().numbers(rows)
+        return explores, np.where(sampled == ACTIONS - 1, 0, sampled)
 
 
 def findings(make, seeds=(1, 2, 3)):
     """Findings of ``make(seed)``, against an eager policy; the seeds are the check's own process and two others."""
-    situations = {"situation": np.arange(len(GREEDY))}
-    eager = draw(Explorer(0), situations, CALLS)
-    drawn = [draw(make(seed), situations, CALLS) for seed in seeds]
-    assert drawn[0].shape == (len(GREEDY), CALLS, ROWS)
-    return list(judge(eager, drawn[0], (drawn[1], drawn[2]), TOLERANCE))
+    recorded_inputs = {"recorded input": np.arange(len(GREEDY))}
+    eager = sample(Explorer(0), recorded_inputs, CALLS)
+    sampled = [sample(make(seed), recorded_inputs, CALLS) for seed in seeds]
+    assert sampled[0].shape == (len(GREEDY), CALLS, ROWS)
+    return list(run_tests(eager, sampled[0], (sampled[1], sampled[2]), TOLERANCE))
 
 
 def test_faultless_programs_pass_and_p_is_no_smaller_than_it_says():
@@ -89,16 +89,16 @@ def test_faultless_programs_pass_and_p_is_no_smaller_than_it_says():
 
 
 def test_policy_that_never_explores_passes():
-    situations = {"situation": np.arange(len(GREEDY))}
-    never = draw(Explorer(0, epsilon=0.0), situations, CALLS)
-    assert all(finding.p == 1 for finding in judge(never, never, (never, never), TOLERANCE))
+    recorded_inputs = {"recorded input": np.arange(len(GREEDY))}
+    never = sample(Explorer(0, epsilon=0.0), recorded_inputs, CALLS)
+    assert all(finding.p == 1 for finding in run_tests(never, never, (never, never), TOLERANCE))
 
 
 @pytest.mark.parametrize(
     ("make", "what"),
     [
         (lambda _: Explorer(5), "independence of processes: 0 of 32768 pairs differ, "),
-        (OneDrawForAllRows, "independence of neighbouring rows: 0 of "),
+        (OneSampleForAllRows, "independence of neighbouring rows: 0 of "),
         (PairsOfRows, "independence of neighbouring rows: 0 of "),
         (HalvesOfRows, "independence of the two halves of a batch's rows: 0 of "),
         (SameInEveryCall, "independence of calls: 0 of "),
@@ -118,7 +118,7 @@ class Normal:
         self.random, self.scale, self.shift = np.random.default_rng(seed), scale, shift
 
     def __call__(self, inputs: Arrays) -> Arrays:
-        loc = GREEDY[inputs["situation"]][:, None] * [1.0, -1.0] + self.shift
+        loc = GREEDY[inputs["recorded input"]][:, None] * [1.0, -1.0] + self.shift
         return {"action": (loc + self.scale * self.numbers(len(loc))).astype(np.float32)}
 
     def numbers(self, rows: int):
@@ -137,10 +137,12 @@ class PairsOfVectors(Normal):
 
 
 def vector_findings(make, seeds=(1, 2, 3), eager=None):
-    situations = {"situation": np.arange(len(GREEDY))}
-    drawn = [draw(make(seed), situations, CALLS) for seed in seeds]
-    assert drawn[0].shape == (len(GREEDY), CALLS, ROWS, 2)
-    return list(judge(draw(eager or Normal(0), situations, CALLS), drawn[0], (drawn[1], drawn[2]), TOLERANCE))
+    recorded_inputs = {"recorded input": np.arange(len(GREEDY))}
+    sampled = [sample(make(seed), recorded_inputs, CALLS) for seed in seeds]
+    assert sampled[0].shape == (len(GREEDY), CALLS, ROWS, 2)
+    return list(
+        run_tests(sample(eager or Normal(0), recorded_inputs, CALLS), sampled[0], (sampled[1], sampled[2]), TOLERANCE)
+    )
 
 
 def test_faultless_vectors_pass_and_p_is_no_smaller_than_it_says():
@@ -162,19 +164,19 @@ def test_vectors_that_are_not_drawn_pass_within_the_tolerance():
 @pytest.mark.parametrize(
     ("make", "what"),
     [
-        (lambda _: Normal(5), "independence of processes, action[0] in situation 0: rank correlation 1 "),
+        (lambda _: Normal(5), "independence of processes, action[0] in recorded input 0: rank correlation 1 "),
         (SameVectorInEveryCall, "independence of calls, action[1]"),
         (PairsOfVectors, "independence of neighbouring rows, action[0]"),
-        (lambda seed: Normal(seed, scale=0.55), "distribution of action[0] in all situations: standardised mean "),
-        (lambda seed: Normal(seed, shift=0.1), "distribution of action[1] in situation 7: mean "),
-        (lambda seed: Normal(seed, scale=0.0), "distribution of action[0] in situation 0: mean 0 and std 0, "),
+        (lambda seed: Normal(seed, scale=0.55), "distribution of action[0] in all recorded inputs: standardised mean "),
+        (lambda seed: Normal(seed, shift=0.1), "distribution of action[1] in recorded input 7: mean "),
+        (lambda seed: Normal(seed, scale=0.0), "distribution of action[0] in recorded input 0: mean 0 and std 0, "),
     ],
 )
 def test_fault_of_vectors_is_found_and_named(make, what):
     assert any(what in f"{finding.what}: {finding.found}" for finding in vector_findings(make) if finding.p < LEVEL)
 
 
-BOUND = 4.0  # of vectors: in situations 1 and 5 nothing or half of the noise is left of them
+BOUND = 4.0  # of vectors: in recorded inputs 1 and 5 nothing or half of the noise is left of them
 
 
 class Process:
@@ -191,7 +193,7 @@ class Process:
 
     def __call__(self, inputs: Arrays) -> Arrays:
         noise = self.step(np.where(self.begins(inputs), 0, inputs["noise"])).astype(np.float32)
-        loc = GREEDY[inputs["situation"]][:, None] * np.array([1, -1], np.float32)
+        loc = GREEDY[inputs["recorded input"]][:, None] * np.array([1, -1], np.float32)
         return {"action": np.clip(loc + noise, -BOUND, BOUND).astype(np.float32), "next_noise": noise}
 
 
@@ -236,11 +238,11 @@ class NoNoise(Process):
 
 
 def acted(program) -> np.ndarray:
-    situations = np.arange(len(GREEDY))
+    recorded_inputs = np.arange(len(GREEDY))
     inputs = {
-        "situation": situations,
-        "noise": np.zeros((len(situations), 2), np.float32),
-        "is_init": np.zeros((len(situations), 1), bool),
+        "recorded input": recorded_inputs,
+        "noise": np.zeros((len(recorded_inputs), 2), np.float32),
+        "is_init": np.zeros((len(recorded_inputs), 1), bool),
     }
     return act(program, inputs, {"next_noise": "noise"})
 
@@ -248,13 +250,13 @@ def acted(program) -> np.ndarray:
 def noise_findings(make, seed: int = 1, eager: type[Process] = Process):
     expected, found = acted(eager(0)), acted(make(seed))
     assert found.shape == (len(GREEDY), STEPS, ROWS, 2)
-    return list(judge_noise(expected, found, TOLERANCE))
+    return list(check_noise(expected, found, TOLERANCE))
 
 
 def test_faultless_noise_passes_and_p_is_no_smaller_than_it_says():
     least = []
     for seed in range(40):
-        found = list(judge_noise(acted(Process(seed)), acted(Process(1000 + seed)), TOLERANCE))
+        found = list(check_noise(acted(Process(seed)), acted(Process(1000 + seed)), TOLERANCE))
         least.append(min(finding.p for finding in found) * len(found))
     assert min(least) > 1e-3
     assert np.mean(np.array(least) < 0.1) <= 0.25
@@ -288,7 +290,7 @@ def test_fault_of_noise_is_found_and_named(make, what):
 def test_noise_that_becomes_no_number_is_a_fault():
     found = acted(Process(1))
     found[2, -1, 0] = np.nan
-    failed = {finding.what for finding in judge_noise(acted(Process(0)), found, TOLERANCE) if not finding.p >= LEVEL}
+    failed = {finding.what for finding in check_noise(acted(Process(0)), found, TOLERANCE) if not finding.p >= LEVEL}
     assert failed == {
         f"{kind} of action[{component}] at step 59" for kind in ("distribution", "size") for component in (0, 1)
     }
@@ -297,12 +299,14 @@ def test_noise_that_becomes_no_number_is_a_fault():
 def test_noise_that_restarts_has_the_same_draws():
     """Which is why one step is not enough."""
     inputs = {
-        "situation": np.arange(len(GREEDY)),
+        "recorded input": np.arange(len(GREEDY)),
         "noise": np.zeros((len(GREEDY), 2), np.float32),
         "is_init": np.ones((len(GREEDY), 1), bool),
     }
-    eager, *drawn = (draw(program, inputs, CALLS) for program in (Process(0), Restarts(1), Restarts(2), Restarts(3)))
-    assert all(finding.p > LEVEL for finding in judge(eager, drawn[0], (drawn[1], drawn[2]), TOLERANCE))
+    eager, *sampled = (
+        sample(program, inputs, CALLS) for program in (Process(0), Restarts(1), Restarts(2), Restarts(3))
+    )
+    assert all(finding.p > LEVEL for finding in run_tests(eager, sampled[0], (sampled[1], sampled[2]), TOLERANCE))
 
 
 class Sticky(Explorer):
@@ -311,10 +315,10 @@ class Sticky(Explorer):
     stays = 0.8
 
     def __call__(self, inputs: Arrays) -> Arrays:
-        greedy, held = GREEDY[inputs["situation"]], np.where(inputs["is_init"][:, 0], -1, inputs["held"])
-        draws, drawn = self.numbers(len(greedy))
+        greedy, held = GREEDY[inputs["recorded input"]], np.where(inputs["is_init"][:, 0], -1, inputs["held"])
+        samples, sampled = self.numbers(len(greedy))
         goes_on = (held >= 0) & (self.random.random(len(greedy)) < self.stays)
-        held = np.where(goes_on, held, np.where(draws < 0.3, drawn, -1))
+        held = np.where(goes_on, held, np.where(samples < 0.3, sampled, -1))
         return {"action": np.where(held >= 0, held, greedy), "next_held": held}
 
 
@@ -324,13 +328,13 @@ class NotSticky(Sticky):
 
 def test_choices_that_stay_are_told_from_those_that_are_drawn_anew():
     rows = len(GREEDY)
-    inputs = {"situation": np.arange(rows), "held": np.zeros(rows, int), "is_init": np.zeros((rows, 1), bool)}
+    inputs = {"recorded input": np.arange(rows), "held": np.zeros(rows, int), "is_init": np.zeros((rows, 1), bool)}
     eager, same, other = (
         act(program, inputs, {"next_held": "held"}) for program in (Sticky(0), Sticky(1), NotSticky(2))
     )
     assert same.shape == (rows, STEPS, ROWS)
-    assert all(finding.p > 1e-4 for finding in judge_noise(eager, same, TOLERANCE))
-    found = [finding.what for finding in judge_noise(eager, other, TOLERANCE) if finding.p < LEVEL]
+    assert all(finding.p > 1e-4 for finding in check_noise(eager, same, TOLERANCE))
+    found = [finding.what for finding in check_noise(eager, other, TOLERANCE) if finding.p < LEVEL]
     assert "correlation of action with that of 1 steps before" in found
 
 
@@ -348,9 +352,9 @@ def test_persistence_is_autocorrelation():
 def test_programs_draw_anew_in_every_process(workspace, monkeypatch):
     monkeypatch.chdir(workspace)
     inputs, names = read_manifest(Path("models/dqn"))["inputs"], ["pt2_random", "onnx_random"]
-    situations = {spec["name"]: np.zeros([8, *spec["shape"][1:]], spec["dtype"]) for spec in inputs}
+    recorded_inputs = {spec["name"]: np.zeros([8, *spec["shape"][1:]], spec["dtype"]) for spec in inputs}
     with processes(2, one_task_each=True) as executor:
-        started = [executor.submit(draw_by_name, "dqn", names, situations, 8) for _ in range(2)]
+        started = [executor.submit(sample_by_name, "dqn", names, recorded_inputs, 8) for _ in range(2)]
         first, second = (process.result() for process in started)
     for name in names:
         assert first[name].shape == (8, 8, ROWS)
