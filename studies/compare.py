@@ -1,4 +1,4 @@
-"""Time the verified programs beside what others would have exported: naively, and as TorchRL's tutorial does."""
+"""Time the verified programs next to what others would have exported: naively, and as TorchRL's tutorial does."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COLUMNS = ("program", "valid", "cold_start_ms", "p50_us", "p90_us", "p99_us", "p
 def find_baselines(
     policy: str, manifest: dict[str, Any], study: settings.Compare, threads: int
 ) -> dict[str, Candidate]:
-    """Return what a policy is compared with; the tutorial's is one for screens like Pong's."""
+    """Return the programs that a policy is compared with; the tutorial's are only for screens like Pong's."""
     factor = study.naive_tolerance_factor
     found = {
         name: Candidate(str(naive_path(policy, name)), threads, tolerance_factor=factor, baseline=True)

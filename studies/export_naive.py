@@ -1,7 +1,7 @@
-"""Export a policy to ONNX the straightforward way, to be measured beside: what lowering it has bought.
+"""Export a policy to ONNX in the straightforward way, to measure what lowering it has gained.
 
-The same weights and decisions, but preprocessing in the order of tutorials, on floats of the whole screen, and no
-rewriting of the graph.
+The weights and decisions are the same, but preprocessing has the order of tutorials, on floats of the whole screen, and
+the graph is not rewritten.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def naive_path(policy: str, name: str) -> Path:
 
 
 class NaiveScreen(nn.Module):
-    """What :class:`~policy_export.environments.preprocess.Screen` does: to floats, grey, crop, resize, normalise.
+    """Does what :class:`~policy_export.environments.preprocess.Screen` does: to floats, grey, crop, resize, normalise.
 
     Args:
         params: the preprocessing.
@@ -49,7 +49,7 @@ class NaiveScreen(nn.Module):
         self.register_buffer("weights", torch.tensor(params.grey), persistent=False)
 
     def forward(self, observation: torch.Tensor) -> torch.Tensor:
-        """``(batch, H, W, 3)`` uint8 to ``(batch, 1, h, w)`` float32."""
+        """Turn ``(batch, H, W, 3)`` uint8 into ``(batch, 1, h, w)`` float32."""
         crop, (height, width) = self.params.crop, self.params.size
         if self.channels_first:
             colours = observation.permute(0, 3, 1, 2).float()
@@ -66,7 +66,7 @@ class NaiveScreen(nn.Module):
 
 
 def make_naive(policy: TensorDictModuleBase, screen: NaiveScreen) -> TensorDictModuleBase:
-    """The policy with another module where its own looks at the screen."""
+    """Return the policy with ``screen`` in place of its own :class:`Screen`."""
     return TensorDictSequential(
         *(
             TensorDictModule(screen, module.in_keys, module.out_keys) if isinstance(module, Screen) else module

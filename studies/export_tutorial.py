@@ -1,4 +1,4 @@
-"""Export the policy of TorchRL's tutorial as the tutorial does, to ONNX and with AOTInductor, to be measured beside."""
+"""Export the policy of TorchRL's tutorial as the tutorial does, to ONNX and with AOTInductor, for comparison."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import warnings
 import torch
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from policy_export.program.torch_private import compile_package
 from policy_export.stage.command import run
 from policy_export.stage.files import replacing
 from studies import tutorial
@@ -23,7 +24,7 @@ def export_tutorial() -> None:
         )
         with replacing(aoti) as temporary:
             options = {"cpp.threads": 1}  # all are measured on one core
-            torch._inductor.aoti_compile_and_package(program, package_path=str(temporary), inductor_configs=options)
+            compile_package(program, temporary, options)
         converted = torch.onnx.export(policy, kwargs={"pixels": pixels}, dynamo=True, verbose=False)
         assert converted is not None  # only without dynamo=True
         with replacing(onnx) as temporary:

@@ -1,4 +1,4 @@
-"""Hold the parity check against faults of every kind: each must be caught, and faultless programs must pass.
+"""Test the parity check with faults of every kind: each must be caught, and faultless programs must pass.
 
 Its score is a metric, so that a change which makes the check blind shows up in ``dvc metrics diff``. A fault counts
 only where the unmodified program passes the same check, and where the faulty file is there.
@@ -31,7 +31,7 @@ def check_fault(kind: str, fault: str, seed: int, *, random: bool = False) -> st
     """Return how a fault is caught; none if it is not.
 
     Raises:
-        UserError: there is no faulty program to judge.
+        UserError: there is no faulty program to check.
     """
     policy = find_policies()[kind]
     make = (RANDOM_FAULTS if random else FAULTS)[kind][fault]
@@ -42,7 +42,7 @@ def check_fault(kind: str, fault: str, seed: int, *, random: bool = False) -> st
         except UserError as error:
             return str(error)  # the pipeline itself refuses to make such a program
         if not path.is_file():
-            raise UserError(f"{path}: no such file: the fault {fault!r} of {policy} cannot be judged")
+            raise UserError(f"{path}: no such file: the fault {fault!r} of {policy} cannot be checked")
         try:
             if random:
                 return held.find_random(lambda: runtimes.load(path, threads=1, explores=True))
@@ -52,7 +52,7 @@ def check_fault(kind: str, fault: str, seed: int, *, random: bool = False) -> st
 
 
 def check_unmodified(policy: str, program: str, seed: int) -> str | None:
-    """Return what the check finds wrong with a program as it was made: nothing, or it is a false alarm."""
+    """Return what the check finds wrong with an unmodified program; anything that it finds is a false alarm."""
     held = subject(policy, seed)
     if program.endswith(registry.RANDOM):
         path = Path("models", policy, registry.exploring(held.manifest)[program])
@@ -61,7 +61,7 @@ def check_unmodified(policy: str, program: str, seed: int) -> str | None:
 
 
 def fault_suite() -> None:
-    """Judge everything, in processes side by side, and write the score.
+    """Check all faults and all unmodified programs, in parallel processes, and write the score.
 
     Raises:
         UserError: an unmodified program does not pass, a fault is missed, or an alarm is false.
@@ -82,7 +82,7 @@ def fault_suite() -> None:
         for name, checked in unmodified.items():
             print(f"fault_suite  unmodified {name}: {checked.result() or 'passes'}", flush=True)
             if checked.result():
-                raise UserError(f"the unmodified program {name} does not pass, so no fault can be judged")
+                raise UserError(f"the unmodified program {name} does not pass, so no fault can be checked")
         caught = {
             f"{kind}, {name}": executor.submit(check_fault, kind, name, study.seed, random=random)
             for random, catalogue in catalogues

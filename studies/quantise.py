@@ -1,9 +1,9 @@
-"""Make the ONNX program of fewer bits, and say whether it would be worth it: faster, and with the same score.
+"""Make the ONNX program with fewer bits, and say whether it would be worth it: faster, and with the same score.
 
-Nothing of it is shipped: such a program does not decide as the policy does. Latency comes first, as it takes seconds: a
-program is rejected unless its p99 is lower and its median faster outside the noise. Only then does it play full
-episodes, beside the program that it would replace. Its scores must be shown to be the same: that no difference was
-found is not enough.
+Nothing of this is shipped: such a program does not decide as the policy does. Latency comes first, as it takes seconds:
+a program is rejected unless its p99 is lower and its median faster outside the noise. Only then it plays full
+episodes, next to the program that it would replace. Its scores must be shown to be the same: it is not enough that no
+difference was found.
 """
 
 from __future__ import annotations
@@ -55,16 +55,16 @@ Make = Callable[[], onnx.ModelProto | None]
 class Scores:
     """Scores of a program and of its reference, with the equivalence test between their means (Schuirmann, 1987).
 
-    Both play the same seeds: the test is that of the differences, a pair an episode.
+    Both play the same seeds: the test uses the differences, one pair per episode.
 
     Attributes:
-        mean: of the program.
-        reference_mean: of the reference.
-        low: of the interval that holds the difference of the means with a confidence of ``1 - 2 * significance``.
-        high: of the same.
-        p_value: of the two one-sided t-tests: the chance to be this near to each other if the true means were
-            ``margin`` apart.
-        same: whether that is less than the significance.
+        mean: mean score of the program.
+        reference_mean: mean score of the reference.
+        low: lower end of the interval of the difference of the means, with a confidence of ``1 - 2 * significance``.
+        high: upper end of the same interval.
+        p_value: p-value of the two one-sided t-tests: the chance that the means are so close if the true means
+            were ``margin`` apart.
+        same: whether the p-value is less than the significance.
     """
 
     mean: float
@@ -76,7 +76,7 @@ class Scores:
 
 
 def compare_scores(one: Sequence[float], other: Sequence[float], margin: float, significance: float) -> Scores:
-    """Test that two means differ by less than ``margin``, from two scores or more of each, of the same seeds."""
+    """Test that two means differ by less than ``margin``, from two or more scores of each, with the same seeds."""
     means, differences = (float(np.mean(one)), float(np.mean(other))), np.subtract(one, other)
     difference = float(differences.mean())
     if not differences.std():  # no test is needed, nor defined
@@ -89,12 +89,12 @@ def compare_scores(one: Sequence[float], other: Sequence[float], margin: float, 
 
 
 def check_latency(ratio: Ratio, p99: float | None, reference_p99: float | None) -> str | None:
-    """Why a program is too slow to be worth it, if it is.
+    """Return why a program is too slow to be worth it; none if it is not.
 
     Args:
         ratio: how many times as fast it is as its reference.
-        p99: microseconds, with LoadGen's confidence; none of too few queries.
-        reference_p99: the same of the reference.
+        p99: microseconds, with LoadGen's confidence; none for too few queries.
+        reference_p99: the same for the reference.
     """
     if p99 is None or reference_p99 is None:
         return "too few queries for a p99"
@@ -107,7 +107,7 @@ def check_latency(ratio: Ratio, p99: float | None, reference_p99: float | None) 
 
 
 def check_scores(scores: Scores, margin: float) -> str | None:
-    """Why scores speak against a program, if they do."""
+    """Return why scores speak against a program; none if they do not."""
     if scores.same:
         return None
     difference = f"{scores.mean:.2f} against {scores.reference_mean:.2f}, a difference of {scores.low:+.2f} to"
@@ -115,7 +115,7 @@ def check_scores(scores: Scores, margin: float) -> str | None:
 
 
 def pick_recorded(policy: str, manifest: dict[str, Any], study: settings.Quantise) -> tuple[Arrays, Arrays]:
-    """Recorded inputs to calibrate on, and those of the last episode, to judge by: rows by input name."""
+    """Return recorded inputs to calibrate with, and those of the last episode to check with: rows by input name."""
     recorded = episodes.load(Path("data", policy, "episodes.safetensors"), policy)
     rest = recorded[:-1] or recorded
     chosen = sorted(set(np.linspace(0, len(rest) - 1, study.calibration_episodes).round().astype(int).tolist()))
@@ -126,7 +126,7 @@ def pick_recorded(policy: str, manifest: dict[str, Any], study: settings.Quantis
 
 
 def makers(model: onnx.ModelProto, inputs: Arrays) -> dict[str, Make]:
-    """What makes each of the smaller programs; with convolutions, integers are tried with and without those."""
+    """Return what makes each smaller program; if there are convolutions, integers are tried with and without them."""
     found: dict[str, Make] = {"int8": partial(quantised, model, inputs, OPERATORS)}
     if layers(model, ("Conv",)):
         found["int8_products"] = partial(quantised, model, inputs, PRODUCTS)
@@ -134,7 +134,7 @@ def makers(model: onnx.ModelProto, inputs: Arrays) -> dict[str, Make]:
 
 
 def make(name: str, maker: Make, path: Path, instruction_sets: Sequence[str]) -> dict[str, str] | None:
-    """Write a program that ONNX Runtime loads to ``path``, or say why there is none."""
+    """Write to ``path`` a program that ONNX Runtime can load, or say why there is none."""
     needed = NEEDED.get(name, ())
     if needed and not set(needed).intersection(instruction_sets):
         return {"verdict": "not measured", "reason": f"this processor has none of {', '.join(needed)}"}
@@ -151,11 +151,11 @@ def make(name: str, maker: Make, path: Path, instruction_sets: Sequence[str]) ->
 
 
 def compare_decisions(candidates: dict[str, Candidate], inputs: Arrays) -> dict[str, dict[str, Any]]:
-    """What programs decide otherwise than the first of them, which decides as eager does.
+    """Compare the decisions of programs with those of the first program, which decides as eager does.
 
     Returns:
-        By name: the share of other actions, none where they are vectors, and the largest difference of each output,
-        none where one of them is no number.
+        By name: the share of actions that differ, none where they are vectors, and the largest difference of each
+        output, none where it is not a finite number.
     """
     outputs = {
         name: runtimes.load(Path(candidate.path), 1, candidate.onnx_session)(inputs)
@@ -176,14 +176,14 @@ def compare_decisions(candidates: dict[str, Candidate], inputs: Arrays) -> dict[
 
 
 def play_scores(policy: str, candidate: Candidate, seeds: Sequence[int]) -> list[float]:
-    """The score of a full episode with each seed."""
+    """Return the score of a full episode with each seed."""
     program = runtimes.load(Path(candidate.path), 1, candidate.onnx_session)
     player = Player(program, read_manifest(Path("models", policy)))
     return [sum(reward for reward, _ in play(player, seed)) for seed in seeds]
 
 
 def play_all(policy: str, candidates: dict[str, Candidate], study: settings.Quantise) -> dict[str, list[float]]:
-    """Scores of all candidates with the same seeds, in processes side by side."""
+    """Return the scores of all candidates with the same seeds, played in parallel processes."""
     seeds = range(study.seed, study.seed + study.episodes)
     with processes(study.processes) as executor:
         playing = {
@@ -239,7 +239,7 @@ def check_candidates(
     study: settings.Quantise,
     report: dict[str, dict[str, Any]],
 ) -> dict[str, Any]:
-    """Measure the candidates, let those that are fast enough play, and complete the report; returns the reference's."""
+    """Measure the candidates, let those that are fast enough play, and complete the report; return the reference's."""
     if len(candidates) == 1:
         return {}
     measured = measure_candidates(policy, Plan(list(candidates), bench, math.inf, candidates))

@@ -1,7 +1,7 @@
-"""Measure the settings of ONNX Runtime and AOTInductor, one changed at a time, beside those that params.yaml has.
+"""Measure the settings of ONNX Runtime and AOTInductor, one changed at a time, next to those in params.yaml.
 
 Its table says whether the chosen settings, ``manifest.onnx_session`` and
-``compile_aoti``, are the best that there are on this machine. It works on the bundles that ``dvc repro`` has built.
+``compile_aoti``, are the best ones on this machine. It works on the bundles that ``dvc repro`` has built.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ COLUMNS = ("runtime", "setting", *MEASURED, "times_as_fast", "low", "high", "fin
 
 
 class Change(NamedTuple):
-    """Settings that differ from the chosen ones, and what they are called in files and in the table."""
+    """Settings that differ from the chosen ones, and their names in files and in the table."""
 
     name: str
     text: str
@@ -60,7 +60,7 @@ class Change(NamedTuple):
 def changes(
     chosen: dict[str, Any], values: dict[str, tuple[Any, ...]], together: Sequence[dict[str, Any]] = ()
 ) -> Iterator[Change]:
-    """Every other value of every setting, one at a time, and those that are to be changed together."""
+    """Yield every other value of every setting, one at a time, and those that are to be changed together."""
     single = ({key: value} for key, allowed in values.items() for value in allowed if value != chosen[key])
     for changed in [*single, *(several for several in together if not several.items() <= chosen.items())]:
         words = [
@@ -71,7 +71,7 @@ def changes(
 
 
 def save_optimized(program: Path, settings: dict[str, Any], path: Path) -> Candidate:
-    """The graph as ONNX Runtime has optimised it for this processor, saved so that loading need not do it again."""
+    """Save the graph as ONNX Runtime optimises it for this processor, so that loading does not have to do it again."""
     options = session_options(settings)
     options.optimized_model_filepath = str(path)
     options.log_severity_level = 3  # it warns that the file is for this processor only
@@ -80,7 +80,7 @@ def save_optimized(program: Path, settings: dict[str, Any], path: Path) -> Candi
 
 
 def onnx_candidates(policy: str, chosen: dict[str, Any], folder: Path) -> dict[str, tuple[str, Candidate]]:
-    """What the table calls each candidate for ONNX Runtime's settings, and the candidate, by name."""
+    """Return each candidate for ONNX Runtime's settings by name, with what the table calls it."""
     program = Path("models", policy, registry.backends()["onnx"].file)
     found = {
         name: (text, Candidate(str(program), chosen["threads"], chosen))
@@ -98,7 +98,7 @@ def compile_candidate(policy: str, settings: params.CompileAoti, path: Path) -> 
 
 
 def aoti_candidates(policy: str, chosen: params.CompileAoti, folder: Path) -> dict[str, tuple[str, Candidate]]:
-    """The same for AOTInductor's settings, each compiled."""
+    """Return the same for AOTInductor's settings, each compiled."""
     program = str(Path("models", policy, registry.backends()["aoti"].file))
     found = {
         name: (text, Candidate(program, chosen.threads))
@@ -117,7 +117,7 @@ def aoti_candidates(policy: str, chosen: params.CompileAoti, folder: Path) -> di
 
 
 def describe_finding(found: Measured, ratio: Ratio) -> str:
-    """What is to be thought of a setting, from its speed in multiples of the chosen one's."""
+    """Describe a setting by its speed, as a multiple of the chosen setting's."""
     if found.failures:
         return f"wrong outputs: {found.failures[0]}"
     if ratio.faster:
@@ -128,7 +128,7 @@ def describe_finding(found: Measured, ratio: Ratio) -> str:
 def tabulate(
     runtime: str, candidates: dict[str, tuple[str, Candidate]], measured: dict[str, Measured], least_difference: float
 ) -> list[dict[str, Any]]:
-    """A row a candidate."""
+    """Return one row per candidate."""
     rows = []
     for name, (text, candidate) in candidates.items():
         found, percentiles = measured[name], measured[name].percentiles("single")
@@ -152,7 +152,7 @@ def tabulate(
 
 
 def search(policy: str, runtime: str, everything: params.Params) -> list[dict[str, Any]]:
-    """The table of one runtime, ``onnx`` or ``aoti``."""
+    """Return the table of one runtime, ``onnx`` or ``aoti``."""
     with tempfile.TemporaryDirectory() as folder:
         if runtime == "onnx":
             candidates = onnx_candidates(policy, everything.manifest.onnx_session.model_dump(), Path(folder))

@@ -44,10 +44,10 @@ class Studies(Section):
     fault_suite: FaultSuite
 
 
-def load() -> Studies:
+def load(path: Path = PATH) -> Studies:
     """Read and check ``studies/params.yaml``.
 
     Raises:
         UserError: the file cannot be read, or a key is unknown, missing, ill-typed or out of range.
     """
-    return check(Studies, read(PATH), path=PATH)
+    return check(Studies, read(path), path=path)

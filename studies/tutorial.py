@@ -1,7 +1,7 @@
-"""The policy of TorchRL's tutorial "Exporting TorchRL modules", built and called as it says, to be measured beside.
+"""The policy of TorchRL's tutorial "Exporting TorchRL modules", built and called as it says, for comparison.
 
-The Nature network on one frame of 84 by 84 pixels, untrained: its speed is asked for, not its play. What is exported
-there has no batch, so that several screens are several calls.
+It is the Nature network on one frame of 84 by 84 pixels, untrained: its speed matters here, not its play. What the
+tutorial exports has no batch, so that several screens need several calls.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FILES = {"tutorial_aoti": "tutorial.aoti.pt2", "tutorial_onnx": "tutorial.onnx"}
 
 
 def make_policy() -> tuple[TensorDictModuleBase, torch.Tensor]:
-    """The policy, and an example of the one screen that it takes, ``(210, 160, 3)`` uint8."""
+    """Return the policy, and an example of the one screen that it takes, ``(210, 160, 3)`` uint8."""
     import torch
     from tensordict.nn import TensorDictModule, TensorDictSequential
     from torchrl.envs import Compose, GrayScale, GymEnv, Resize, ToTensorImage, TransformedEnv
@@ -42,7 +42,7 @@ def make_policy() -> tuple[TensorDictModuleBase, torch.Tensor]:
 
 
 def one_at_a_time(act: Callable[[np.ndarray], object]) -> Callable[[Arrays], Arrays]:
-    """A function of one screen as a program of ``observation`` ``(batch, 210, 160, 3)``."""
+    """Turn a function of one screen into a program of ``observation`` ``(batch, 210, 160, 3)``."""
 
     def run(inputs: Arrays) -> Arrays:
         return {"action": np.array([act(screen) for screen in inputs["observation"]], np.int64)}
@@ -57,7 +57,7 @@ def load_baseline(path: str, threads: int) -> Callable[[Arrays], Arrays]:
 
 
 def load(program: str, threads: int) -> Callable[[Arrays], Arrays]:
-    """One of ``tutorial_eager``, ``tutorial_aoti`` and ``tutorial_onnx``, called as the tutorial does."""
+    """Load one of ``tutorial_eager``, ``tutorial_aoti`` and ``tutorial_onnx``, called as the tutorial does."""
     if program == "tutorial_onnx":
         import onnxruntime
 
@@ -69,9 +69,11 @@ def load(program: str, threads: int) -> Callable[[Arrays], Arrays]:
 
     import torch
 
+    from policy_export.program.torch_private import part
+
     torch.set_num_threads(threads)
     if program == "tutorial_aoti":
-        package = torch._inductor.aoti_load_package(str(BASELINES / FILES[program]))
+        package = part(torch, "_inductor").aoti_load_package(str(BASELINES / FILES[program]))
 
         def act(screen: np.ndarray) -> object:
             with torch.no_grad():

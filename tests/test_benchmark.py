@@ -27,7 +27,10 @@ from policy_export.benchmark.loadgen import (
 )
 from policy_export.benchmark.measured import Measured
 from policy_export.benchmark.ratios import Ratio, compare, fastest
-from policy_export.benchmark.session import EXPECTED, INPUTS, SETTINGS, TURN, Workload
+from policy_export.benchmark.report import name_fastest
+from policy_export.benchmark.session import INPUTS, SETTINGS, TURN, Workload, expected_file
+
+LEAST = 0.03  # of which speeds must differ before they are told apart
 
 
 @pytest.mark.parametrize(("percentile", "queries"), [(0.9, 64), (0.99, 662), (0.999, 6636)])
@@ -90,20 +93,20 @@ def measured(rounds=3, queries=2212, scale=1.0, **times) -> Measured:
 
 def test_result_is_valid():
     entry = measured().describe(noise=0.25)
-    assert (entry["valid"], entry["complaint"], entry["queries"]) == (True, "", 6636)
+    assert (entry["valid"], entry["reason"], entry["queries"]) == (True, "", 6636)
     assert 99 < entry["p50_us"] < entry["p90_us"] < entry["p99_us"] < entry["p99_9_us"] < 110
     assert entry["late"] == {"15hz": 0, "60hz": 0}
 
 
 @pytest.mark.parametrize(
-    ("change", "complaint"),
+    ("change", "reason"),
     [
         ({"queries": 2000}, "too few queries: 6000, p99.9 needs 6636"),
         ({"repeated": 0.5, "rounds": 8, "queries": 830}, "answers are kept"),
     ],
 )
-def test_result_is_invalid(change, complaint):
-    assert complaint in measured(**change).reason_invalid(0.25)
+def test_result_is_invalid(change, reason):
+    assert reason in measured(**change).reason_invalid(0.25)
 
 
 def test_baseline_may_claim_less():
@@ -135,8 +138,15 @@ def workload(tmp_path):
     """A function that makes a workload of a little program."""
     inputs = {"x": np.linspace(-1, 1, 8, dtype=np.float32)[:, None]}
     save_file(inputs, tmp_path / INPUTS)
-    save_file(decide(inputs), tmp_path / EXPECTED)
-    settings = {"tolerance": 1e-5, "states": [], "offline_seconds": 0.01, "candidates": {}}
+    save_file(decide(inputs), tmp_path / expected_file(None))
+    settings = {
+        "tolerance": 1e-5,
+        "states": [],
+        "offline_seconds": 0.01,
+        "candidates": {},
+        "in_batches": [],
+        "baseline_queries": 10,
+    }
     (tmp_path / SETTINGS).write_text(json.dumps(settings))
 
     def make(run) -> Workload:
@@ -178,9 +188,9 @@ def test_program_that_keeps_its_answers_is_found_out(workload):
 
 
 STARTER = """
-from policy_export.benchmark.workload import emulator_beside
+from policy_export.benchmark.workload import running_emulator
 
-with emulator_beside("dqn") as emulator:
+with running_emulator("dqn") as emulator:
     print(emulator, flush=True)
     input()
 """
@@ -213,7 +223,7 @@ def test_environment_beside_ends_with_its_starter(workspace):
 
 
 def test_late_decisions_are_counted():
-    late = measured(reference=300.0)  # 30 ms
+    late = measured(contended=300.0)  # 30 ms
     assert late.describe(0.25)["late"] == {"15hz": 0, "60hz": 1}
 
 
@@ -231,7 +241,7 @@ def test_ratio_has_the_interval_of_its_rounds():
 def test_few_rounds_tell_nothing():
     assert not compare([100.0] * 5, [200.0] * 5).faster
     one_round = compare([100.0], [200.0])
-    assert one_round == Ratio(2.0, 0.0, math.inf)
+    assert one_round == Ratio(2.0, 0.0, math.inf, 0.0)
     assert one_round.as_dict() == {"ratio": 2.0, "low": 0.0, "high": None}
 
 
@@ -249,7 +259,8 @@ def test_the_same_twice_has_no_winner():
     """Rounds that differ by 3 %: of two that are the same, one is called faster in at most 1 of 20."""
     random = np.random.default_rng(0)
     winners = sum(
-        fastest({name: random.normal(100, 3, 24).tolist() for name in ("one", "other")}) is not None for _ in range(400)
+        fastest({name: random.normal(100, 3, 24).tolist() for name in ("one", "other")}, LEAST) is not None
+        for _ in range(400)
     )
     assert winners <= 20
 
@@ -257,9 +268,19 @@ def test_the_same_twice_has_no_winner():
 def test_fastest_is_found_outside_the_noise_only():
     random = np.random.default_rng(0)
     speeds = {"a": random.normal(100, 2, 24), "b": random.normal(150, 2, 24), "c": random.normal(130, 2, 24)}
-    assert fastest(speeds) == "a"
-    assert fastest(speeds | {"d": random.normal(100, 2, 24)}) is None
-    assert fastest({"a": speeds["a"]}) is None
+    assert fastest(speeds, LEAST) == "a"
+    assert fastest(speeds | {"d": random.normal(100, 2, 24)}, LEAST) is None
+    assert fastest({"a": speeds["a"]}, LEAST) is None
+
+
+def test_no_program_is_named_fastest_where_the_fastest_is_invalid():
+    """Otherwise the fastest of the rest would be called so."""
+    found = {"onnx": measured(rounds=24, queries=280, scale=1.0), "pt2": measured(rounds=24, queries=280, scale=2.0)}
+    described = {name: one.describe(0.25) for name, one in found.items()}
+    assert name_fastest(found, described, LEAST) == "onnx"
+    found["onnx"].failures.append("action_value differs")
+    described = {name: one.describe(0.25) for name, one in found.items()}
+    assert name_fastest(found, described, LEAST) is None
 
 
 def test_percentiles_are_named_in_order():

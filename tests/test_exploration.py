@@ -38,7 +38,14 @@ from policy_export.stage.files import write_json
 
 LEVEL, TOLERANCE, OPSET = 1e-8, 1e-5, 21
 SETTINGS = params.ParityCheck(
-    processes=2, tolerance=TOLERANCE, seed=3, episodes=2, random_inputs=4, random_calls=4, random_error_rate=1e-6
+    processes=2,
+    min_observations=1,
+    tolerance=TOLERANCE,
+    seed=3,
+    episodes=2,
+    random_inputs=4,
+    random_calls=4,
+    random_error_rate=1e-6,
 )
 FACTS = {"policy": "noisy", "environment": {"id": "Pendulum-v1", "max_episode_steps": 40}}
 
@@ -223,20 +230,20 @@ def test_stage_lets_programs_act_where_their_noise_has_a_state(noisy, tmp_path, 
     if noise is not None:
         programs["onnx_random"] = wrap(make_step(noise=noise()))
     monkeypatch.chdir(tmp_path)
-    manifest = noisy.manifest | {"schema_version": SCHEMA_VERSION, "files": {}}
+    listed = {name: {"file": name, "random_file": f"{name}_random"} for name in ("pt2", "onnx")}
+    manifest = noisy.manifest | {"schema_version": SCHEMA_VERSION, "files": {}, "programs": listed}
     write_json(Path("models/noisy/manifest.json"), manifest)
     episodes.save(Path("data/noisy/episodes.safetensors"), "noisy", noisy.recorded)
-    monkeypatch.setattr(runtimes, "PROGRAMS", {name: name for name in ("pt2", "onnx")})
-    monkeypatch.setattr(runtimes, "RANDOM_PROGRAMS", {name: name for name in ("pt2_random", "onnx_random")})
     monkeypatch.setattr(runtimes, "load_by_name", lambda _, name, threads: programs[name])  # noqa: ARG005
     monkeypatch.setattr(stage, "processes", lambda *_, **__: ThreadPoolExecutor(1))
     results = stage.run_programs("noisy", manifest, noisy.recorded, SETTINGS)
     assert set(results.acted) == {"eager_random", "pt2_random", "onnx_random"}
-    judged = check_samples(results.samples, results.first_samples, SETTINGS, results.acted)
-    assert judged["pt2_random"].failures == []
-    assert [failure.split(":")[0] for failure in judged["onnx_random"].failures[:1]] == (
+    checked = check_samples(results.samples, results.first_samples, SETTINGS, results.acted)
+    assert checked["pt2_random"].failures == []
+    assert [failure.split(":")[0] for failure in checked["onnx_random"].failures[:1]] == (
         [] if noise is None else ["correlation of action[0] with that of 1 steps before"]
     )
     assert (
-        judged["pt2_random"].tests > check_samples(results.samples, results.first_samples, SETTINGS)["pt2_random"].tests
+        checked["pt2_random"].tests
+        > check_samples(results.samples, results.first_samples, SETTINGS)["pt2_random"].tests
     )

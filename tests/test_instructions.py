@@ -17,7 +17,7 @@ HERE = platform.machine()
 
 
 @pytest.mark.parametrize(
-    ("names", "have", "complaint"),
+    ("names", "have", "reason"),
     [
         ("AVX2", V3, None),
         ("AVX512", V4 | {"sse2"}, None),
@@ -28,9 +28,9 @@ HERE = platform.machine()
         ("AVX9000", V4, "it needs the instruction set AVX9000, which is not known here"),
     ],
 )
-def test_what_a_processor_lacks_is_told(names, have, complaint):
+def test_what_a_processor_lacks_is_told(names, have, reason):
     found = missing_instructions(HERE, names, have)
-    assert found == complaint if complaint is None else complaint in str(found)
+    assert found == reason if reason is None else reason in str(found)
 
 
 def test_another_architecture_is_told():

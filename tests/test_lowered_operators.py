@@ -186,5 +186,5 @@ def test_layers():
 def test_lstm(bidirectional):
     module = torch.nn.LSTM(5, 4, 2, bidirectional=bidirectional).eval().requires_grad_(requires_grad=False)
     states = [torch.randn(4 if bidirectional else 2, 2, 4) for _ in range(2)]
-    arguments = (torch.randn(3, 2, 5), states, module._flat_weights, True, 2, 0.0, False, bidirectional, False)
+    arguments = (torch.randn(3, 2, 5), states, list(module.parameters()), True, 2, 0.0, False, bidirectional, False)
     assert_same(layers.lstm(*arguments), aten.lstm.input(*arguments), 1e-5)

@@ -69,7 +69,7 @@ class AsFunction(nn.Module):
         self.screen = screen
 
     def forward(self, observation: torch.Tensor) -> torch.Tensor:
-        return self.screen._apply_transform(observation)
+        return self.screen._apply_transform(observation)  # noqa: SLF001  of every transform
 
 
 def as_onnx(module: nn.Module) -> onnx.ModelProto:

@@ -11,6 +11,7 @@ from torchrl.data import Composite, Unbounded
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import EGreedyModule
 
+from policy_export.backends.aoti import open_package
 from policy_export.device.errors import UserError
 from policy_export.device.onnx_session import load_onnx
 from policy_export.lowering.onnx import convert
@@ -18,6 +19,7 @@ from policy_export.program.archive import load_program
 from policy_export.program.calls import wrap
 from policy_export.program.export import export, random_operators
 from policy_export.program.step import Step
+from policy_export.program.torch_private import compile_package
 
 DETERMINISTIC, RANDOM = ExplorationType.DETERMINISTIC, ExplorationType.RANDOM
 WITH_MEMORY = ["shipped", "four frames"]
@@ -138,8 +140,8 @@ def test_nested_entries_have_flat_names(nested, tmp_path, runtime):
         (tmp_path / "policy.onnx").write_bytes(convert(program, FACTS | signature, opset=20).SerializeToString())
         run = load_onnx(tmp_path / "policy.onnx")
     elif runtime == "aoti":
-        path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "policy.aoti.pt2"))
-        run = wrap(torch._inductor.aoti_load_package(path))
+        compile_package(program, tmp_path / "policy.aoti.pt2", {})
+        run = wrap(open_package(tmp_path / "policy.aoti.pt2"))
     else:
         run = wrap(program.module())
     inputs = random_inputs(nested, 5)

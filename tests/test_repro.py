@@ -192,7 +192,7 @@ def test_every_program_is_measured(built):
     bench = json.loads((built / "results/dqn/bench.json").read_text())
     assert set(bench["programs"]) == set(PROGRAMS)
     for name, program in bench["programs"].items():
-        assert program["complaint"] == "too few queries: 64, p99.9 needs 6636"
+        assert program["reason"] == "too few queries: 64, p99.9 needs 6636"
         assert ("file_bytes" in program) == (name != "eager")
         assert program["late_queries"] == 10
         assert 0 < program["p50_us"] <= program["p90_us"]

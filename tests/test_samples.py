@@ -164,19 +164,19 @@ def test_vectors_that_are_not_drawn_pass_within_the_tolerance():
 @pytest.mark.parametrize(
     ("make", "what"),
     [
-        (lambda _: Normal(5), "independence of processes, action[0] in recorded input 0: rank correlation 1 "),
+        (lambda _: Normal(5), "independence of processes, action[0] for input 0: rank correlation 1 "),
         (SameVectorInEveryCall, "independence of calls, action[1]"),
         (PairsOfVectors, "independence of neighbouring rows, action[0]"),
-        (lambda seed: Normal(seed, scale=0.55), "distribution of action[0] in all recorded inputs: standardised mean "),
-        (lambda seed: Normal(seed, shift=0.1), "distribution of action[1] in recorded input 7: mean "),
-        (lambda seed: Normal(seed, scale=0.0), "distribution of action[0] in recorded input 0: mean 0 and std 0, "),
+        (lambda seed: Normal(seed, scale=0.55), "distribution of action[0] for all inputs: standardised mean "),
+        (lambda seed: Normal(seed, shift=0.1), "distribution of action[1] for input 7: mean "),
+        (lambda seed: Normal(seed, scale=0.0), "distribution of action[0] for input 0: mean 0 and std 0, "),
     ],
 )
 def test_fault_of_vectors_is_found_and_named(make, what):
     assert any(what in f"{finding.what}: {finding.found}" for finding in vector_findings(make) if finding.p < LEVEL)
 
 
-BOUND = 4.0  # of vectors: in recorded inputs 1 and 5 nothing or half of the noise is left of them
+BOUND = 4.0  # of vectors: for inputs 1 and 5 nothing or half of the noise is left of them
 
 
 class Process:

@@ -69,7 +69,8 @@ def test_values_tried_are_those_that_params_allow():
 
 def test_manifest_carries_the_settings(workspace):
     with contextlib.chdir(workspace):
-        assert runtimes.session_settings("dqn") == CHOSEN
+        manifest, _ = runtimes.read_model("dqn")
+    assert manifest["onnx_session"] == CHOSEN
 
 
 @pytest.mark.parametrize(
@@ -90,15 +91,15 @@ def test_bad_settings_of_a_manifest(settings, message):
 @pytest.mark.parametrize(
     ("ratio", "failures", "finding"),
     [
-        (Ratio(1.2, 1.1, 1.3), [], "faster"),
-        (Ratio(0.8, 0.7, 0.9), [], "slower"),
-        (Ratio(1.1, 1.0, 1.2), [], "inside the noise"),
-        (Ratio(0.95, 0.9, 0.98), [], "inside the noise"),
-        (Ratio(1.2, 1.1, 1.3), ["action differs"], "wrong outputs: action differs"),
+        (Ratio(1.2, 1.1, 1.3, 0.03), [], "faster"),
+        (Ratio(0.8, 0.7, 0.9, 0.03), [], "slower"),
+        (Ratio(1.1, 1.0, 1.2, 0.03), [], "inside the noise"),
+        (Ratio(0.95, 0.9, 0.98, 0.03), [], "inside the noise"),
+        (Ratio(1.2, 1.1, 1.3, 0.03), ["action differs"], "wrong outputs: action differs"),
     ],
 )
-def test_setting_is_judged(ratio, failures, finding):
-    assert search_settings.judge(Measured(failures=failures), ratio) == finding
+def test_finding_of_a_setting(ratio, failures, finding):
+    assert search_settings.describe_finding(Measured(failures=failures), ratio) == finding
 
 
 def test_saved_graph_gives_the_same(recorded, tmp_path):

@@ -140,7 +140,7 @@ def test_a_policy_has_what_its_entry_tells(case):
     parts += [
         module.distribution_class for module in policy.modules() if isinstance(module, ProbabilisticTensorDictModule)
     ]
-    parts += [type(hook) for module in policy.modules() for hook in module._forward_hooks.values()]
+    parts += [type(hook) for module in policy.modules() for hook in vars(module)["_forward_hooks"].values()]
     found = {kind.__name__ for part in parts for kind in part.__mro__}
     assert {name.rpartition(".")[2] for name in case.names if " " not in name} <= found
 

@@ -16,9 +16,9 @@ from policy_export.config.training.base import EpsilonLearning, Learning
 
 
 def discount(train: Learning, steps: int) -> float:
-    """The discount after ``steps`` of the training: its horizon, ``1 / (1 - gamma)`` steps, grows linearly.
+    """Return the discount after ``steps`` of the training: its horizon, ``1 / (1 - gamma)`` steps, grows linearly.
 
-    What is near is learned first, and sooner than with the long horizon from the start (François-Lavet et al., 2015,
+    Near rewards are learned first, and sooner than with the long horizon from the start (François-Lavet et al., 2015,
     "How to Discount Deep Reinforcement Learning").
     """
     start, end = 1 / (1 - train.gamma_start), 1 / (1 - train.gamma)
@@ -26,7 +26,7 @@ def discount(train: Learning, steps: int) -> float:
 
 
 def ends(train: Learning, rollout: TensorDictBase) -> tuple[torch.Tensor, torch.Tensor]:
-    """``done`` and ``terminated`` of a rollout's steps; a reward ends the return too where the parameters say so."""
+    """Return ``done`` and ``terminated`` of a rollout's steps; a reward is an end too if the parameters say so."""
     done, terminated = rollout["done"], rollout["terminated"]
     if train.return_ends_at_reward:
         scored = rollout["reward"] != 0
@@ -35,22 +35,22 @@ def ends(train: Learning, rollout: TensorDictBase) -> tuple[torch.Tensor, torch.
 
 
 def anneal_learning_rate(optimizer: torch.optim.Optimizer, train: Learning, steps: int) -> None:
-    """Linearly, to 0 at the end."""
+    """Lower the learning rate linearly, to 0 at the end."""
     for group in optimizer.param_groups:
         group["lr"] = train.learning_rate * max(0.0, 1 - steps / train.total_steps)
 
 
 def minibatches(samples: TensorDictBase, size: int, generator: torch.Generator) -> Iterator[TensorDictBase]:
-    """``samples`` once, along their first dimension, in random order and in parts of ``size``."""
+    """Yield ``samples`` once, along their first dimension, in random order and in parts of ``size``."""
     for indices in torch.randperm(len(samples), generator=generator).split(size):
         yield samples[indices.to(samples["action"].device)]
 
 
 class EpsilonSchedule:
-    """The exploration of an epsilon-greedy policy while it is trained: falls linearly to the policy's own epsilon.
+    """The exploration of an epsilon-greedy policy in training: its epsilon falls linearly to the policy's own.
 
     Raises:
-        ProfileError: it would rise.
+        ProfileError: epsilon would rise.
     """
 
     def __init__(self, policy: TensorDictModuleBase, train: EpsilonLearning) -> None:
@@ -72,25 +72,25 @@ class EpsilonSchedule:
 
 
 def index_actions(rollout: TensorDictBase) -> TensorDictBase:
-    """A rollout whose ``action`` is an index, ``rollout.batch_size`` int64, also where the policy's is one-hot."""
+    """Return the rollout with ``action`` as an index, ``rollout.batch_size`` int64, even if the policy's is one-hot."""
     action = rollout["action"]
     return rollout.set("action", action.long().argmax(-1)) if action.ndim > rollout.ndim else rollout
 
 
 def keep_exploring(loss: LossModule) -> None:
-    """Let a loss leave the mode of exploration as it is while rollouts are collected.
+    """Stop a loss from changing the mode of exploration while rollouts are collected.
 
-    TorchRL's losses switch exploration off while they compute, and the mode is one for the whole process: the thread
-    that collects would act greedily now and then, whenever the two happen to meet. Our losses do not sample.
+    TorchRL's losses switch exploration off while they compute, and the whole process has only one mode: the thread that
+    collects rollouts would act greedily whenever a loss computes at the same time. Our losses do not sample.
     """
     loss.deterministic_sampling_mode = ExplorationType.RANDOM
 
 
 def values_of(policy: TensorDictModuleBase) -> TensorDictSequential:
-    """The part of a Q policy that writes ``action_value``, without choice and exploration.
+    """Return the part of a Q policy that writes ``action_value``, without choice and exploration.
 
     Raises:
-        ProfileError: it has no such part.
+        ProfileError: the policy has no such part.
     """
     if not isinstance(policy, TensorDictSequential) or "action_value" not in policy.out_keys:
         raise ProfileError(

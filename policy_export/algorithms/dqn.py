@@ -30,10 +30,10 @@ from policy_export.program.memory import state_keys
 
 
 def sum_rewards(samples: TensorDictBase, gamma: float, n_steps: int) -> TensorDictBase:
-    """Turn ``(rows, steps)`` transitions into ones of up to ``n_steps`` steps, none of them beyond an end.
+    """Turn ``(rows, steps)`` transitions into ones of up to ``n_steps`` steps, none of which goes beyond an end.
 
-    TorchRL's ``MultiStep`` moves observations and rewards, but leaves every transition the ends of its first step: a
-    return that ends on the way would go on with the value of what was seen there. Here the ends move as well.
+    TorchRL's ``MultiStep`` moves observations and rewards, but every transition keeps the ends of its first step: a
+    return that ends on the way would continue with the value of what was seen there. Here the ends move as well.
     """
     summed = MultiStep(gamma, n_steps)(samples)
     steps = samples.shape[1]
@@ -45,7 +45,7 @@ def sum_rewards(samples: TensorDictBase, gamma: float, n_steps: int) -> TensorDi
 
 
 def choose_by_index(values: TensorDictSequential) -> TensorDictSequential:
-    """The same values, with the best action as an index, which is how replayed actions are kept here."""
+    """Return the same values, with the best action as an index, which is how replayed actions are kept here."""
     choices = [module for module in values.modules() if isinstance(module, QValueModule)]
     if choices and choices[-1].action_space == "categorical":
         return values
@@ -85,7 +85,7 @@ class Learner:
         )
 
     def update(self, rollout: TensorDictBase, steps: int) -> float:
-        """Remember one rollout, collected up to ``steps`` of the training, and learn; returns the mean loss."""
+        """Store one rollout, collected up to ``steps`` of the training, learn, and return the mean loss."""
         train, gamma = self.train, discount(self.train, steps)
         done, terminated = ends(train, rollout)
         if self.target_updater is None:  # from here on; a training that goes on has its weights by now

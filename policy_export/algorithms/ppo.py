@@ -23,14 +23,14 @@ from policy_export.program.policy import observation_keys
 
 
 class Learner:
-    """A policy that draws its actions, its critic, their optimiser, and how a rollout changes them.
+    """A policy that samples its actions, its critic, their optimiser, and how a rollout changes them.
 
     Attributes:
         behaviour: what collects rollouts: the policy, and the critic's value of where it acts.
         keep: entries of its decisions that learning needs.
 
     Raises:
-        ProfileError: the policy has states, does not draw its actions, or reads more than one observation.
+        ProfileError: the policy has states, does not sample its actions, or reads more than one observation.
     """
 
     keep = ("action", "action_log_prob", "state_value")
@@ -67,11 +67,11 @@ class Learner:
 
     @staticmethod
     def value(decision: TensorDictBase) -> torch.Tensor:
-        """The critic's, ``(*batch, 1)`` float32."""
+        """Return the critic's value, ``(*batch, 1)`` float32."""
         return decision["state_value"]
 
     def update(self, rollout: TensorDictBase, steps: int) -> float:
-        """Learn from one rollout, collected up to ``steps`` of the training; returns the mean loss."""
+        """Learn from one rollout, collected up to ``steps`` of the training, and return the mean loss."""
         train = self.train
         done, terminated = ends(train, rollout)
         advantage, target = vec_generalized_advantage_estimate(

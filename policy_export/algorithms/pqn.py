@@ -46,11 +46,11 @@ class Learner:
 
     @staticmethod
     def value(decision: TensorDictBase) -> torch.Tensor:
-        """Of the greedy action, ``(*batch, 1)`` float32."""
+        """Return the value of the greedy action, ``(*batch, 1)`` float32."""
         return decision["action_value"].amax(-1, keepdim=True)
 
     def update(self, rollout: TensorDictBase, steps: int) -> float:
-        """Learn from one rollout, collected up to ``steps`` of the training; returns the mean loss."""
+        """Learn from one rollout, collected up to ``steps`` of the training, and return the mean loss."""
         train = self.train
         done, terminated = ends(train, rollout)
         target = vec_td_lambda_return_estimate(

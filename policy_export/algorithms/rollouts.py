@@ -20,11 +20,11 @@ class Driver:
 
     Args:
         env: of batch size ``(num_envs,)``.
-        policy: from the environment's entries, its states and ``is_init`` to ``action`` and the next states.
-        exploration_type: under which the policy will be called.
+        policy: reads the environment's entries, its own states and ``is_init``; writes ``action`` and the next states.
+        exploration_type: the mode of exploration in which the policy will be called.
 
     Raises:
-        ProfileError: the policy's memory starts otherwise than with zeros.
+        ProfileError: the policy's memory does not start with zeros.
     """
 
     def __init__(self, env: EnvBase, policy: TensorDictModuleBase, exploration_type: ExplorationType) -> None:
@@ -40,14 +40,14 @@ class Driver:
             self.memory[IS_INIT] = torch.ones(*env.batch_size, 1, dtype=torch.bool, device=self.device)
 
     def decide(self, entries: TensorDictBase, memory: TensorDictBase) -> TensorDictBase:
-        """All entries that the policy reads and writes."""
+        """Return all entries that the policy reads and writes."""
         return self.policy(entries.select(*self.observations).to(self.device).update(memory))
 
     def act(self, decision: TensorDictBase) -> tuple[TensorDictBase, TensorDictBase]:
-        """Take a decision's actions; where an episode ends the environment and the memory begin anew.
+        """Take a decision's actions; where an episode ends, the environment and the memory start again.
 
         Returns:
-            where the step led to, the last entries of an episode included, and the memory that goes with it.
+            the entries after the step, including the last ones of an episode, and the memory that belongs to them.
         """
         stepped, self.entries = self.env.step_and_maybe_reset(self.entries.set("action", decision["action"].cpu()))
         outcome, after, done = stepped["next"], self.memory, stepped["next", "done"].to(self.device)
@@ -64,11 +64,11 @@ class Rollouts(Driver):
     Args:
         env: of batch size ``(num_envs,)``.
         policy: explores where the mode of exploration says so.
-        keep: entries of a decision that a rollout holds, beside what the policy reads.
-        value: of a decision, ``(num_envs, 1)``; none where a rollout is to hold the next entries instead.
+        keep: entries of a decision that a rollout holds, in addition to what the policy reads.
+        value: returns a decision's value, ``(num_envs, 1)``; none where a rollout holds the next entries instead.
 
     Raises:
-        ProfileError: the policy writes its memory in place, over what learning needs.
+        ProfileError: the policy writes its memory in place, which overwrites what learning needs.
     """
 
     def __init__(
@@ -86,12 +86,12 @@ class Rollouts(Driver):
 
     @torch.no_grad()
     def collect(self, steps: int) -> tuple[TensorDictBase, list[float]]:
-        """``steps`` steps of every environment, and the scores of the episodes that ended.
+        """Collect ``steps`` steps of every environment, and the scores of the episodes that ended.
 
         Returns:
-            entries ``(num_envs, steps)``: what the policy reads and ``keep``; each ``(num_envs, steps, 1)``,
-            ``reward``, ``done`` and ``terminated``; and either ``next_value``, the value of where the step led to, or,
-            under ``next``, what the policy reads there.
+            entries ``(num_envs, steps)``: what the policy reads and ``keep``; ``reward``, ``done`` and ``terminated``,
+            each ``(num_envs, steps, 1)``; and either ``next_value``, the value of what follows the step, or, under
+            ``next``, what the policy reads there.
         """
         rows, finished = [], []
         decision = self.decide(self.entries, self.memory)

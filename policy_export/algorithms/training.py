@@ -1,8 +1,8 @@
 """Train a policy with the algorithm that its profile names, and measure how well it plays.
 
-While the network learns from one rollout, a thread already collects the next one with the weights from before, so
-emulator and learner both have work all the time; which weights act when is fixed, so timing does not change what is
-learned.
+While the network learns from one rollout, a thread already collects the next one with the previous weights, so the
+emulator and the learner are both busy all the time. It is fixed which weights act at which step, so timing does not
+change what is learned.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ Row = dict[str, float]
 
 
 class Checkpoint:
-    """Where an interrupted training goes on, kept outside of the pipeline's outputs.
+    """The state from which an interrupted training continues, kept outside the pipeline's outputs.
 
-    The folder is named by a hash of the parameters, of what every module of this project does that training runs, the
-    policy's own included, and of the files that its factory is given, so that a checkpoint is never taken up by another
-    training.
+    The folder's name has a hash of the parameters, of what the modules of this project do that training runs (including
+    the policy's own), and of the files that the policy's factory is given, so that another training never uses the
+    checkpoint.
     """
 
     def __init__(self, policy: str, profile: Profile) -> None:
@@ -67,7 +67,7 @@ class Checkpoint:
             torch.save(state, temporary)
 
     def load(self) -> dict[str, Any] | None:
-        """The state, or nothing where there is none or where it cannot be read."""
+        """Return the state; none if there is none or it cannot be read."""
         try:
             return torch.load(self.path, weights_only=True)
         except FileNotFoundError:
@@ -81,7 +81,7 @@ class Checkpoint:
 
 
 class Progress:
-    """A bar where a person watches; elsewhere a line every few seconds: steps, speed, return and the time left."""
+    """A progress bar in a terminal; elsewhere a line every few seconds: steps, speed, return and the time left."""
 
     def __init__(self, policy: str, steps: int, total_steps: int) -> None:
         self.total_steps, terminal = total_steps, sys.stdout.isatty()
@@ -100,7 +100,7 @@ class Progress:
         )
 
     def report(self, row: Row) -> None:
-        """Tell of a rollout; ``row`` has ``steps``, ``return`` and ``loss``."""
+        """Report a rollout; ``row`` has ``steps``, ``return`` and ``loss``."""
         self.bar.set_postfix_str(f"return {row['return']:+.2f}  loss {row['loss']:.4f}", refresh=False)
         self.bar.update(round(row["steps"]) - self.bar.n)
         if row["steps"] >= self.total_steps:
@@ -108,7 +108,7 @@ class Progress:
 
 
 class _Lines:
-    """A stream to which each state of a bar is a line of its own."""
+    """A stream that writes each state of a bar as a line of its own."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -124,7 +124,7 @@ class _Lines:
 def learn(
     policy: str, profile: Profile, agent: Agent, make_learner: Callable[..., Any], checkpoint: Checkpoint
 ) -> tuple[int, list[Row]]:
-    """Train the agent's actor in place, from the checkpoint if there is one; returns steps and learning curve."""
+    """Train the agent's actor in place, from the checkpoint if there is one; return steps and learning curve."""
     train = profile.train
     assert not isinstance(train, Untrained)
     steps, curve, scores = 0, [], deque[float](maxlen=30)
@@ -180,14 +180,14 @@ def learn(
 
 
 def explore_as_at_the_end(learner: Any, agent: Agent, steps: int) -> None:
-    """Leave the policy with the exploration that its training has ended with, which its weights may hold."""
+    """Set the policy's exploration, which its weights may contain, to that of the end of its training."""
     if learner.exploration is not None:
         learner.exploration.apply(agent.actor, steps)
 
 
 @torch.no_grad()
 def evaluate(profile: Profile, agent: Agent) -> dict[str, float]:
-    """Scores of full episodes without exploration, one in each of as many environments, all with different seeds."""
+    """Return scores of full episodes without exploration, each in its own environment with its own seed."""
     agent.actor.eval()
     episodes = profile.train.eval_episodes
     env = make_env(find_env(profile), profile.preprocess, episodes, EVAL_SEED, one_hot=agent.one_hot)
@@ -226,7 +226,7 @@ def describe_device(device: torch.device) -> str:
 
 
 def train(policy: str) -> None:
-    """Train a policy, and write its weights, its learning curve and what it scores."""
+    """Train a policy, and write its weights, its learning curve and its scores."""
     profile = load_profile(policy)
     device = choose_device(profile.train.device)
     torch.set_num_threads(1)  # the emulators and the collecting thread fill the other cores

@@ -1,8 +1,8 @@
-"""Time the verified programs by MLPerf LoadGen's rules, beside what others would have exported.
+"""Time the verified programs by MLPerf LoadGen's rules, next to what others would have exported.
 
-Every program runs in a process of its own; many short rounds go through all of them, so that a noisy minute meets them
-all. Inputs are drawn from recorded observations, outputs are checked while they are timed, and no program is called
-faster than another inside the noise. A result is VALID, or INVALID with the reason.
+Every program runs in a process of its own; many short rounds go through all of them, so that a noisy minute affects all
+of them. Inputs are sampled from recorded observations, outputs are checked while they are timed, and no program is
+called faster than another within the noise. A result is VALID, or INVALID with the reason.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from policy_export.stage.processes import processes
 
 
 def measure(policy: str, settings: params.Bench, tolerance: float) -> report.Findings:
-    """Go through all programs, and all rollouts, once a round, after a first round that only warms them up."""
+    """Measure all programs and all rollouts once per round, after a first round that only warms them up."""
     manifest = read_manifest(Path("models", policy))
     in_batches = programs.measured_in_batches(manifest)
     plan = Plan(programs.names(manifest), settings, tolerance, in_batches=in_batches, reference=runtimes.EAGER)

@@ -1,4 +1,4 @@
-"""The native command, which is no Python: from its start to its first decision, and the memory that it held."""
+"""The native command, which is not Python: the time from its start to its first decision, and its memory."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ COMMAND = str(Path(NATIVE).with_name("policy"))
 
 
 class Start(NamedTuple):
-    """Milliseconds from the start of the process to its first decision, and the most KiB that it had held by then."""
+    """Milliseconds from the start of the process to its first decision, and its peak memory until then in KiB."""
 
     milliseconds: float
     peak_memory: int
 
 
 class Command:
-    """A policy's command, to be started again and again.
+    """A policy's command, which can be started many times.
 
     Args:
         policy: its name.
-        manifest: of its model folder.
-        folder: for a copy of the command; ``dvc checkout`` forgets that the policy's own can be run.
+        manifest: the one in its model folder.
+        folder: for an executable copy of the command; ``dvc checkout`` drops the permission to run the original.
 
     Raises:
         UserError: a file is missing or damaged.
@@ -54,7 +54,7 @@ class Command:
         self.observation = decisions["observation"][0].tobytes()
 
     def start(self) -> Start:
-        """Start it, and let it decide on one recorded observation.
+        """Start the command, let it decide on one recorded observation, and return its time and memory.
 
         Raises:
             UserError: it does not decide.

@@ -23,17 +23,17 @@ Nanoseconds = npt.NDArray[np.int64]
 
 
 def allowed_over(queries: int, percentile: float) -> int:
-    """How many of the slowest queries the percentile may leave out.
+    """Return how many of the slowest queries the percentile may leave out.
 
-    The most of which chance would not leave as few, or fewer, over the true percentile more often than once in a
-    hundred times: LoadGen's early stopping without tolerance.
+    This is the largest number for which the chance that so few queries, or fewer, are over the true percentile is at
+    most 1 in 100: LoadGen's early stopping without tolerance.
     """
     over = int(binom.ppf(1 - CONFIDENCE, queries, 1 - percentile))
     return over if binom.cdf(over, queries, 1 - percentile) <= 1 - CONFIDENCE else over - 1
 
 
 def needed_queries(percentile: float) -> int:
-    """The fewest queries that the percentile can be told of: 64 for 0.9, 662 for 0.99 and 6,636 for 0.999."""
+    """Return the fewest queries that a percentile needs to be claimed: 64 for 0.9, 662 for 0.99 and 6,636 for 0.999."""
     queries = 1
     while allowed_over(queries, percentile) < 1:
         queries += max(1, queries // 1000)
@@ -43,7 +43,7 @@ def needed_queries(percentile: float) -> int:
 
 
 def percentile_of(latencies: Nanoseconds, percentile: float) -> float | None:
-    """A latency that the percentile does not exceed, with a confidence of 99 %, in nanoseconds; none of too few."""
+    """Return nanoseconds that the percentile does not exceed, with a confidence of 99 %; none for too few queries."""
     over = allowed_over(len(latencies), percentile)
     return None if over < 1 else float(np.sort(latencies)[len(latencies) - over])
 
@@ -51,13 +51,13 @@ def percentile_of(latencies: Nanoseconds, percentile: float) -> float | None:
 def time_queries(
     run: Callable[[Arrays], Arrays], feed: Arrays, queries: Iterable[Arrays], check: Callable[[list[Arrays]], None]
 ) -> Nanoseconds:
-    """One query after the other, as SingleStream and MultiStream ask: the next starts when the last has been answered.
+    """Time one query after the other, as SingleStream and MultiStream require: each starts after the previous answer.
 
     Args:
         run: the program.
         feed: its inputs, into which each query is copied before its time starts, as a camera writes into a buffer.
-        queries: the inputs of each.
-        check: looks at the outputs of the last ``CHECKED`` queries together, so that it does not empty the caches
+        queries: the inputs of each query.
+        check: checks the outputs of the last ``CHECKED`` queries together, so that it does not empty the caches
             before each of them.
 
     Returns:
@@ -80,7 +80,7 @@ def time_queries(
 
 
 def throughput(run: Callable[[Arrays], Arrays], feed: Arrays, seconds: float) -> float:
-    """Rows a second, one batch after the other for at least so long: Offline."""
+    """Return rows per second, with one batch after the other for at least ``seconds``: the Offline scenario."""
     rows = len(next(iter(feed.values())))
     done, passed, start = 0, 0.0, time.perf_counter()
     while passed < seconds:

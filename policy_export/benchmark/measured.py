@@ -1,4 +1,4 @@
-"""A program that is measured in a process of its own, what was found of it, and whether that is VALID."""
+"""A program that is measured in a process of its own, its results, and whether they are VALID."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ REPEATED = 0.9  # of a fresh input's time: what answers a repeated one faster ha
 
 
 def stream(pipe: IO[AnyStr] | None) -> IO[AnyStr]:
-    """A pipe that Popen was asked for."""
+    """Return a pipe that Popen was asked to open."""
     assert pipe is not None
     return pipe
 
 
 class Session:
-    """A process that holds a program and measures it when it is told to.
+    """A process that holds a program and measures it on request.
 
     Args:
         policy: its name.
         program: one of :func:`policy_export.benchmark.programs.names`.
         folder: where :func:`policy_export.benchmark.workload.prepare` has written.
-        threads: of the runtime.
+        threads: number of the runtime's threads.
 
     Attributes:
         cold_start: milliseconds from the start of the process to the program's first action.
-        loading: milliseconds of it that loading the program took, with the libraries that it needs.
-        peak_memory: the most KiB that the process had held by then.
+        loading: the part of it, in milliseconds, that loading the program and its libraries took.
+        peak_memory: the peak memory of the process by then, in KiB.
 
     Raises:
         UserError: the program does not run.
@@ -83,7 +83,7 @@ class Session:
         return line
 
     def measure(self, number: int) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.int64]]]:
-        """A round: facts, and nanoseconds of every query by scenario."""
+        """Measure one round; return its facts, and nanoseconds of every query by scenario."""
         requests = stream(self.process.stdin)
         with suppress(BrokenPipeError):  # the answer that is missing tells why
             requests.write(f"{number}\n")
@@ -93,14 +93,14 @@ class Session:
 
 @dataclass
 class Measured:
-    """What the rounds found of one program.
+    """The results of all rounds for one program.
 
     Attributes:
-        cold_starts: milliseconds from the start of its process to its first action, one a start.
-        times: nanoseconds of every query by scenario, an array a round.
-        offline: rows a second by batch size, one of some rounds.
-        peak_memory: the most KiB that a process of it had held when it had decided once.
-        failures: outputs that are not eager's.
+        cold_starts: milliseconds from the start of its process to its first action, one per start.
+        times: nanoseconds of every query by scenario, one array per round.
+        offline: rows per second by batch size, one for each of some rounds.
+        peak_memory: the highest peak memory of its processes after their first decision, in KiB.
+        failures: outputs that differ from eager's.
         loading: milliseconds of the cold starts that loading took.
         claimed: the highest percentile that is asked for.
     """
@@ -114,7 +114,7 @@ class Measured:
     claimed: str = "p99_9"
 
     def add(self, facts: dict[str, Any], times: dict[str, npt.NDArray[np.int64]]) -> None:
-        """What one round found."""
+        """Add the results of one round."""
         self.failures = facts["failures"]
         for size, speed in facts["offline"].items():
             self.offline.setdefault(size, []).append(speed)
@@ -122,22 +122,22 @@ class Measured:
             self.times.setdefault(name, []).append(nanoseconds)
 
     def medians(self, scenario: str = "single") -> list[float]:
-        """Microseconds, one a round."""
+        """Return the median of each round, in microseconds."""
         return [float(np.median(times)) / 1e3 for times in self.times[scenario]]
 
     def quartiles(self) -> tuple[float, float]:
-        """Of the rounds' medians, in microseconds."""
+        """Return the lower and upper quartile of the rounds' medians, in microseconds."""
         low, high = np.quantile(self.medians(), (0.25, 0.75))
         return float(low), float(high)
 
     def percentiles(self, scenario: str) -> dict[str, float | None]:
-        """Microseconds that are not exceeded, with LoadGen's confidence; none of too few queries."""
+        """Return each percentile in microseconds, with LoadGen's confidence; none for too few queries."""
         pooled = np.concatenate(self.times[scenario])
         found = {name: percentile_of(pooled, share) for name, share in PERCENTILES.items()}
         return {f"{name}_us": None if value is None else round(value / 1e3, 1) for name, value in found.items()}
 
     def reason_invalid(self, noise: float) -> str | None:
-        """Why the result is INVALID, if it is."""
+        """Return why the result is INVALID; none if it is VALID."""
         queries, (low, high) = sum(map(len, self.times["single"])), self.quartiles()
         if self.failures:
             return f"wrong outputs: {self.failures[0]}"
@@ -156,7 +156,7 @@ class Measured:
         low, high = self.quartiles()
         return {
             "valid": reason is None,
-            "complaint": reason or "",
+            "reason": reason or "",
             "cold_start_ms": round(median(self.cold_starts), 1),
             **self.percentiles("single"),
             "rounds_p50_us": {"lower_quartile": round(low, 1), "upper_quartile": round(high, 1)},

@@ -1,6 +1,6 @@
-"""What is measured: the policy, its programs, and candidates that a study sets beside them.
+"""What is measured: the policy, its programs, and candidates that a study compares with them.
 
-PyTorch is imported only for what needs it, and nothing but what the program itself needs.
+PyTorch is imported only for what needs it, and nothing is imported that the program itself does not need.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from policy_export.device.manifest import read_manifest
 
 @dataclass(frozen=True)
 class Candidate:
-    """A file beside the policy's programs, or one of them with other settings.
+    """A file in addition to the policy's programs, or one of them with other settings.
 
     Attributes:
-        path: of the program.
-        threads: of its runtime.
+        path: where the program is.
+        threads: number of its runtime's threads.
         onnx_session: settings of ONNX Runtime, where they are not the player's.
         loader: ``module:function`` that opens it, given path and threads; none for the back end of the file's name.
-        reference: the candidate whose answers are right; none where they are the policy's.
+        reference: the candidate with the right answers; none where those of the policy are right.
         tolerance_factor: how many times the tolerance an output may differ by.
-        baseline: whether it is only there to be compared with, and measured in less detail.
+        baseline: whether it is only for comparison, and measured in less detail.
     """
 
     path: str
@@ -67,8 +67,8 @@ def load(policy: str, program: str, threads: int, candidates: Mapping[str, Mappi
 
     Args:
         policy: its name.
-        program: of :func:`names` or of the candidates.
-        threads: of the runtime; a candidate has its own number.
+        program: one of :func:`names` or of the candidates.
+        threads: number of the runtime's threads; a candidate has its own number.
         candidates: each as a dictionary, by name.
     """
     if program in candidates:
@@ -77,7 +77,7 @@ def load(policy: str, program: str, threads: int, candidates: Mapping[str, Mappi
 
 
 def file_bytes(policy: str, program: str, candidates: Mapping[str, Candidate]) -> int | None:
-    """Return the size of what is loaded; none where that is Python."""
+    """Return the size of the file that is loaded; none where Python code is loaded instead."""
     if program in candidates:
         path = Path(candidates[program].path)
     else:

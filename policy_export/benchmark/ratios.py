@@ -16,13 +16,13 @@ SURE = 0.99  # before a program is called the fastest
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as fast the first is, with an interval that holds it.
+    """How many times as fast the first program is, with an interval that contains it.
 
     Attributes:
-        ratio: of the speeds.
-        low: of the interval.
-        high: of the interval; infinite of too few rounds.
-        least_difference: share by which speeds must differ before they are told apart.
+        ratio: ratio of the speeds.
+        low: lower end of the interval.
+        high: upper end of the interval; infinite for too few rounds.
+        least_difference: share by which speeds must differ to count as different.
     """
 
     ratio: float
@@ -32,16 +32,16 @@ class Ratio:
 
     @property
     def faster(self) -> bool:
-        """Whether the first is faster, outside the noise."""
+        """Return whether the first is faster, outside the noise."""
         return self.low > 1 + self.least_difference
 
     @property
     def slower(self) -> bool:
-        """Whether the first is slower, outside the noise."""
+        """Return whether the first is slower, outside the noise."""
         return self.high * (1 + self.least_difference) < 1
 
     def as_dict(self) -> dict[str, float | None]:
-        """For JSON: too few rounds have no upper bound."""
+        """Return a dictionary for JSON; with too few rounds there is no upper bound."""
         high = round(self.high, 3) if math.isfinite(self.high) else None
         return {"ratio": round(self.ratio, 3), "low": round(self.low, 3), "high": high}
 
@@ -49,11 +49,11 @@ class Ratio:
 def compare(
     one: Sequence[float], other: Sequence[float], least_difference: float = 0.0, confidence: float = CONFIDENCE
 ) -> Ratio:
-    """The ratio of two programs' speeds from their times, a pair a round.
+    """Return the ratio of two programs' speeds from their times, one pair per round.
 
-    The median of the rounds' ratios and its distribution-free interval (of the binomial distribution), so that a noisy
-    minute moves neither. A round is one observation, however many queries it has, as what disturbs one query disturbs
-    its neighbours too; fewer than six rounds have no interval at 95 %, fewer than eight none at 99 %.
+    It is the median of the rounds' ratios, with its distribution-free interval (of the binomial distribution), so a
+    noisy minute changes neither. A round is one observation, however many queries it has, as what disturbs one query
+    also disturbs its neighbours. Fewer than six rounds have no interval at 95 %, fewer than eight none at 99 %.
     """
     ratios = np.asarray(other) / np.asarray(one)
     middle = float(np.median(ratios))
@@ -63,7 +63,7 @@ def compare(
 
 
 def fastest(times: Mapping[str, Sequence[float]], least_difference: float) -> str | None:
-    """The one that is faster than every other, or none where the noise does not tell or there is no other."""
+    """Return the one that is faster than every other; none if the noise is too large or there is no other."""
     if len(times) < 2:
         return None
     for name, own in times.items():

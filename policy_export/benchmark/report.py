@@ -1,4 +1,4 @@
-"""The benchmark's findings as JSON for ``dvc metrics``, as tables for ``dvc plots``, and printed."""
+"""The benchmark's findings as JSON for ``dvc metrics``, as tables for ``dvc plots``, and as printed text."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ COLUMNS = ("program", "valid", "cold_start_ms", "p50_us", "p90_us", "p99_us", "p
 
 
 class Findings(NamedTuple):
-    """What was measured of all programs, of the native command's starts, of rollouts (decisions a second, one a round),
-    and of the machine.
-    """
+    """All results: of programs, native command's starts, rollouts (decisions per second, one per round) and machine."""
 
     programs: dict[str, Measured]
     starts: list[command.Start]
@@ -32,7 +30,7 @@ class Findings(NamedTuple):
 
 
 def describe(policy: str, found: Findings, settings: params.Bench) -> dict[str, Any]:
-    """Return all findings: verdicts, ratios with their intervals, rollouts, and batches beside the machine's peak."""
+    """Return all findings: verdicts, ratios with their intervals, rollouts, batches, and the machine's peak."""
     measured, starts, speeds, work, peak = found
     ratios = {
         f"{one}_to_{other}": compare(measured[one].medians(), measured[other].medians(), settings.least_difference)
@@ -65,7 +63,7 @@ def describe(policy: str, found: Findings, settings: params.Bench) -> dict[str, 
 
 
 def pairs(names: Sequence[str]) -> list[tuple[str, str]]:
-    """Return every two programs of which ratios are told: the later in the table is held against the earlier."""
+    """Return the pairs of programs whose ratios are reported: each program with every earlier one in the table."""
     return [(one, other) for place, one in enumerate(names) for other in names[:place]]
 
 
@@ -82,7 +80,7 @@ def summarise(samples: Sequence[float]) -> dict[str, float]:
 
 
 def write_tables(folder: Path, content: dict[str, Any], found: Findings) -> None:
-    """Latencies, decisions a second by the size of the batch, and the roofline."""
+    """Write latencies, decisions per second by batch size, and the roofline."""
     latencies = [{"program": name} | entry for name, entry in content["programs"].items()]
     write_table(folder / "latency.csv", COLUMNS, latencies)
     offline = [
@@ -96,7 +94,7 @@ def write_tables(folder: Path, content: dict[str, Any], found: Findings) -> None
 
 
 def draw_roofline(offline: list[dict[str, Any]], work: Work, peak: Peak) -> list[dict[str, Any]]:
-    """Every program's operations a second over its operations a byte, and the roof above them."""
+    """Return every program's operations per second over its operations per byte, and the roof above them."""
     intensities = [work.intensity(row["batch"]) for row in offline]
     speeds = [work.flops * row["rows_per_s"] for row in offline]
     points = list(zip([row["program"] for row in offline], intensities, speeds, strict=True))
@@ -114,7 +112,7 @@ def print_tables(policy: str, content: dict[str, Any]) -> None:
     print(f"{'program':<26}" + "".join(f"{column.removesuffix('_us'):>14}" for column in columns) + "  verdict")
     for name, entry in content["programs"].items():
         cells = "".join(f"{'-' if entry[column] is None else format(entry[column], '.0f'):>14}" for column in columns)
-        print(f"{name:<26}{cells}  {'VALID' if entry['valid'] else 'INVALID: ' + entry['complaint']}")
+        print(f"{name:<26}{cells}  {'VALID' if entry['valid'] else 'INVALID: ' + entry['reason']}")
     if start := content.get("native_command"):
         print(f"native command  first decision after {start['cold_start_ms']} ms, memory {start['peak_memory_mb']} MB")
     print(f"fastest: {content['fastest'] or 'the noise does not tell'}")

@@ -1,6 +1,6 @@
-"""Decisions a second of whole rollouts: the bare ``emulator``, the ``player`` without PyTorch, and ``torchrl``.
+"""Decisions per second of whole rollouts: the bare ``emulator``, the ``player`` without PyTorch, and ``torchrl``.
 
-What is measured is loaded once a process, and goes on from call to call.
+Each of them is loaded once per process, and continues from call to call.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def players(manifest: Mapping[str, Any]) -> list[str]:
 
 
 def rollout_names(manifest: Mapping[str, Any]) -> list[str]:
-    """Return all that plays: the bare emulator, the players, and TorchRL's own rollout."""
+    """Return the names of all rollouts: the bare emulator, the players, and TorchRL's own."""
     return [EMULATOR, *players(manifest), TORCHRL]
 
 
 def measure_rollout(policy: str, what: str, settings: params.Bench) -> float:
-    """Decisions a second, of ``rollout_steps`` after ``warmup_queries``; the next call goes on where this one ended."""
+    """Return decisions per second of ``rollout_steps``, after ``warmup_queries``; the next call goes on from there."""
     roll_out = load_rollout(policy, what, settings.threads)
     roll_out(settings.warmup_queries)
     start = time.perf_counter()
@@ -52,7 +52,7 @@ def measure_rollout(policy: str, what: str, settings: params.Bench) -> float:
 
 @functools.cache
 def load_rollout(policy: str, what: str, threads: int) -> Callable[[int], object]:
-    """A function that plays so many decisions, episode after episode."""
+    """Return a function that plays a given number of decisions, episode after episode."""
     if what == TORCHRL:
         return torchrl_rollout(policy, threads)
     manifest = read_manifest(Path("models", policy))
@@ -64,12 +64,12 @@ def load_rollout(policy: str, what: str, threads: int) -> Callable[[int], object
 
 
 def play_on(player: Player) -> Iterator[float]:
-    """The rewards of episode after episode."""
+    """Return the rewards of episode after episode."""
     return (reward for seed in itertools.count() for reward, _ in play(player, seed))
 
 
 def emulate(manifest: dict[str, Any]) -> Iterator[float]:
-    """The bare environment with random actions: the most that any player could reach."""
+    """Play the bare environment with random actions, which is the limit for any player, and yield the rewards."""
     random = np.random.default_rng(0)
     actions: list[Action] = [episodes.random_action(manifest, random) for _ in range(RANDOM_ACTIONS)]
     cycle = itertools.cycle(actions)
@@ -80,7 +80,7 @@ def emulate(manifest: dict[str, Any]) -> Iterator[float]:
 
 
 def torchrl_rollout(policy: str, threads: int) -> Callable[[int], object]:
-    """``env.rollout`` for some steps with the trained policy, in the environment that it was trained in."""
+    """Return a function to run ``env.rollout`` for some steps with the trained policy, in its training environment."""
     import torch
     from torchrl.envs import InitTracker, TransformedEnv
     from torchrl.envs.utils import ExplorationType, set_exploration_type

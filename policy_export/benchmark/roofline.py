@@ -1,4 +1,4 @@
-"""What the machine could do at most: the roofline that throughput is held against.
+"""What the machine could do at most: the roofline that throughput is compared with.
 
 After Williams, Waterman and Patterson (2009), "Roofline: an insightful visual performance model for multicore
 architectures".
@@ -24,24 +24,24 @@ TRIES = 10
 
 @dataclass(frozen=True)
 class Peak:
-    """What was measured of the machine: floating-point operations and bytes a second."""
+    """The machine's measured peak: floating-point operations and bytes per second."""
 
     flops: float
     bytes: float
 
     def roof(self, intensity: float) -> float:
-        """The most operations a second of what does ``intensity`` operations for a byte that it moves."""
+        """Return the most operations per second with ``intensity`` operations per byte moved."""
         return min(self.flops, intensity * self.bytes)
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a decision needs: operations of its matrix products and convolutions, and bytes that must move.
+    """What a decision needs: operations of its matrix products and convolutions, and bytes that must be moved.
 
     Attributes:
-        flops: operations a row; a multiplication and its addition are two.
-        row_bytes: inputs and outputs of a row.
-        weight_bytes: read once a batch.
+        flops: operations per row; a multiplication and its addition are two.
+        row_bytes: bytes of a row's inputs and outputs.
+        weight_bytes: bytes of the weights, which are read once per batch.
     """
 
     flops: int
@@ -49,12 +49,12 @@ class Work:
     weight_bytes: int
 
     def intensity(self, batch: int) -> float:
-        """Operations a byte."""
+        """Return operations per byte."""
         return self.flops / (self.row_bytes + self.weight_bytes / batch)
 
 
 def best(run: Callable[[], object]) -> float:
-    """Seconds, of the fastest of some tries."""
+    """Return the seconds of the fastest of some tries."""
     seconds = []
     for _ in range(TRIES):
         start = time.perf_counter()
@@ -64,7 +64,7 @@ def best(run: Callable[[], object]) -> float:
 
 
 def measure_peak(threads: int) -> Peak:
-    """The fastest matrix product in float32, and the fastest copy, which reads and writes, on so many cores."""
+    """Measure the fastest float32 matrix product, and the fastest copy (reads and writes), on ``threads`` cores."""
     import torch
 
     torch.set_num_threads(threads)
@@ -79,7 +79,7 @@ def measure_peak(threads: int) -> Peak:
 
 
 def count_work(policy: str) -> Work:
-    """What a decision of the trained policy needs."""
+    """Count the operations and bytes that a decision of the trained policy needs."""
     from torch.utils.flop_counter import FlopCounterMode
 
     inputs = {

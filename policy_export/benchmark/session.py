@@ -1,8 +1,8 @@
 """One program, measured in a process that does nothing else: ``python -m policy_export.benchmark.session``.
 
-The process is started by :mod:`policy_export.benchmark.measured`, with a workload written for it. It tells the time
-of its first action, the seconds that loading took, and the most KiB that it has held, as a line of its standard output,
-before which it imports nothing that the program does not need. From then on every line of its standard input is the
+The process is started by :mod:`policy_export.benchmark.measured`, with a workload written for it. It prints
+one line to its standard output: the time of its first action, the seconds that loading took, and its peak memory in
+KiB. Before that it imports nothing that the program does not need. After that, every line of its standard input is the
 number of a round: it measures, writes ``<program>.safetensors`` with the times of the queries, and answers with a line
 of JSON.
 """
@@ -34,12 +34,12 @@ TURN = 10  # queries
 
 
 def expected_file(reference: str | None) -> str:
-    """Return the name of the file with the right answers: a candidate's, or the policy's where it is none."""
+    """Return the name of the file with the right answers: a candidate's, or the policy's if ``reference`` is none."""
     return f"expected_{reference or 'policy'}.safetensors"
 
 
 def peak_memory(process: int) -> int:
-    """The most KiB that a process has held since it was started; 0 of one that has ended."""
+    """Return the peak memory of a process since its start, in KiB; 0 if it has ended."""
     found = re.search(r"VmHWM:\s*(\d+) kB", Path(f"/proc/{process}/status").read_text())
     return int(found[1]) if found else 0
 
@@ -49,7 +49,7 @@ def rows_of(arrays: Arrays, rows: Any) -> Arrays:
 
 
 class Workload:
-    """The queries of a program, and the answers that they should have.
+    """The queries of a program, and their right answers.
 
     Args:
         program: one of :func:`policy_export.benchmark.programs.names`.
@@ -77,7 +77,7 @@ class Workload:
         self.baseline, self.candidate = bool(candidate and candidate["baseline"]), candidate is not None
 
     def check(self, answers: list[Arrays]) -> None:
-        """Hold the answers to the queries asked longest ago against eager's."""
+        """Compare the answers to the oldest unchecked queries with eager's."""
         from policy_export.parity.comparison import Batch, Place
 
         rows = np.concatenate(self.asked[: len(answers)])
@@ -87,7 +87,7 @@ class Workload:
         self.comparison.compare(Batch(places, rows_of(self.expected, rows), outputs, {}, ""))
 
     def stream(self, queries: int, size: int = 1, *, repeated: bool = False) -> Any:
-        """Nanoseconds of queries of some rows, drawn anew for every query, or the same ones again and again."""
+        """Return nanoseconds of queries of ``size`` rows, sampled anew for every query, or always the same ones."""
         from policy_export.benchmark.loadgen import time_queries
 
         def sample_inputs() -> Iterator[Arrays]:
@@ -102,9 +102,9 @@ class Workload:
         return time_queries(self.run, feed, sample_inputs(), self.check)
 
     def measure(self, number: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        """A round, whose number seeds the order of the queries: what was found, and nanoseconds by scenario.
+        """Measure a round, whose number seeds the order of queries; return its facts, and nanoseconds by scenario.
 
-        Round 0 only warms up. Of the others, the first of every ``stride`` has all that is measured less often.
+        Round 0 only warms up. Of the others, the first of every ``stride`` also has what is measured less often.
         """
         settings, self.random = self.settings, np.random.default_rng(number)
         in_detail = number % settings["stride"] == 1 % settings["stride"]
@@ -127,7 +127,7 @@ class Workload:
         return facts, times
 
     def offline(self, size: int) -> float:
-        """Rows a second."""
+        """Return rows per second."""
         from policy_export.benchmark.loadgen import throughput
 
         self.asked.append(self.random.integers(self.samples, size=size))

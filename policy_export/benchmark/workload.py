@@ -1,4 +1,4 @@
-"""Processes that hold a program each, started with the queries that they are measured by."""
+"""Processes that hold one program each, started with the queries to measure them with."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from policy_export.stage.processes import processes
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured of a policy, and how.
+    """What to measure of a policy, and how.
 
     Attributes:
-        names: of programs and candidates.
-        settings: of the measurement.
+        names: names of programs and candidates.
+        settings: settings of the measurement.
         tolerance: largest absolute difference of an output.
         candidates: by name.
-        in_batches: names of what is timed in batches of all sizes as well.
-        reference: the program whose answers are right; none for the quickest of the policy's, which needs no PyTorch.
-        baseline_queries: of one row, a round, to candidates that are baselines.
+        in_batches: names of those that are also timed in batches of all sizes.
+        reference: the program with the right answers; none for the policy's quickest one, which needs no PyTorch.
+        baseline_queries: number of one-row queries per round, for candidates that are baselines.
     """
 
     names: Sequence[str]
@@ -55,13 +55,13 @@ SHORT = 1000  # milliseconds: what starts faster is started again and again, as 
 
 
 def prepare(policy: str, folder: Path, plan: Plan, emulator: int) -> None:
-    """Write the workload that every session reads: decisions of a recorded episode, and what is right there.
+    """Write the workload that every session reads: decisions of a recorded episode, and the right answers.
 
     Args:
         policy: its name.
         folder: to write to.
         plan: what is measured, and how.
-        emulator: id of the process that plays beside.
+        emulator: id of the process that plays at the same time.
     """
     from policy_export.parity.recorded_inputs import pick_by_name
 
@@ -85,10 +85,10 @@ def prepare(policy: str, folder: Path, plan: Plan, emulator: int) -> None:
 
 @contextmanager
 def running_emulator(policy: str) -> Iterator[int]:
-    """A process that plays the environment without a policy, and pauses until it is told to go on; its id.
+    """Start a process that plays without a policy and pauses until it is told to continue; yield its id.
 
     Raises:
-        UserError: it does not play, or has not until the end.
+        UserError: it does not play, or ends too early.
     """
     command = [sys.executable, "-m", rollouts.__name__, policy]
     process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE)
@@ -106,20 +106,20 @@ def running_emulator(policy: str) -> Iterator[int]:
 
 @dataclass
 class Sessions:
-    """Processes by the names of their programs, and what was found of them."""
+    """Processes and their results, both by the names of the programs."""
 
     running: dict[str, Session]
     measured: dict[str, Measured]
 
     def measure(self, number: int) -> None:
-        """A round: one program after the other, in an order that its number seeds."""
+        """Measure a round: one program after the other, in an order that the round's number seeds."""
         for name in np.random.default_rng(number).permutation(list(self.running)).tolist():
             self.measured[name].add(*self.running[name].measure(number))
 
 
 @contextmanager
 def prepared(policy: str, plan: Plan) -> Iterator[Path]:
-    """Prepare a folder with the workload, and an environment that can be played beside."""
+    """Prepare a folder with the workload, and an environment that can be played at the same time."""
     with tempfile.TemporaryDirectory() as folder, running_emulator(policy) as emulator:
         with processes(1) as executor:
             executor.submit(prepare, policy, Path(folder), plan, emulator).result()
@@ -128,11 +128,11 @@ def prepared(policy: str, plan: Plan) -> Iterator[Path]:
 
 @contextmanager
 def sessions(policy: str, folder: Path, plan: Plan) -> Iterator[Sessions]:
-    """Start every program, those that start in less than a second again, and warm all up by a round, side by side.
+    """Start every program (repeatedly if it takes less than a second), and warm all up with a parallel round.
 
     Args:
         policy: its name.
-        folder: of :func:`prepared`.
+        folder: the one from :func:`prepared`.
         plan: what is measured, and how.
 
     Raises:
@@ -161,7 +161,7 @@ def sessions(policy: str, folder: Path, plan: Plan) -> Iterator[Sessions]:
 
 
 def measure_candidates(policy: str, plan: Plan) -> dict[str, Measured]:
-    """Measure all that a plan names, in turns, a process each."""
+    """Measure everything that a plan names, in turns, each in its own process."""
     with prepared(policy, plan) as folder, sessions(policy, folder, plan) as started:
         for round_ in range(1, plan.settings.rounds + 1):
             started.measure(round_)

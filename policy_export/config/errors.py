@@ -9,7 +9,7 @@ from policy_export.device.errors import UserError
 
 
 class ProfileError(UserError):
-    """A mistake in a policy's profile, told by keys of the profile; :func:`naming` adds whose it is."""
+    """A mistake in a policy's profile, described by the profile's keys; :func:`naming` adds the policy's name."""
 
 
 @contextlib.contextmanager
@@ -17,7 +17,7 @@ def naming(policy: str) -> Iterator[None]:
     """Add file and policy to the messages of mistakes in a profile.
 
     Raises:
-        UserError: what was raised within; every line of a :class:`ProfileError` with file and policy before it.
+        UserError: what was raised inside; every line of a :class:`ProfileError` starts with file and policy.
     """
     try:
         yield

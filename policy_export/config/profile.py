@@ -1,7 +1,7 @@
 """The policies' profiles in ``params.yaml`` as typed, checked objects.
 
-The file is read with the parser that DVC itself uses (YAML 1.2), so both see the same values. What a policy's factory
-takes is checked against the factory's own signature, when it is called (:func:`check`).
+The file is read with the parser that DVC itself uses (YAML 1.2), so both see the same values. The arguments of
+a policy's factory are checked against the factory's own signature, when it is called (:func:`check`).
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Preprocess(Section):
 
 
 class Policy(Section):
-    """How a policy is built; beside ``factory`` stand the arguments that it takes by keyword."""
+    """How a policy is built: its ``factory``, and the arguments that the factory takes by keyword."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -113,7 +113,7 @@ MODULE_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 def _strings(content: Any, key: str) -> Iterator[tuple[str, str]]:
-    """All strings in an argument, with their dotted keys."""
+    """Yield all strings in an argument, with their dotted keys."""
     match content:
         case str():
             yield key, content
@@ -133,22 +133,22 @@ def _is_there(name: str) -> bool:
 
 
 def named_files(profile: Profile) -> set[Path]:
-    """The files among what a policy's factory is given."""
+    """Return the files among the arguments of a policy's factory."""
     named = {Path(value) for _, value in _strings(profile.policy.arguments, "policy") if _is_there(value)}
     return {path for path in named if path.is_file()}
 
 
 def named_modules(profile: Profile) -> list[str]:
-    """The modules that a profile names: its factory's, and its environment's, as in ``my_module:MyEnv-v0``."""
+    """Return the modules that a profile names: its factory's, and its environment's, as in ``my_module:MyEnv-v0``."""
     module, colon, _ = profile.env.id.partition(":")
     return [profile.policy.factory.partition(":")[0], *([module] if colon else [])]
 
 
 def check_files(profile: Profile) -> None:
-    """Look for the files that a policy's factory is given.
+    """Check that the files exist that a policy's factory is given.
 
     Raises:
-        ProfileError: something that looks like a file's name is none's. All of them are named.
+        ProfileError: something looks like a file's name, but there is no such file. All of them are named.
     """
     missing = [
         f"{key}: {value!r}: no such file"
@@ -163,7 +163,7 @@ def check_files(profile: Profile) -> None:
 
 
 class Policies(BaseModel):
-    """What of ``params.yaml`` a stage reads that needs nothing but a policy's profile."""
+    """The part of ``params.yaml`` that a stage reads if it needs only a policy's profile."""
 
     policies: dict[str, Profile]
 
@@ -173,7 +173,7 @@ MEMBERS: dict[str, type[BaseModel]] = {"atari": AtariEnv, "gym": GymEnv, **ALGOR
 
 
 def _place(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[str, list[str]]:
-    """The dotted key of a mistake, and the keys that are known beside it."""
+    """Return the dotted key of a mistake, and the keys that are known at the same place."""
     parts = list(loc)
     if parts[:1] == ["policies"] and len(parts) > 1:
         name, model = parts[1], Profile
@@ -199,7 +199,7 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _explain(error: ErrorDetails, model: type[BaseModel], prefix: str) -> str:
-    """One mistake as ``key: what was found, what is allowed``."""
+    """Describe one mistake as ``key: what was found, what is allowed``."""
     key, known = _place(model, error["loc"])
     key, found, kind = f"{prefix}{key}", error["input"], error["type"]
     if kind == "missing":
@@ -220,7 +220,7 @@ def _explain(error: ErrorDetails, model: type[BaseModel], prefix: str) -> str:
 
 
 def check(model: type[Model], content: Any, prefix: str = "", path: Path = PATH) -> Model:
-    """``content``, which stands under the keys of ``prefix``, as an object.
+    """Return ``content``, which stands under the keys of ``prefix``, as an object.
 
     Raises:
         UserError: a key is unknown, missing, ill-typed or out of range. All mistakes are named, with the value found
@@ -234,7 +234,7 @@ def check(model: type[Model], content: Any, prefix: str = "", path: Path = PATH)
 
 
 def read(path: Path = PATH) -> Any:
-    """What the file holds.
+    """Return the content of the file.
 
     Raises:
         UserError: it cannot be read, or is not YAML.
@@ -248,10 +248,10 @@ def read(path: Path = PATH) -> Any:
 
 
 def load_profile(policy: str, path: Path = PATH) -> Profile:
-    """One policy's profile; nothing else in the file is read.
+    """Return one policy's profile; nothing else in the file is read.
 
     Raises:
-        UserError: there is none of that name, or it has a mistake.
+        UserError: there is no policy of that name, or its profile has a mistake.
     """
     content = read(path)
     policies = content.get("policies") if isinstance(content, dict) else None

@@ -1,13 +1,13 @@
-"""Play with an exported policy, without PyTorch: an Atari game, or another environment of gymnasium's.
+"""Play with an exported policy, without PyTorch: an Atari game, or another gymnasium environment.
 
-Needs numpy, onnxruntime and ale-py; gymnasium too for what is no Atari game, and Pillow for a GIF. With ``--native``,
+Needs numpy, onnxruntime and ale-py; also gymnasium for other environments, and Pillow for a GIF. With ``--native``,
 the folder's native library takes the place of ``policy.onnx`` and onnxruntime. A model folder holds a copy of this
 package as ``player``, so that the folder is all that a device needs.
 
     python -m policy_export.device models/dqn --episodes 3 --gif pong.gif
     python models/dqn/player --native --selftest
 
-A copy plays what lies beside it, unless another folder is named.
+A copy plays the policy of the model folder that it lies in, unless another folder is named.
 """
 
 import importlib

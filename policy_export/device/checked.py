@@ -12,15 +12,15 @@ from .errors import UserError
 
 
 class CheckedProgram:
-    """A program that refuses inputs other than its own.
+    """A program that refuses inputs that do not fit it.
 
     Runtimes differ in what they refuse: some read the bytes of another dtype, or compute on any shape that happens to
     fit.
 
     Args:
-        name: of the program, for messages.
+        name: the program's name, for messages.
         run: the program.
-        inputs: ``name``, ``dtype`` and ``shape`` of each, the first size a batch's.
+        inputs: ``name``, ``dtype`` and ``shape`` of each; the first dimension is the batch.
     """
 
     def __init__(self, name: str, run: Run, inputs: Sequence[dict[str, Any]]) -> None:
@@ -28,11 +28,11 @@ class CheckedProgram:
         self.inputs = {spec["name"]: (np.dtype(spec["dtype"]), tuple(spec["shape"][1:])) for spec in inputs}
 
     def __call__(self, arrays: Arrays) -> Arrays:
-        """All outputs.
+        """Return all outputs.
 
         Raises:
-            UserError: an input is missing, unknown, of another dtype or shape, or has no rows or others than the rest;
-                or the runtime fails.
+            UserError: an input is missing or unknown, has another dtype or shape, or has no rows or another number of
+                rows than the rest; or the runtime fails.
         """
         rows = set()
         for name, (dtype, shape) in self.inputs.items():
@@ -49,7 +49,7 @@ class CheckedProgram:
             raise UserError(f"{self.name}: does not run on {rows.pop()} rows: {reason[0]}") from error
 
     def describe_mistake(self, arrays: dict[str, Any]) -> str:
-        """What is wrong with inputs."""
+        """Describe what is wrong with inputs."""
         kinds = {
             name: f"{dtype}[{', '.join(['batch', *map(str, shape)])}]" for name, (dtype, shape) in self.inputs.items()
         }

@@ -25,13 +25,13 @@ ONNX = "policy.onnx"
 
 
 def find_folder() -> Path | None:
-    """The model folder that this package lies in, if it lies in one."""
+    """Return the model folder that this package lies in; none if it does not lie in one."""
     folder = Path(__file__).resolve().parents[1]
     return folder if (folder / MANIFEST).is_file() else None
 
 
 def load_program(folder: Path, manifest: dict[str, Any], *, native: bool) -> tuple[str, Run]:
-    """The program to play with, by its name in the model folder.
+    """Load the program to play with; return its name in the model folder, and the program.
 
     Raises:
         UserError: the folder has none of the kind, or it is damaged or cannot be loaded.
@@ -44,7 +44,7 @@ def load_program(folder: Path, manifest: dict[str, Any], *, native: bool) -> tup
 
 
 def play_full(player: Player, seed: int, gif: Path | None) -> tuple[float, int]:
-    """The score of one episode and its number of decisions; its screens are written to ``gif``."""
+    """Play one episode, write its screens to ``gif``, and return its score and number of decisions."""
     screens, score, steps = [], 0.0, 0
     for reward, screen in play(player, seed):
         if gif is not None:
@@ -57,11 +57,11 @@ def play_full(player: Player, seed: int, gif: Path | None) -> tuple[float, int]:
 
 
 def main(arguments: Sequence[str] | None = None, *, program: str | None = None) -> int:
-    """Run the player; returns its exit status.
+    """Run the player, and return its exit status.
 
     Args:
-        arguments: of the command line.
-        program: how the player was started, for its usage.
+        arguments: those of the command line.
+        program: how the player was started, for the usage message.
     """
     parser = argparse.ArgumentParser(prog=program, description="Play with an exported policy, without PyTorch.")
     found = find_folder()

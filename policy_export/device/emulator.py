@@ -22,10 +22,10 @@ class Emulator:
     Args:
         rom: name of the game in ale-py, such as ``"pong"``.
         actions: the ALE action id of every action index.
-        frame_skip: emulator frames a decision.
+        frame_skip: emulator frames per decision.
         repeat_action_probability: chance that a frame repeats the previous action (sticky actions).
         max_episode_steps: decisions after which an episode is cut off.
-        seed: of the emulator's own random numbers.
+        seed: seed of the emulator's own random numbers.
     """
 
     def __init__(
@@ -60,11 +60,11 @@ class Emulator:
 
     @property
     def state(self) -> bytes:
-        """The console's 128 bytes of memory."""
+        """Return the console's 128 bytes of memory."""
         return self.ale.getRAM().tobytes()
 
     def step(self, action: Action) -> float:
-        """Play one decision (an action index); returns its reward."""
+        """Play one decision (an action index), and return its reward."""
         ale, ale_action, reward = self.ale, self.actions[int(action)], 0
         for _ in range(self.frame_skip):
             reward += ale.act(ale_action)

@@ -15,10 +15,10 @@ Environment = Emulator | GymEnvironment
 
 
 def make_environment(manifest: dict[str, Any], seed: int) -> Environment:
-    """The environment that the manifest tells of, at the start of an episode.
+    """Return the environment that the manifest describes, at the start of an episode.
 
     Raises:
-        UserError: it is not there.
+        UserError: the environment is not available.
     """
     environment = manifest["environment"]
     if "rom" not in environment:
@@ -34,7 +34,7 @@ def make_environment(manifest: dict[str, Any], seed: int) -> Environment:
 
 
 def play(player: Player, seed: int) -> Iterator[tuple[float, npt.NDArray[Any]]]:
-    """Play one episode; yields each decision's reward and the observation it led to.
+    """Play one episode; yield each decision's reward and the observation it led to.
 
     A screen is overwritten by the next step: copy it to keep it.
     """

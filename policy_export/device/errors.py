@@ -1,10 +1,10 @@
-"""The one kind of error that a user is to read."""
+"""The one kind of error that is meant for the user."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """A mistake of the user's: the message says what is wrong, a line each, and no traceback is shown."""
+    """A user's mistake: the message says what is wrong, one line per mistake, and no traceback is shown."""
 
 
 def first_line(error: Exception) -> str:

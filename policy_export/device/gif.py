@@ -22,7 +22,7 @@ def write_gif(path: Path, screens: list[npt.NDArray[np.uint8]], milliseconds: in
 
 
 def check_gif(path: Path) -> None:
-    """Fail before an episode is played in vain."""
+    """Fail before an episode is played for nothing."""
     if importlib.util.find_spec("PIL") is None:
         raise UserError("--gif needs Pillow: pip install pillow")
     if not path.parent.is_dir():

@@ -21,10 +21,10 @@ GOLDEN_MAGIC, GOLDEN = b"GOLDEN1\n", "<64s4Qd"
 
 
 def read_golden(path: Path, manifest: Mapping[str, Any]) -> tuple[npt.NDArray[Any], float]:
-    """Golden decisions, and the largest difference of a value.
+    """Read the golden decisions, and the largest difference that a value may have.
 
     Returns:
-        an array of records, with ``starts`` (uint8), ``observation``, ``action`` and each value's name.
+        an array of records, with ``starts`` (uint8), ``observation``, ``action`` and each value's name; the difference.
 
     Raises:
         UserError: the file is missing, damaged, or of another policy.
@@ -55,10 +55,10 @@ def read_golden(path: Path, manifest: Mapping[str, Any]) -> tuple[npt.NDArray[An
 
 
 def selftest(player: Player, path: Path) -> int:
-    """Replay golden decisions, ``native/golden.bin`` of a model folder; returns how many there are.
+    """Replay golden decisions, ``native/golden.bin`` of a model folder; return how many there are.
 
     Raises:
-        UserError: one comes out otherwise, or the file cannot be read.
+        UserError: a decision differs, or the file cannot be read.
     """
     decisions, tolerance = read_golden(path, player.manifest)
     for number, expected in enumerate(decisions):

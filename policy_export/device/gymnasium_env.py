@@ -12,12 +12,12 @@ from .errors import UserError
 
 
 class GymEnvironment:
-    """One of gymnasium's environments, driven as :class:`Emulator` is.
+    """One of gymnasium's environments, driven like an :class:`Emulator`.
 
     Args:
         id: its name in gymnasium.
         max_episode_steps: decisions after which an episode is cut off.
-        seed: of the environment's own random numbers.
+        seed: seed of the environment's own random numbers.
     """
 
     def __init__(self, id: str, *, max_episode_steps: int, seed: int) -> None:  # noqa: A002
@@ -39,16 +39,16 @@ class GymEnvironment:
         self.observation, self.done = self._observed(observation), False
 
     def _observed(self, observation: Any) -> npt.NDArray[Any]:
-        """In the dtype that the environment tells of, which not every one keeps to."""
+        """Return an observation in the dtype that the environment declares, as not every environment keeps to it."""
         return np.asarray(observation, self.env.observation_space.dtype)
 
     @property
     def state(self) -> bytes:
-        """What is observed, the nearest thing to a state that every environment has."""
+        """Return the observation, the nearest thing to a state that every environment has."""
         return self.observation.tobytes()
 
     def step(self, action: Action) -> float:
-        """Play one decision (an action index, or a vector); returns its reward."""
+        """Play one decision (an action index, or a vector), and return its reward."""
         observation, reward, terminated, truncated, _ = self.env.step(action)
         self.observation, self.done = self._observed(observation), bool(terminated or truncated)
         return float(reward)

@@ -21,7 +21,7 @@ def sha256(path: Path) -> str:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """``manifest.json`` of a model folder.
+    """Read ``manifest.json`` of a model folder.
 
     Raises:
         UserError: it is missing, is not JSON, or has a schema this player does not know.
@@ -43,7 +43,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def check_file(folder: Path, name: str, manifest: Mapping[str, Any]) -> Path:
-    """The path of a file of the model folder, once its SHA-256 is the manifest's.
+    """Return the path of a file of the model folder, after a check that its SHA-256 is the manifest's.
 
     Raises:
         UserError: it is missing or is not the file that the manifest was written for.
@@ -62,6 +62,6 @@ def check_file(folder: Path, name: str, manifest: Mapping[str, Any]) -> Path:
 
 
 def value_names(manifest: Mapping[str, Any]) -> list[str]:
-    """The outputs that an action was chosen by."""
+    """Return the names of the outputs that an action was chosen by."""
     others = {"action", *(state["output"] for state in manifest["states"])}
     return [spec["name"] for spec in manifest["outputs"] if spec["name"] not in others]

@@ -43,10 +43,10 @@ class NativeProgram:
     """A native library as a function of named arrays; rows are computed one after the other.
 
     Args:
-        path: of the library.
+        path: where the library is.
 
     Raises:
-        UserError: it is no such library, or this processor lacks instructions that it was built for.
+        UserError: it is not such a library, or this processor lacks instructions that it was built for.
     """
 
     def __init__(self, path: Path) -> None:
@@ -96,7 +96,7 @@ class NativeProgram:
         return {name: np.concatenate([outputs[name] for outputs in decided]) for name in decided[0]}
 
     def decide(self, arrays: Arrays) -> Arrays:
-        """All outputs for one row."""
+        """Return all outputs for one row."""
         with self.lock:
             for name, copy in self.small:
                 copy[...] = arrays[name]
@@ -110,7 +110,7 @@ class NativeProgram:
 
 
 def load_native(path: Path) -> Run:
-    """A native library as a function of named arrays, on one core.
+    """Load a native library as a function of named arrays, on one core.
 
     Raises:
         UserError: it cannot be loaded, or is not for this processor.
@@ -121,10 +121,10 @@ def load_native(path: Path) -> Run:
 
 
 def load_any_native(folder: Path, manifest: dict[str, Any]) -> tuple[str, Run]:
-    """The first of a model folder's native libraries that is for this processor, by its name in the folder.
+    """Load the first of a model folder's native libraries that fits this processor; return its name and program.
 
     Raises:
-        UserError: one is missing or damaged, or none can be loaded, and why the first cannot.
+        UserError: one is missing or damaged, or none can be loaded; the message says why the first cannot.
     """
     others = [name for name in manifest["files"] if Path(name).match("native/*/libpolicy.so")]
     refusals = []

@@ -31,7 +31,7 @@ OPTIMIZATIONS = {
 
 
 def session_options(settings: dict[str, Any]) -> Any:
-    """ONNX Runtime's options for some of the keys of ``SESSION``, which has the others.
+    """Return ONNX Runtime's options for some of the keys of ``SESSION``; the other values are from ``SESSION``.
 
     Raises:
         UserError: a key is unknown, or its value is of another type or not among those allowed.
@@ -59,13 +59,13 @@ def session_options(settings: dict[str, Any]) -> Any:
 
 
 def load_onnx(path: Path, settings: dict[str, Any] | None = None) -> Run:
-    """An ONNX program as a function of named arrays.
+    """Load an ONNX program as a function of named arrays.
 
-    One that explores draws other numbers after every load: ONNX Runtime has one seed for all that a process loads.
+    A program that explores gets other numbers after every load: a process has one seed for all that it loads.
 
     Args:
-        path: of the program.
-        settings: what is to be other than in ``SESSION``; ``manifest.json`` has them as ``onnx_session``.
+        path: where the program is.
+        settings: those that differ from ``SESSION``; ``manifest.json`` has them as ``onnx_session``.
 
     Raises:
         UserError: it cannot be loaded.

@@ -12,10 +12,10 @@ from .arrays import Action, Arrays, Run
 
 
 class Player:
-    """A program with its memory: observations in, decisions out, for one or more episodes side by side.
+    """A program with its memory: observations in, decisions out, for one or more episodes at a time.
 
     Args:
-        run: the program; arrays by input name to arrays by output name.
+        run: the program, from arrays by input name to arrays by output name.
         manifest: names, dtypes and shapes of its inputs, and which outputs are the next states.
         batch: number of episodes.
     """
@@ -28,7 +28,7 @@ class Player:
         self.reset()
 
     def reset(self) -> None:
-        """Start all episodes: where ``is_init`` is true the program ignores the state that it is given."""
+        """Start all episodes: where ``is_init`` is true, the program ignores the state that it is given."""
         self.feed = {
             spec["name"]: np.zeros([self.batch, *spec["shape"][1:]], spec["dtype"]) for spec in self.manifest["inputs"]
         }
@@ -37,13 +37,13 @@ class Player:
             self.going_on = np.zeros_like(self.feed["is_init"])
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Go on with some of the episodes, in the order given."""
+        """Continue with some of the episodes, in the given order."""
         self.feed = {name: array[list(rows)] for name, array in self.feed.items()}
         if self.states:
             self.going_on = np.zeros_like(self.feed["is_init"])
 
     def step(self, observations: npt.NDArray[Any]) -> Arrays:
-        """All outputs for raw observations, such as ``(batch, 210, 160, 3)`` uint8 screens; the states move on."""
+        """Return all outputs for raw observations, such as ``(batch, 210, 160, 3)`` uint8 screens; update states."""
         self.feed[self.observation] = observations
         outputs = self.run(self.feed)
         if self.states:
@@ -52,6 +52,6 @@ class Player:
         return outputs
 
     def act(self, observation: npt.NDArray[Any]) -> Action:
-        """The action for the one episode's observation: an index, or a float32 vector."""
+        """Return the action for the observation of the only episode: an index, or a float32 vector."""
         action = self.step(observation[None])["action"][0]
         return action if action.ndim else int(action)

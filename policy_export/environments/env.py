@@ -1,4 +1,4 @@
-"""Environments: Atari as a vectorised TorchRL environment of our own, and whatever else gymnasium makes."""
+"""Environments: Atari as a vectorised TorchRL environment of our own, and all that gymnasium makes."""
 
 from __future__ import annotations
 
@@ -111,21 +111,21 @@ class AtariEnv(EnvBase):
 
 
 def is_registered(env_id: str, registry: Iterable[str]) -> bool:
-    """Whether gymnasium's registry has an id, or with a version the one that is given without."""
+    """Return whether gymnasium's registry has an id, or a version of an id that is given without one."""
     return any(known == env_id or known.startswith(f"{env_id}-v") for known in registry)
 
 
 def make_env(env: Env, preprocess: Preprocess | None, num_envs: int, seed: int, *, one_hot: bool = False) -> EnvBase:
-    """The environment that policies are trained and evaluated in, of batch size ``(num_envs,)``.
+    """Make the environment that policies are trained and evaluated in, of batch size ``(num_envs,)``.
 
     With preprocessing, only what the network reads is kept.
 
     Args:
-        env: which, as the profile has it.
+        env: the environment, as the profile has it.
         preprocess: none for raw observations.
-        num_envs: environments side by side.
-        seed: of the first; the others' follow from it.
-        one_hot: choices are taken as vectors ``(num_envs, actions)`` with one 1, and not as indices.
+        num_envs: number of parallel environments.
+        seed: seed of the first environment; the others' follow from it.
+        one_hot: choices are vectors ``(num_envs, actions)`` with one 1, instead of indices.
     """
     if isinstance(env, profile.AtariEnv):
         made: EnvBase = AtariEnv(env, num_envs, seed, one_hot=one_hot)
@@ -136,12 +136,12 @@ def make_env(env: Env, preprocess: Preprocess | None, num_envs: int, seed: int, 
 
 
 def make_gym_env(env: profile.GymEnv, *, one_hot: bool = False) -> GymWrapper:
-    """One environment of gymnasium's, without gymnasium's checker, as TorchRL makes them.
+    """Make one gymnasium environment as TorchRL does, without gymnasium's checker.
 
     It is made here and wrapped by TorchRL: ``GymEnv`` first tries arguments that not every class takes.
 
     Raises:
-        ProfileError: gymnasium cannot make it, or what one observes or does in it is not one array or number.
+        ProfileError: gymnasium cannot make it, or its observation or action is not one array or number.
     """
     try:
         bare = gymnasium.make(env.id, max_episode_steps=env.max_episode_steps, disable_env_checker=True)
@@ -158,7 +158,7 @@ def make_gym_env(env: profile.GymEnv, *, one_hot: bool = False) -> GymWrapper:
 
 
 def make_specs(env: Env) -> tuple[Composite, TensorSpec]:
-    """What a policy is given and what it decides, without batch: ``observation``, raw, and the action.
+    """Return the specs of the raw ``observation`` that a policy is given and of its action, without batch.
 
     Raises:
         ProfileError: there is no such environment.
@@ -171,7 +171,7 @@ def make_specs(env: Env) -> tuple[Composite, TensorSpec]:
 
 
 def rom_name(env_id: str) -> str:
-    """The name of an environment's game in ale-py.
+    """Return the name of an environment's game in ale-py.
 
     Raises:
         ProfileError: gymnasium has no such Atari environment, or ale-py has no such game.
@@ -186,7 +186,7 @@ def rom_name(env_id: str) -> str:
 
 
 def environment_facts(env: Env) -> dict[str, Any]:
-    """What a device must know to drive the environment as in training: the manifest's ``environment`` and ``actions``.
+    """Return what a device needs to run the environment as in training: the manifest's ``environment``, ``actions``.
 
     ``actions`` lists what the policy chooses from, in the order of its outputs: index and name, and for Atari, where it
     is the game's minimal set, the ALE id. Where the action is a vector, ``actions`` holds its bounds instead.

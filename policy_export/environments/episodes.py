@@ -1,4 +1,4 @@
-"""Recorded episodes: seeds and actions, from which the environment makes the same observations again."""
+"""Recorded episodes: seeds and actions, from which the environment produces the same observations again."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Episode:
     """One full episode.
 
     Attributes:
-        seed: of the environment.
-        epsilon: chance that an action was drawn at random instead of being the policy's.
+        seed: seed of the environment.
+        epsilon: chance that an action was sampled at random instead of being the policy's.
         actions: ``(steps,)`` int16, indices into the action set, or ``(steps, k)`` float32.
         rewards: ``(steps,)`` float32.
         state_hashes: ``(steps,)`` uint64, :func:`hash_state` after each step.
@@ -43,12 +43,12 @@ ARRAYS = ("actions", "rewards", "state_hashes")
 
 
 def hash_state(environment: Environment) -> int:
-    """64 bits of BLAKE2b over the environment's state."""
+    """Return 64 bits of BLAKE2b over the environment's state."""
     return int.from_bytes(hashlib.blake2b(environment.state, digest_size=8).digest(), "little")
 
 
 def random_action(manifest: dict[str, Any], random: np.random.Generator) -> Action:
-    """Any action of a manifest's, all with the same chance."""
+    """Sample one of a manifest's actions, all with the same chance."""
     actions = manifest["actions"]
     if isinstance(actions, list):
         return int(random.integers(len(actions)))
@@ -97,10 +97,10 @@ def load(path: Path, policy: str) -> list[Episode]:
 
 
 def replay(episode: Episode, environment: Environment) -> Iterator[npt.NDArray[Any]]:
-    """What was observed and acted on, from a new environment with the episode's seed.
+    """Yield the observations that were acted on, from a new environment with the episode's seed.
 
     Raises:
-        UserError: the environment does not do what it did when the episode was recorded.
+        UserError: the environment does not behave as it did when the episode was recorded.
     """
     for step, action in enumerate(episode.actions):
         yield environment.observation.copy()

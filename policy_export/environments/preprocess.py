@@ -1,7 +1,7 @@
 """Preprocessing as TorchRL transforms, shared by the training environment and the exported program.
 
 Every transform is a pure function of its entries. Inside an environment it runs through ``_step`` and ``_reset``, in a
-program as a module, and both reach the same tensor code. Nothing is kept between calls: memory is an explicit entry.
+program as a module, and both use the same tensor code. Nothing is kept between calls: memory is an explicit entry.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PIXELS = "pixels"
 
 
 def resize_matrix(source: int, target: int, method: str) -> torch.Tensor:
-    """Weights of a one-dimensional resize as a matrix.
+    """Return the weights of a one-dimensional resize as a matrix.
 
     Args:
         source: number of samples before, at least 1.
@@ -43,19 +43,19 @@ def resize_matrix(source: int, target: int, method: str) -> torch.Tensor:
 
 
 def nearest_slice(offset: int, source: int, target: int) -> slice:
-    """The rows (or columns) that a nearest-neighbour resize reads, as in :func:`torch.nn.functional.interpolate`.
+    """Return the rows or columns that a nearest-neighbour resize reads, as :func:`torch.nn.functional.interpolate`.
 
-    ``source`` must be a multiple of ``target``, which the profile ensures: then what is read is evenly spaced
-    and is a view of the screen, and not one byte more is touched.
+    ``source`` must be a multiple of ``target``, which the profile ensures: then the rows read are evenly spaced
+    and are a view of the screen, and no other byte is touched.
     """
     return slice(offset, offset + source, source // target)
 
 
 class Screen(ObservationTransform):
-    """Raw screen to one grey frame: crop, grey, resize and normalise.
+    """Turns a raw screen into one grey frame: crop, grey, resize and normalise.
 
     ``(*batch, H, W, 3)`` uint8 becomes ``(*batch, 1, h, w)`` float32, ``(grey - mean) / std``. No byte is converted to
-    a float that need not be: colour channels of weight zero and pixels that ``nearest`` skips are never read, and the
+    a float without need: colour channels of weight zero and pixels that ``nearest`` skips are never read, and the
     rows that ``area`` averages are summed as integers first. The rest is linear: one or two matrix products.
     """
 
@@ -125,7 +125,7 @@ class FrameStack(ObservationTransform):
     def stack(
         self, frame: torch.Tensor, older: torch.Tensor, is_init: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The stack with the newest frame, and the frames that are older than the next one.
+        """Return the stack with the newest frame, and the frames that are older than the next one.
 
         Args:
             frame: ``(*batch, 1, h, w)`` float32.
@@ -161,19 +161,19 @@ class FrameStack(ObservationTransform):
 
 
 def env_transforms(params: Preprocess) -> Compose:
-    """The preprocessing as the transform of an environment: ``pixels`` ``(*batch, frames, h, w)`` for the screen."""
+    """Return the preprocessing as an environment's transform, from screen to ``pixels`` ``(*batch, frames, h, w)``."""
     if params.frames == 1:
         return Compose(Screen(params, out_key=PIXELS), ExcludeTransform(OBSERVATION))
     return Compose(Screen(params), FrameStack(params), ExcludeTransform(OBSERVATION, FRAME))
 
 
 def pixels_spec(params: Preprocess) -> Composite:
-    """What :func:`env_transforms` leaves of an observation, without batch."""
+    """Return the spec of an observation after :func:`env_transforms`, without batch."""
     return Composite({PIXELS: Unbounded((params.frames, *params.size), dtype=torch.float32)})
 
 
 def program_modules(params: Preprocess) -> tuple[list[nn.Module], Composite]:
-    """The preprocessing as modules of a policy, from ``observation`` (and states and ``is_init``) to ``pixels``.
+    """Return the preprocessing as modules of a policy, from ``observation`` (and states and ``is_init``) to ``pixels``.
 
     Returns:
         the modules, and the specs of their states, without batch.

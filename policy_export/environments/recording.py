@@ -1,4 +1,4 @@
-"""Episodes of a player's, recorded."""
+"""Recording of a player's episodes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from policy_export.environments.episodes import Episode, hash_state, random_acti
 
 
 def play_episode(player: Player, seed: int, epsilon: float) -> Episode:
-    """One full episode; each action is replaced by a random one with probability ``epsilon``."""
+    """Play one full episode; each action is replaced by a random one with probability ``epsilon``."""
     environment, random = make_environment(player.manifest, seed), np.random.default_rng(seed)
     actions, rewards, state_hashes = [], [], []
     player.reset()

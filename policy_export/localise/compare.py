@@ -15,7 +15,7 @@ from policy_export.localise.trace import INPUT, WEIGHT, Trace, Value
 
 
 def largest_difference(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float:
-    """Of two arrays as floats; infinite where shapes differ, or where either holds a NaN."""
+    """Return the largest difference of two arrays as floats; infinite if shapes differ, or if either holds a NaN."""
     if found.shape != expected.shape:
         return np.inf
     if not found.size or (np.array_equal(found, expected) and not _has_nan(expected)):
@@ -27,7 +27,7 @@ def largest_difference(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> f
 
 
 def agree(found: npt.NDArray[Any], expected: npt.NDArray[Any], tolerance: float) -> bool:
-    """Whether two arrays differ by the tolerance at most, or by that of their largest number where it is above 1.
+    """Return whether two arrays differ by at most the tolerance, times the largest expected number if above 1.
 
     Integers and bools must be equal.
     """
@@ -54,8 +54,8 @@ class Location:
         operator: what made it, or ``weight``.
         source: file, line and text of the policy's code that it comes from, relative to the project or to
             ``site-packages``; empty where that is not known.
-        difference: the largest of a number of the tensor, infinite for NaN or another shape; none where not known.
-        note: in which way it differs, in words.
+        difference: the largest one of the tensor's numbers, infinite for NaN or another shape; none where not known.
+        note: how it differs, in words.
     """
 
     tensor: str
@@ -71,22 +71,22 @@ class Location:
         return f"{self.tensor} ({self.operator}){by}: {self.note}" + (f"; from {self.source}" if self.source else "")
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON, which has no infinity."""
+        """Return a dictionary for JSON, which has no infinity."""
         known = self.difference is not None and np.isfinite(self.difference)
         return dataclasses.asdict(self) | {"difference": self.difference if known else None}
 
 
 def find_use(weight: str, trace: Trace) -> Value | None:
-    """The value that a weight is first used for."""
+    """Return the value that a weight is first used for."""
     return next((value for value in trace.values.values() if weight in value.inputs), None)
 
 
 class Alignment:
-    """Values of a program beside those of a reference, which computes the same outputs or should.
+    """Values of a program, paired with those of a reference that should compute the same outputs.
 
     Operators are aligned in the order of computation, weights by name. Where both programs have the same operators,
-    each value must be that of its partner. Otherwise one that the reference has elsewhere is right as well: the same
-    tensors may be reached another way.
+    each value must be that of its partner. Otherwise a value is also right if the reference has it elsewhere: the
+    same tensors may be computed in another way.
     """
 
     def __init__(self, reference: Trace, found: Trace, tolerance: float) -> None:
@@ -131,7 +131,7 @@ class Alignment:
         return any(agree(value.array, other.array, self.tolerance) for other in known)
 
     def first(self) -> Location | None:
-        """The first wrong value that an output is wrong because of; none where all outputs are right."""
+        """Return the first wrong value that makes an output wrong; none where all outputs are right."""
         for name in self.reference.outputs:
             if name not in self.found.outputs:
                 value = self.reference.values[self.reference.outputs[name]]
@@ -159,7 +159,7 @@ class Alignment:
         return [self.found.values[name] for name in value.inputs]
 
     def _origins(self, value: Value) -> Iterator[Value]:
-        """The wrong values that a wrong value comes from and that come from right ones themselves."""
+        """Yield the wrong values that a wrong value comes from, and that are computed only from right ones."""
         seen, left = {value.name}, [value]
         while left:
             here = left.pop()
@@ -170,7 +170,7 @@ class Alignment:
             seen |= {given.name for given in wrong}
 
     def _ancestors(self, value: Value) -> list[Value]:
-        """The value, and all that it was computed from."""
+        """Return the value, and all that it was computed from."""
         found, left = {value.name: value}, [value]
         while left:
             fresh = [given for given in self._given(left.pop()) if given.name not in found]
@@ -179,7 +179,7 @@ class Alignment:
         return list(found.values())
 
     def _is_cause(self, value: Value) -> bool:
-        """Whether a value is defined otherwise and differs, be it too little to be wrong before it is scaled up."""
+        """Return whether a value has another definition and differs, even if by too little to be wrong by itself."""
         partner = self.partner(value)
         if partner is None or value.operator == INPUT:
             return False
@@ -191,7 +191,7 @@ class Alignment:
         return Location(value.name, value.operator, self._find_source(value), difference, note)
 
     def _find_source(self, value: Value) -> str:
-        """From the reference where it has the value, or something in its place; a weight's is where it is used."""
+        """Return the source of the reference's value, or of one in its place; a weight's is where it is used."""
         user = find_use(value.name, self.found) or find_use(value.name, self.reference) or value
         made = user if value.operator == WEIGHT else value
         known = self.partner(made) or self.neighbours.get(made.name)
@@ -225,7 +225,7 @@ def _is_computed(value: Value) -> bool:
 
 
 def describe_weight(found: npt.NDArray[Any], expected: npt.NDArray[Any] | None) -> str:
-    """In which way a weight is wrong."""
+    """Describe how a weight is wrong."""
     if expected is None:
         return "is no weight of the trained policy"
     if found.shape != expected.shape:

@@ -25,6 +25,7 @@ from policy_export.config import params
 from policy_export.localise.compare import Location, describe_weight, find_use, largest_difference
 from policy_export.localise.trace import WEIGHT, Trace, Value
 from policy_export.lowering.aoti import inductor_options, lower
+from policy_export.program.torch_private import compile_package
 
 CONSTANT = re.compile(r"constants_info_\[(\d+)\]\.(name|dtype|data_size|shape|original_fqn) = (.*);")
 ALIGNMENT = 64  # bytes, of each constant
@@ -50,14 +51,14 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Package:
-    """A package taken apart: its kernels in the order of their calls, and its constants by name."""
+    """The parts of a package: its kernels in the order of their calls, and its constants by name."""
 
     kernels: list[Kernel]
     constants: dict[str, npt.NDArray[Any]]
 
 
 def read_package(path: Path) -> Package:
-    """The code and the weights of a package."""
+    """Read the code and the weights of a package."""
     with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as folder:
         names = archive.namelist()
         codes = {kind: _read(archive, f".{kind}.cpp") for kind in ("wrapper", "kernel")}
@@ -68,9 +69,9 @@ def read_package(path: Path) -> Package:
 
 
 def _read_constants(wrapper: str, library: ctypes.CDLL) -> dict[str, npt.NDArray[Any]]:
-    """The numbers that lie in the package's library one after the other, by the policy's name for them.
+    """Read the numbers that are stored one after the other in the package's library, by the policy's names for them.
 
-    PyTorch's own reader loses those of which several have the same name, as what has no name of the policy's may.
+    PyTorch's own reader loses constants that share a name, which can happen where the policy has no name for them.
     """
     facts: dict[str, dict[str, str]] = {}
     for index, key, value in CONSTANT.findall(wrapper):
@@ -93,7 +94,7 @@ def _read(archive: zipfile.ZipFile, ending: str) -> str:
 
 
 def _split(wrapper: str, kernels: str, information: dict[str, Any]) -> list[Kernel]:
-    """The program's code, call by call: each with what it is given, and, of a fused one, its own code."""
+    """Split the program's code into calls: each with its arguments and, for a fused kernel, the kernel's own code."""
     bodies = {
         name: [line.strip() for line in body.splitlines()]
         for name, body in re.findall(r'^extern "C"\s+void\s+(\w+)(\(.*?^\})', kernels, re.MULTILINE | re.DOTALL)
@@ -119,7 +120,7 @@ def _split(wrapper: str, kernels: str, information: dict[str, Any]) -> list[Kern
 
 
 def _renumber(kernels: list[Kernel]) -> list[Kernel]:
-    """Counted names by their first use: a counter that a later part of the program moves says nothing here."""
+    """Rename counted names by their first use, so that counters moved by other parts of the program do not matter."""
     names: dict[str, str] = {}
 
     def rename(match: re.Match[str]) -> str:
@@ -130,13 +131,13 @@ def _renumber(kernels: list[Kernel]) -> list[Kernel]:
 
 
 def compile_reference(program: torch.export.ExportedProgram, settings: params.CompileAoti) -> Package:
-    """A package of the program, compiled as the pipeline does, with a note of what each kernel computes."""
+    """Compile a package of the program as the pipeline does, with a note of what each kernel computes."""
     options = inductor_options(settings) | {"trace.provenance_tracking_level": 1}
     lowered = lower(program, settings)
     origins = {node.name: _origin(node) for node in lowered.graph.nodes if lowered is not program}
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+    with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "policy.aoti.pt2")
-        torch._inductor.aoti_compile_and_package(lowered, package_path=str(path), inductor_configs=options)
+        compile_package(lowered, path, options)
         package = read_package(path)
     kernels = [
         dataclasses.replace(kernel, makes=[origins.get(name, name) for name in kernel.makes])
@@ -146,7 +147,7 @@ def compile_reference(program: torch.export.ExportedProgram, settings: params.Co
 
 
 def _origin(node: torch.fx.Node) -> str:
-    """The node of the program that one of the lowered program was made from."""
+    """Return the name of the program's node from which a node of the lowered program was made."""
     sources = node.meta.get("from_node", [])
     return sources[0].name if sources else node.name
 
@@ -154,16 +155,16 @@ def _origin(node: torch.fx.Node) -> str:
 def locate_in_package(
     path: Path, program: torch.export.ExportedProgram, reference: Trace, wrong_output: str, settings: params.CompileAoti
 ) -> Location:
-    """The first thing in a package that is not as in one that is compiled from the policy's own program.
+    """Return the first difference between a package and one that is compiled from the policy's own program.
 
-    A weight is told by name. Of code only the first kernel that differs is certain; of the values that it computes, the
-    one is named that the difference of the code points to.
+    A weight is reported by name. In the code, only the first kernel that differs is certain; of the values that this
+    kernel computes, the reported one is that to which the difference of the code points.
 
     Args:
         program: the policy, exported anew.
         reference: its values.
         wrong_output: the first output of the package that is wrong.
-        settings: of the pipeline's compiler.
+        settings: those of the pipeline's compiler.
     """
     found, expected = read_package(path), compile_reference(program, settings)
     order = {name: place for place, name in enumerate(reference.values)}
@@ -193,9 +194,9 @@ def _first_difference(found: list[Kernel], expected: list[Kernel]) -> int | None
 def _wrong_weights(
     found: dict[str, npt.NDArray[Any]], expected: dict[str, npt.NDArray[Any]], reference: Trace
 ) -> list[Location]:
-    """Constants of a package that are none of the policy's own.
+    """Return constants of a package that are not the policy's own.
 
-    What the compiler has frozen has no name: it is known by having the numbers of a weight, in one order or another.
+    A constant that the compiler has frozen has no name: it is recognised by a weight's numbers, in any order.
     """
     weights = [value for value in reference.values.values() if value.operator == WEIGHT]
     wrong = []
@@ -213,7 +214,7 @@ def _wrong_weights(
 
 
 def _same_numbers(weight: npt.NDArray[Any], constant: npt.NDArray[Any]) -> bool:
-    """Whether they are the same but for their order, and for the zeros that fill a kernel's blocks."""
+    """Return whether both have the same numbers, apart from their order and the zeros that fill a kernel's blocks."""
     ones, others = (np.sort(array[array != 0], axis=None) for array in (weight, constant))
     return np.array_equal(ones, others)
 
@@ -221,7 +222,7 @@ def _same_numbers(weight: npt.NDArray[Any], constant: npt.NDArray[Any]) -> bool:
 def _suspect(
     found: Kernel, kernels: list[Kernel], place: int, reference: Trace, wrong_output: str
 ) -> tuple[Value, str]:
-    """The value that a kernel whose code differs most likely gets wrong, and what tells so."""
+    """Return the value that a kernel with different code most likely gets wrong, and a note that says why."""
     expected = kernels[place]
     before = {name for kernel in kernels[:place] for name in kernel.makes}
     computed = [value for value in reference.values.values() if value.inputs]
@@ -246,7 +247,7 @@ def _shorten(line: str) -> str:
 
 
 def _choose(group: list[Value], found: str, expected: str, changed: list[str], added: list[str]) -> Value:
-    """The value whose operator has gone from a kernel's name, or whose number has changed, or the first that may be."""
+    """Return the value whose operator a kernel's name lacks, or whose number has changed, or the first possible one."""
     names = {value.name: value.operator.removeprefix("aten.").partition(".")[0] for value in group}
     ones, others = set(found.split("_")), set(expected.split("_"))
     if all(part.isdigit() for part in ones - others):  # nothing is there in its place

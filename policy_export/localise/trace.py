@@ -1,4 +1,4 @@
-"""Every tensor that PyTorch computes on the way to a program's outputs, with the line of source that it is from."""
+"""Every tensor that PyTorch computes on the way to a program's outputs, with the line of source that it comes from."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class Value:
     """One tensor.
 
     Attributes:
-        name: of the node that made it; of a weight, its name in the policy.
+        name: name of the node that made it; for a weight, its name in the policy.
         operator: ``aten.slice.Tensor``, ``Slice``, :data:`INPUT` or :data:`WEIGHT`.
-        definition: the operator with all arguments that are no values: ``aten.slice.Tensor(_, 1, 34, 194)``.
+        definition: the operator with all arguments that are not values: ``aten.slice.Tensor(_, 1, 34, 194)``.
         inputs: names of the values that it was computed from.
         array: its numbers.
         source: ``policy_export/environments/preprocess.py:97: grey = ...``, or empty.
@@ -67,7 +67,7 @@ class Trace:
 
 
 def relative(path: str) -> str:
-    """A source file's path in the project or in ``site-packages``; only its name where it is in neither."""
+    """Return a source file's path in the project or in ``site-packages``; only its name where it is in neither."""
     if part := next((part for part in INSTALLED if part in path), None):
         return path.rpartition(part)[2]
     for root in (ROOT, Path.cwd()):
@@ -77,9 +77,9 @@ def relative(path: str) -> str:
 
 
 def find_source(node: torch.fx.Node) -> str:
-    """File, line and text of the innermost frame of a node's stack that tells something, and the module it ran for.
+    """Return file, line and text of the innermost useful frame of a node's stack, and the module it ran for.
 
-    That is one of the project or of TorchRL; where there is none, one of PyTorch's own layers.
+    That is a frame in the project or in TorchRL; where there is none, in one of PyTorch's own layers.
     """
     frames = [(relative(path), line, text) for path, line, text in FRAME.findall(node.meta.get("stack_trace") or "")]
     start = next((place for place, frame in enumerate(frames) if frame[0] == START), 0)
@@ -94,7 +94,7 @@ def find_source(node: torch.fx.Node) -> str:
 
 
 def export_reference(step: Step) -> torch.export.ExportedProgram:
-    """The step exported anew, as it would be read from a file."""
+    """Export the step anew, and return it as it would be read from a file."""
     file = io.BytesIO()
     torch.export.save(export(step), file)
     file.seek(0)
@@ -102,7 +102,7 @@ def export_reference(step: Step) -> torch.export.ExportedProgram:
 
 
 def to_array(tensor: torch.Tensor) -> npt.NDArray[Any]:
-    """A copy; what numpy has no type for becomes float32."""
+    """Return a copy as a numpy array; a dtype that numpy does not have becomes float32."""
     tensor = tensor.detach()
     tensor = tensor.to_dense() if tensor.is_mkldnn else tensor
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().numpy().copy()
@@ -144,7 +144,7 @@ class _Recorder(torch.fx.Interpreter):
         return result
 
     def _inputs(self, node: torch.fx.Node) -> Iterator[str]:
-        """Names of the values that a node reads, also through what is no tensor: tuples and sizes."""
+        """Yield names of the values that a node reads, also through tuples and sizes, which are not tensors."""
         for given in node.all_input_nodes:
             if given in self.names:
                 yield self.names[given]
@@ -168,7 +168,7 @@ class _Recorder(torch.fx.Interpreter):
 
 
 def trace_program(program: torch.export.ExportedProgram, inputs: Arrays) -> Trace:
-    """What an exported program computes, operator by operator.
+    """Return what an exported program computes, operator by operator.
 
     Args:
         inputs: by the program's input names, ``(batch, ...)`` each.
@@ -185,7 +185,7 @@ def trace_program(program: torch.export.ExportedProgram, inputs: Arrays) -> Trac
 
 
 class _Log(TorchDispatchMode):
-    """Keeps what every operator of eager PyTorch gives."""
+    """Keeps what every operator of eager PyTorch returns."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -201,7 +201,7 @@ class _Log(TorchDispatchMode):
 
 
 def trace_eager(step: Step, inputs: Arrays) -> Trace:
-    """What the policy computes without any export, in order; names and operators are those of eager PyTorch."""
+    """Return what the policy computes without any export, in order; names and operators are those of eager PyTorch."""
     with torch.no_grad(), _Log() as log:
         outputs = step(**{name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()})
     for name, tensor in outputs.items():

@@ -22,7 +22,7 @@ LARGE_CONSTANT = 16  # numbers; larger ones are told by their hash
 
 
 def trace_onnx(model: onnx.ModelProto, inputs: Arrays, weights: set[str]) -> Trace:
-    """What an ONNX model computes when ONNX Runtime changes nothing about its graph.
+    """Return what an ONNX model computes when ONNX Runtime does not change its graph.
 
     Args:
         inputs: by the model's input names, ``(batch, ...)`` each.
@@ -71,7 +71,7 @@ def _show(constant: npt.NDArray[Any]) -> str:
 
 
 def made_for(model: onnx.ModelProto) -> dict[str, str]:
-    """For each value of a model that the exporter has just made, the node of the program that it stands for."""
+    """Return, for each value of a model that the exporter has just made, the program's node that it stands for."""
     found: dict[str, str] = {}
     for node in model.graph.node:
         for note in node.metadata_props:

@@ -41,14 +41,12 @@ def compile_to(
     path: Path, program: torch.export.ExportedProgram, facts: dict[str, Any], settings: params.CompileAoti
 ) -> None:
     """Compile a program into a package that knows its facts."""
-    import torch._inductor
+    from policy_export.program.torch_private import compile_package
 
     metadata = {"policy": facts["policy"], "facts": json.dumps(facts)}
     options = inductor_options(settings) | {"aot_inductor.metadata": metadata}
-    with torch.no_grad(), replacing(path) as temporary:
-        torch._inductor.aoti_compile_and_package(
-            lower(program, settings), package_path=str(temporary), inductor_configs=options
-        )
+    with replacing(path) as temporary:
+        compile_package(lower(program, settings), temporary, options)
 
 
 def compile_program(policy: str, name: str, settings: params.CompileAoti) -> str:

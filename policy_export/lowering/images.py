@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
-from policy_export.program.torch_private import OpOverload, OpOverloadPacket, without_modes
+from policy_export.program.torch_private import OpOverload, OpOverloadPacket, operator, without_modes
 
 MOST = 25  # numbers of a pool that AOTInductor writes out; larger ones it leaves to PyTorch's library
 SHORT = np.iinfo(np.int16).max
@@ -67,7 +67,7 @@ def resize_lines(lines: torch.Tensor, weights: Floats) -> torch.Tensor:
 
 
 def resize_antialiased(resize: Resize) -> Resize:
-    """``torch.ops.aten._upsample_bilinear2d_aa`` or its bicubic sister as products with constant matrices.
+    """``BILINEAR`` or its bicubic sister as products with constant matrices.
 
     Args:
         resize: the operator, of which the matrices are measured.
@@ -170,11 +170,12 @@ def pool_largest(images: torch.Tensor, output_size: Sequence[int]) -> tuple[torc
     return values.contiguous(), position.contiguous()
 
 
+BILINEAR, BICUBIC = operator("_upsample_bilinear2d_aa"), operator("_upsample_bicubic2d_aa")
 IMAGES: dict[OpOverload, Callable[..., Any]] = {
-    torch.ops.aten._upsample_bilinear2d_aa.default: resize_antialiased(torch.ops.aten._upsample_bilinear2d_aa),
-    torch.ops.aten._upsample_bicubic2d_aa.default: resize_antialiased(torch.ops.aten._upsample_bicubic2d_aa),
-    torch.ops.aten._upsample_bilinear2d_aa.vec: resize_antialiased_vec(torch.ops.aten._upsample_bilinear2d_aa),
-    torch.ops.aten._upsample_bicubic2d_aa.vec: resize_antialiased_vec(torch.ops.aten._upsample_bicubic2d_aa),
+    BILINEAR.default: resize_antialiased(BILINEAR),
+    BICUBIC.default: resize_antialiased(BICUBIC),
+    BILINEAR.vec: resize_antialiased_vec(BILINEAR),
+    BICUBIC.vec: resize_antialiased_vec(BICUBIC),
     torch.ops.aten.adaptive_avg_pool1d.default: pool_means,
     torch.ops.aten.adaptive_avg_pool2d.default: pool_means,
     torch.ops.aten.adaptive_avg_pool3d.default: pool_means,

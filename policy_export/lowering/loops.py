@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from policy_export.program.torch_private import OpOverload, compiler_lowerings
+from policy_export.program.torch_private import OpOverload, compiler_lowerings, operator
 
 aten = torch.ops.aten
 lowerings, user_lowerings, NoValidChoicesError = compiler_lowerings()
@@ -88,7 +88,7 @@ WRITTEN: dict[OpOverload, Callable[..., Any]] = {
     aten.bmm.default: otherwise(aten.bmm.default, multiply),
     aten.addmm.default: otherwise(aten.addmm.default, add_product),
     aten.baddbmm.default: otherwise(aten.baddbmm.default, add_product),
-    aten._scaled_dot_product_flash_attention_for_cpu.default: attend,
+    operator("_scaled_dot_product_flash_attention_for_cpu").default: attend,
 }
 
 

@@ -72,13 +72,11 @@ def inductor_options() -> dict[str, Any]:
 
 def package(program: torch.export.ExportedProgram, target: Target, path: Path) -> None:
     """Let AOTInductor write the code of a program for one row, all of it as kernels where that can be."""
-    import torch
-    import torch._inductor
-
     from policy_export.lowering.loops import products_as_loops
+    from policy_export.program.torch_private import compile_package
 
-    with torch.no_grad(), target.chosen(), products_as_loops():
-        torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=inductor_options())
+    with target.chosen(), products_as_loops():
+        compile_package(program, path, inductor_options())
 
 
 def describe_operator(name: str) -> str:

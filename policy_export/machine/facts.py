@@ -1,8 +1,8 @@
 """What DVC cannot see by itself: this machine, its libraries, what code does, and the sources of each policy.
 
-Only facts that stay the same from run to run. Stages depend on those of them that decide what they make: on single keys
-of ``machine.json`` and ``versions.json``, and on the hashes of the code that they run. params.yaml is checked first,
-and whatever has changed of a policy is tried: it is built once, untrained.
+All facts stay the same from run to run. A stage depends on the facts that decide what it makes: on single keys of
+``machine.json`` and ``versions.json``, and on the hashes of the code that it runs. params.yaml is checked first, and
+every policy that has changed is tried: it is built once, untrained.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def describe_versions() -> dict[str, str | None]:
-    """Return the version of every library that makes or runs programs; none of one that is not installed."""
+    """Return the version of every library that makes or runs programs; none for one that is not installed."""
     versions: dict[str, str | None] = {}
     for library in LIBRARIES:
         try:
@@ -82,10 +82,10 @@ def describe_versions() -> dict[str, str | None]:
 
 
 def hash_sources(profile: Profile, environment: list[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Hash what makes a policy, the files that its factory is given among them, and what trains it.
+    """Hash what makes a policy, including the files that its factory is given, and what trains it.
 
     Args:
-        profile: of the policy.
+        profile: the policy's profile.
         environment: modules of its environment that the profile does not name.
     """
     policy = needed_files([*named_modules(profile), *environment]) | named_files(profile)
@@ -115,7 +115,7 @@ def choose_programs(everything: params.Params) -> dict[str, dict[str, bool]]:
     """Return which programs each policy has.
 
     Raises:
-        UserError: a name is unknown, or one is missing that others need.
+        UserError: a name is unknown, or a program is missing that others need.
     """
     chosen = {}
     for policy in everything.matrix:
@@ -127,7 +127,7 @@ def choose_programs(everything: params.Params) -> dict[str, dict[str, bool]]:
 
 
 def follow(profiles: Mapping[str, Profile], programs: Mapping[str, Mapping[str, bool]]) -> None:
-    """Write the hashes of every policy's sources, once all that have changed can be built.
+    """Write the hashes of every policy's sources, if all policies that have changed can be built.
 
     Raises:
         UserError: the mistakes of all policies; nothing is written.

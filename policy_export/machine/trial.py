@@ -1,7 +1,7 @@
 """Whether a policy can be built and exported, found out before anything is trained.
 
-A policy is built in a process of its own, the only one that imports PyTorch, and not again until something that it is
-made of has changed.
+A policy is built in a process of its own, the only one that imports PyTorch. It is built again only after something
+that it is made of has changed.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ def digest(profile: Profile, sources: tuple[dict[str, str], ...], programs: Mapp
 
 
 def try_policy(name: str, programs: Mapping[str, bool]) -> list[str]:
-    """Build a policy, untrained, with its environment, here and on a device, and with what trains it; and export it.
+    """Build an untrained policy, its environments (here and on a device) and what trains it; export the policy.
 
     Args:
-        name: of the policy.
-        programs: whether it has each of the programs that there are.
+        name: the policy's name.
+        programs: for each program that there is, whether the policy has it.
 
     Returns:
-        the project's modules that the environment is made of, which its id need not name.
+        the project's modules that the environment is made of; its id does not have to name them.
 
     Raises:
         UserError: one of them cannot be built.
@@ -72,10 +72,10 @@ def try_policy(name: str, programs: Mapping[str, bool]) -> list[str]:
 
 
 def try_programs(name: str, agent: Agent, wanted: Mapping[str, bool]) -> None:
-    """Export an untrained policy, and let each of its back ends refuse it that can tell before anything is made.
+    """Export an untrained policy, and let each of its back ends that can refuse it now do so, before anything is made.
 
     Raises:
-        UserError: it does not export, or a back end refuses it; the message says how to go on without that one.
+        UserError: it does not export, or a back end refuses it; the message says how to continue without it.
     """
     from torchrl.envs.utils import ExplorationType
 
@@ -99,7 +99,7 @@ def try_programs(name: str, agent: Agent, wanted: Mapping[str, bool]) -> None:
 
 
 def own_modules(env: Any) -> list[str]:
-    """The modules of this project that one of gymnasium's environments is made of, its wrappers included."""
+    """Return the modules of this project that a gymnasium environment is made of, including its wrappers."""
     entry_points = [env.spec.entry_point, *(wrapper.entry_point for wrapper in env.spec.additional_wrappers)]
     names = {point.partition(":")[0] if isinstance(point, str) else point.__module__ for point in entry_points}
     layer = env
@@ -110,7 +110,7 @@ def own_modules(env: Any) -> list[str]:
 
 
 def try_policies(names: Iterable[str], programs: Mapping[str, Mapping[str, bool]]) -> dict[str, list[str]]:
-    """What :func:`try_policy` returns for each of some policies, which are tried side by side.
+    """Try some policies in parallel, and return what :func:`try_policy` returns for each.
 
     Raises:
         UserError: some cannot be built; the mistakes of all of them.

@@ -13,7 +13,6 @@ import dis
 import functools
 import inspect
 import linecache
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType, SimpleNamespace
@@ -90,7 +89,8 @@ def _operands(test: ast.expr, *, wanted: bool) -> Iterator[tuple[ast.expr, bool]
 
 def _asking_frame() -> FrameType:
     """The frame of the module that has called something, behind the frames of PyTorch's own machinery."""
-    frame = sys._getframe(2)
+    frame = inspect.currentframe()
+    assert frame is not None  # CPython has them
     while frame.f_back is not None and any(part in frame.f_code.co_filename for part in MACHINERY):
         frame = frame.f_back
     return frame

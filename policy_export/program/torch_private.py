@@ -15,6 +15,7 @@ from unittest import mock
 
 import torch
 from torch._ops import OpOverload, OpOverloadPacket
+from torch.export import ExportedProgram
 
 from policy_export.device.errors import UserError
 
@@ -62,6 +63,37 @@ def part(owner: Any, name: str) -> Any:
     return found
 
 
+def operator(name: str) -> OpOverloadPacket:
+    """Return an operator of PyTorch's whose name begins with an underscore: a module's call ends in it all the same.
+
+    Raises:
+        MovedError: there is none of that name.
+    """
+    found: OpOverloadPacket = part(torch.ops.aten, name)
+    return found
+
+
+def compile_package(program: ExportedProgram, path: Path, options: Mapping[str, Any]) -> None:
+    """Compile a program with AOTInductor, and write the package to ``path``.
+
+    PyTorch documents the call under this private name only.
+
+    Args:
+        program: exported.
+        path: of the package; its name ends in ``.pt2``.
+        options: of Inductor's configuration, by their dotted names.
+
+    Raises:
+        MovedError: PyTorch has another compiler.
+    """
+    import torch._inductor
+
+    with torch.no_grad():
+        part(part(torch, "_inductor"), "aoti_compile_and_package")(
+            program, package_path=str(path), inductor_configs=dict(options)
+        )
+
+
 def load_package(path: Path) -> Any:
     """Load an AOTInductor package for one thread at a time, on the CPU.
 
@@ -75,7 +107,7 @@ def load_package(path: Path) -> Any:
         from torch.export.pt2_archive._package import AOTICompiledModel
     except ImportError as error:
         raise MovedError("torch.export.pt2_archive._package", str(error)) from error
-    loader = part(part(torch._C, "_aoti"), "AOTIModelPackageLoader")
+    loader = part(part(part(torch, "_C"), "_aoti"), "AOTIModelPackageLoader")
     model, run_single_threaded, runners, device = "model", False, 1, -1
     package = AOTICompiledModel(loader(str(path), model, run_single_threaded, runners, device))
     for name in ("boxed_run", "get_call_spec"):
@@ -257,10 +289,8 @@ def generated_code(archive: zipfile.ZipFile) -> str:
     Raises:
         MovedError: there is no such code, or it does not contain the interface as PyTorch's folder has it.
     """
-    import torch._inductor
-
     code = read_ending(archive, CODE).decode()
-    interface = Path(torch._inductor.__file__).parent / INTERFACE
+    interface = Path(torch.__file__).with_name("_inductor") / INTERFACE
     require(interface.is_file(), f"torch/_inductor/{INTERFACE}", "there is no such file")
     text = interface.read_text()
     require(text in code, f"torch/_inductor/{INTERFACE}", "generated code does not contain it")

@@ -14,7 +14,7 @@ from policy_export.device.errors import UserError
 def run(stage: Callable[..., object], doc: str | None, *, policy: bool = True) -> None:
     """Run a stage's function as a program: ``python -m stages.<stage> [policy]``.
 
-    Exit status 1, with the message on standard error, where the stage raises :class:`UserError`.
+    The exit status is 1, with the message on standard error, if the stage raises :class:`UserError`.
     """
     parser = argparse.ArgumentParser(description=(doc or "").split("\n", 1)[0])
     if policy:

@@ -15,11 +15,11 @@ from typing import Any
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to, which takes the place of ``path`` when the block ends without an error.
+    """Yield a path to write to, which replaces ``path`` when the block ends without an error.
 
-    The file written has the same ending as ``path`` and lies in a folder of its own beside it, so that the last step is
-    a rename. After an error, or where the process dies, ``path`` is as it was. Whoever may read the folder may read the
-    file, whatever mode a library wrote it with.
+    The file written has the same ending as ``path`` and lies in a folder of its own next to it, so that the last step
+    is a rename. After an error, or if the process dies, ``path`` is as it was. Everyone who may read the folder may
+    read the file, no matter which mode a library wrote it with.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for left_by_a_dead_process in path.parent.glob(f".{path.name}.*"):
@@ -41,7 +41,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """CSV with a header; what rows have beside the columns is left out."""
+    """Write CSV with a header; entries of the rows that have no column are left out."""
     table = io.StringIO()
     writer = csv.DictWriter(table, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()

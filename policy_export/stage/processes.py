@@ -1,4 +1,4 @@
-"""Processes of their own for what must not share one: measurements, random numbers, and Python's global lock."""
+"""Separate processes for what must not share one: measurements, random numbers, and Python's global lock."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 def end_with_starter() -> None:
-    """Let this process end as soon as the one that has started it does, in whatever way."""
+    """Make this process end as soon as the one that has started it ends, in whatever way."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @contextmanager
 def processes(count: int, *, one_task_each: bool = False) -> Iterator[ProcessPoolExecutor]:
-    """Up to ``count`` processes that start as ``python`` does, with none of this one's memory.
+    """Yield an executor of up to ``count`` processes that start as ``python`` does, with none of this one's memory.
 
     Args:
-        count: at the same time.
+        count: number of processes at the same time.
         one_task_each: every task gets a process that has just started.
 
     Raises:

@@ -89,9 +89,9 @@ def _files_of(names: Iterable[str]) -> set[Path]:
 
 
 class _Silent(ast.NodeTransformer):
-    """Removes what a program only tells: documentation, and the texts of errors that it raises.
+    """Removes what a program only says: documentation, and the texts of errors that it raises.
 
-    A text may stand in the ``raise``, or in words that are put together before it in the same function.
+    A text may stand in the ``raise``, or in a string that is built before it in the same function.
     """
 
     def __init__(self) -> None:
@@ -128,9 +128,9 @@ def _is_text(line: ast.stmt) -> bool:
 
 
 def hash_meaning(path: Path) -> str:
-    """Return the SHA-256 of what a file of Python does.
+    """Return the SHA-256 of what a Python file does.
 
-    Comments, layout, documentation and the texts of errors that are raised change nothing in it.
+    Comments, layout, documentation and the texts of errors that are raised do not change it.
 
     Raises:
         UserError: the file is not Python.

@@ -1,4 +1,4 @@
-"""The faults: what goes wrong between a trained policy and a device, each made with the real means of the pipeline.
+"""The faults: what goes wrong between a trained policy and a device, each made with the pipeline's own tools.
 
 Every fault is a function that writes a faulty deterministic program into a folder and returns its path. It may raise
 :class:`UserError` where the pipeline itself refuses: that counts as caught.
@@ -30,26 +30,26 @@ Fault = Callable[[Subject, Path], Path]
 
 
 def change(function: Callable[..., Any], *keys: NestedKey, out: NestedKey | None = None) -> TensorDictModule:
-    """A module that replaces an entry by a function of it, and of others."""
+    """Return a module that replaces an entry by a function of it, and of others."""
     return TensorDictModule(function, in_keys=list(keys), out_keys=[keys[0] if out is None else out])
 
 
 def before(function: Callable[..., Any], *keys: NestedKey) -> Fault:
-    """The export of a policy that is shown something else."""
+    """Make a fault: the export of a policy that is shown something else."""
     return lambda subject, folder: save(
         folder / "policy.pt2", subject, insert(subject.agent(), [change(function, *keys)], [])
     )
 
 
 def after(function: Callable[..., Any], *keys: NestedKey) -> Fault:
-    """The export of a policy whose outputs are changed."""
+    """Make a fault: the export of a policy whose outputs are changed."""
     return lambda subject, folder: save(
         folder / "policy.pt2", subject, insert(subject.agent(), [], [change(function, *keys)])
     )
 
 
 def preprocess(**changed: Any) -> Fault:
-    """The export with other preprocessing than the training's."""
+    """Make a fault: the export with other preprocessing than the training's."""
     return lambda subject, folder: save(folder / "policy.pt2", subject, insert(subject.agent(**changed), [], []))
 
 
@@ -64,7 +64,7 @@ def crop(**moved: int) -> Fault:
 
 
 def weights(edit: Callable[[nn.Module], None]) -> Fault:
-    """The export of other weights."""
+    """Make a fault: the export of other weights."""
 
     def fault(subject: Subject, folder: Path) -> Path:
         agent = subject.agent()
@@ -85,7 +85,7 @@ def noise(relative: float) -> Callable[[nn.Module], None]:
 
 
 def matrices(actor: nn.Module) -> list[nn.Parameter]:
-    """Weights of layers, first to last."""
+    """Return the weights of layers, first to last."""
     return [parameter for parameter in actor.parameters() if parameter.ndim > 1]
 
 
@@ -111,13 +111,13 @@ def round_to(dtype: torch.dtype) -> Callable[[nn.Module], None]:
 
 
 def stale(actor: nn.Module) -> None:
-    """As before the last step of a training with a small learning rate: every weight a little off, in one direction."""
+    """Move every weight a little in one direction, as before the last step of a training with a small learning rate."""
     for parameter in actor.parameters():
         parameter.sub_(1e-5 * torch.sign(parameter))
 
 
 def swap_gates(actor: nn.Module) -> None:
-    """Input and forget gates of an LSTM, in the order that another library keeps them."""
+    """Swap input and forget gates of an LSTM, into the order that another library keeps them in."""
     for name, parameter in actor.named_parameters():
         if "_ih" in name or "_hh" in name:
             quarters = list(parameter.chunk(4))
@@ -132,12 +132,12 @@ def other_seed(actor: nn.Module) -> None:
 
 
 def other_rows(flags: torch.Tensor) -> torch.Tensor:
-    """Of a batch, in the opposite order."""
+    """Return the flags of a batch in the opposite order."""
     return flags.flip(0)
 
 
 def as_ale_ids(action: torch.Tensor) -> torch.Tensor:
-    """The emulator's own numbers in place of indices, as far as there are so many."""
+    """Return the emulator's own numbers in place of indices, for up to six actions."""
     return torch.tensor([0, 1, 3, 4, 5, 2])[action]
 
 
@@ -154,7 +154,7 @@ def frozen_batch(subject: Subject, folder: Path) -> Path:
 
 
 def half_precision(subject: Subject, folder: Path) -> Path:
-    """A last layer that computes in bfloat16."""
+    """Export a policy whose last layer computes in bfloat16."""
     agent = subject.agent()
     layers = [module for module in agent.actor.modules() if isinstance(module, nn.Linear)]
     layers[-1].register_forward_pre_hook(lambda _, inputs: (inputs[0].bfloat16().float(),))
@@ -162,7 +162,7 @@ def half_precision(subject: Subject, folder: Path) -> Path:
 
 
 def edit_onnx(edit: Callable[[onnx.ModelProto], None]) -> Fault:
-    """A change of the bundle's own ONNX program."""
+    """Make a fault: a change of the bundle's own ONNX program."""
 
     def fault(subject: Subject, folder: Path) -> Path:
         model = onnx.load(Path("models", subject.policy, "policy.onnx"))
@@ -175,7 +175,7 @@ def edit_onnx(edit: Callable[[onnx.ModelProto], None]) -> Fault:
 
 
 def initializer(pick: int, edit: Callable[[Any], Any]) -> Callable[[onnx.ModelProto], None]:
-    """Change the ``pick``-th matrix of weights."""
+    """Return a function that changes the ``pick``-th matrix of weights."""
 
     def change_model(model: onnx.ModelProto) -> None:
         kept = [tensor for tensor in model.graph.initializer if len(tensor.dims) > 1 and tensor.data_type == 1]
@@ -203,7 +203,7 @@ def fixed_batch(model: onnx.ModelProto) -> None:
 
 
 def later_rows(model: onnx.ModelProto) -> None:
-    """What is read of the screen starts and ends one row later."""
+    """Move the rows of the screen that the program reads: they start and end one row later."""
     height = model.graph.input[0].type.tensor_type.shape.dim[1].dim_value
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     cut, read = (node for node in model.graph.node if "preprocessing_rows_of_pieces" in [*node.input, *node.output])
@@ -220,12 +220,12 @@ def truncated(subject: Subject, folder: Path) -> Path:
 
 
 def bundled(kind: str, file: str) -> Fault:
-    """Return another of the programs that the pipeline has built, of the policy of a kind."""
+    """Make a fault: another program that the pipeline has built, for the policy of a kind."""
     return lambda _, __: Path("models", find_policies()[kind], file)
 
 
 def compiled(fault: Fault) -> Fault:
-    """What AOTInductor makes of a faulty export."""
+    """Make a fault: what AOTInductor makes of a faulty export."""
 
     def compiled_fault(subject: Subject, folder: Path) -> Path:
         program, facts = load_program(fault(subject, folder), subject.policy)
@@ -237,7 +237,7 @@ def compiled(fault: Fault) -> Fault:
 
 
 def converted(fault: Fault) -> Fault:
-    """What ONNX makes of a faulty export."""
+    """Make a fault: what ONNX makes of a faulty export."""
 
     def converted_fault(subject: Subject, folder: Path) -> Path:
         model = convert(*load_program(fault(subject, folder), subject.policy), params.load().export_onnx.opset)
@@ -261,7 +261,7 @@ def explores_more_often(subject: Subject, folder: Path) -> Path:
 
 
 class OneSample(EGreedyModule):
-    """One coin for all rows of a batch."""
+    """Exploration that decides once for all rows of a batch whether to explore."""
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         greedy = tensordict[self.action_key]
@@ -276,7 +276,7 @@ def one_sample(subject: Subject, folder: Path) -> Path:
 
 
 def same_samples_every_start(subject: Subject, folder: Path) -> Path:
-    """Random numbers that the ONNX program seeds itself."""
+    """Make the ONNX program seed its random numbers itself."""
     model = onnx.load(Path("models", subject.policy, "policy_random.onnx"))
     sampling = [node for node in model.graph.node if node.op_type in ("RandomUniformLike", "Multinomial")]
     assert sampling

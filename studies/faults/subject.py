@@ -1,4 +1,4 @@
-"""A policy with a little of its play, and the check of one of its programs in this process."""
+"""A policy with a few short episodes, and the check of one of its programs in this process."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def find_policies() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Subject:
-    """What a program of a policy is held against, in short episodes.
+    """What a policy's program is compared with, in short episodes.
 
     Attributes:
         policy: its name; its bundle is in ``models`` under the working folder.
@@ -66,9 +66,9 @@ class Subject:
         manifest: the bundle's, with episodes of ``STEPS`` steps.
         eager: the policy itself.
         recorded: episodes to show.
-        recorded inputs: decisions of one of them.
+        recorded_inputs: decisions of one of them.
         played: what the policy does in closed loop.
-        settings: of the check; its seed is the first of the episodes in closed loop.
+        settings: settings of the check; their seed is that of the first episode in closed loop.
     """
 
     policy: str
@@ -82,7 +82,7 @@ class Subject:
 
     @classmethod
     def load(cls, policy: str, seed: int) -> Subject:
-        """Of a bundle that ``dvc repro`` has built, with episodes of their own for every ``seed``."""
+        """Load a bundle that ``dvc repro`` has built, with different episodes for every ``seed``."""
         settings = params.load().parity_check.model_copy(update={"seed": seed})
         manifest = read_manifest(Path("models", policy))
         manifest["environment"]["max_episode_steps"] = STEPS
@@ -94,7 +94,7 @@ class Subject:
         return cls(policy, load_profile(policy), manifest, eager, recorded, recorded_inputs, played, settings)
 
     def agent(self, **preprocess: Any) -> Agent:
-        """The trained policy, to be changed; with some parameters of its preprocessing changed already."""
+        """Return the trained policy, to be changed; ``preprocess`` replaces parameters of its preprocessing."""
         profile = self.profile
         if preprocess:
             assert profile.preprocess is not None
@@ -103,7 +103,7 @@ class Subject:
         return load_agent(self.policy, profile)
 
     def find(self, run: Run) -> str | None:
-        """What the check finds in a deterministic program first."""
+        """Return what the check finds first in a deterministic program."""
         seeds = range(self.settings.seed, self.settings.seed + EPISODES)
         try:
             program = {"pt2": run}
@@ -125,7 +125,7 @@ class Subject:
         return f"closed loop, {loop.failures[0]}" if loop.failures else None
 
     def find_random(self, load: Callable[[], Run]) -> str | None:
-        """What the check finds first in the draws of a program that explores; ``load`` starts it anew."""
+        """Return what the check finds first in the samples of a program that explores; ``load`` starts it anew."""
         calls, inputs = self.settings.random_calls, self.recorded_inputs.spread(self.settings.random_inputs).inputs
         eager = runtimes.load_by_name(self.policy, "eager_random", threads=1)
         sampled = {
@@ -138,12 +138,12 @@ class Subject:
 
 
 def insert(agent: Agent, before: list[TensorDictModule], after: list[TensorDictModule]) -> Step:
-    """The policy with modules before and after it, as a deterministic program."""
+    """Return the policy with modules before and after it, as a deterministic program."""
     return Step(TensorDictSequential(*before, agent.policy, *after), agent.input_spec, ExplorationType.DETERMINISTIC)
 
 
 def save(path: Path, subject: Subject, step: Step, program: torch.export.ExportedProgram | None = None) -> Path:
-    """Write a step's program as the pipeline does, facts and all."""
+    """Write a step's program as the pipeline does, including its facts."""
     facts = {**subject.manifest, **step.signature.as_dict()}
     save_program(path, export(step) if program is None else program, facts)
     return path

@@ -1,4 +1,4 @@
-"""Algorithms' settings: a module each, with a section that it calls ``SETTINGS``. A new one is found by itself."""
+"""The algorithms' settings: one module each, with a section ``SETTINGS``. A new module is found automatically."""
 
 from __future__ import annotations
 

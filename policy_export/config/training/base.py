@@ -1,4 +1,4 @@
-"""What algorithms that learn have in common."""
+"""What all learning algorithms have in common."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from policy_export.config.section import Count, Device, Discount, Positive, Prob
 
 
 class Learning(Section):
-    """What every algorithm that learns takes."""
+    """The settings that every learning algorithm takes."""
 
     algorithm: str
     device: Device = "auto"
@@ -27,7 +27,7 @@ class Learning(Section):
 
 
 class EpsilonLearning(Learning):
-    """With an exploration whose chance of a random action falls, if the policy has one."""
+    """The settings of algorithms in which the policy's chance of a random action falls, if it explores."""
 
     epsilon_start: Probability
     epsilon_steps: Count
