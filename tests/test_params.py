@@ -45,7 +45,7 @@ def change(content, path, changes):
 
 def test_shipped_file_loads_as_written(root, content):
     loaded = params.load(root / "params.yaml")
-    assert loaded.model_dump() == content
+    assert loaded.model_dump(exclude_unset=True) == content
     assert set(loaded.matrix) <= set(loaded.policies)
 
 
@@ -109,7 +109,7 @@ def test_bad_value_is_named(content, path, key, value, allowed):
         (f"{DQN}.preprocess.crop.left", 1, ["crop", "column 161", "160 columns"]),
         (f"{DQN}.env", {"id": "CartPole-v1", "max_episode_steps": 9}, ["preprocess", "must be null", "'CartPole-v1'"]),
         ("policies.dqn_replay.train.learning_starts", 50000, ["learning_starts is 50000", "below buffer_size"]),
-        (f"{DQN}.train.algorithm", "sac", ["train.algorithm: 'sac'", "'pqn', 'ppo', 'dqn', 'none'"]),
+        (f"{DQN}.train.algorithm", "sac", ["train.algorithm: 'sac'", "'dqn', 'none', 'ppo', 'pqn'"]),
     ],
 )
 def test_values_that_do_not_fit_together(content, path, key, value, said):
@@ -165,7 +165,7 @@ def test_every_mistake_gets_a_line(content, path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("bench: {queries: 1, queries: 2}", 'duplicate key "queries"'),
+        ("bench: {queries: 1, queries: 2}", "duplicate key 'queries'"),
         ("bench: [1, 2", "not YAML"),
         ("a:\n\t- b", "not YAML"),
         ("a: 1\n---\nb: 2", "not YAML"),

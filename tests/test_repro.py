@@ -182,7 +182,7 @@ def test_every_program_decides_alike(built):
         )
         assert max(entry["max_abs_difference"].values()) <= 1e-5
         if exploring:
-            assert entry["draws"]["least_p"] > 0
+            assert entry["samples"]["least_p"] > 0
         else:
             assert entry["different_actions"] == 0
             assert entry["closed_loop"]["identical"]

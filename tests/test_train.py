@@ -19,6 +19,7 @@ from policy_export.algorithms.pqn import Learner
 from policy_export.algorithms.rollouts import Rollouts
 from policy_export.algorithms.training import Checkpoint, train
 from policy_export.config.profile import Profile, load_profile
+from policy_export.device.errors import UserError
 from policy_export.environments.env import make_env
 from policy_export.program.policy import load_weights, make_agent
 
@@ -164,6 +165,27 @@ def test_checkpoint_is_of_one_policy_one_profile_and_one_code(profile):
         assert Checkpoint("dqn", mine).load() is None
 
 
+def test_checkpoint_outlives_a_reworded_error(profile):
+    """Half of a training is worth more than a text."""
+    mine = Profile.model_validate(profile.model_dump() | {"policy": {"factory": "mine:make"}})
+    source = 'def make(spec):\n    """Make it."""\n    if spec is None:\n        raise ValueError("no spec")\n'
+    Path("mine.py").write_text(source)
+    Checkpoint("dqn", mine).save({"steps": 1})
+    Path("mine.py").write_text(source.replace("no spec", "a spec is needed").replace("Make it.", "Make the policy."))
+    assert Checkpoint("dqn", mine).load() == {"steps": 1}
+    Path("mine.py").write_text(source.replace("is None", "is not None"))
+    assert Checkpoint("dqn", mine).load() is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can be had here")
+def test_gpu_that_is_not_there_is_an_error(tmp_path, monkeypatch):
+    write_params(tmp_path, TINY | {"policies.dqn.train.device": "cuda"})
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"train\.device: 'cuda': PyTorch finds no GPU here; use cpu or auto"):
+        train("dqn")
+    assert not Path("results").exists()
+
+
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])
 def test_damaged_checkpoint_is_ignored_and_said_so(profile, capsys, content):
     checkpoint = Checkpoint("dqn", profile)
@@ -185,6 +207,7 @@ def assert_complete(folder: Path) -> None:
     load_weights(folder / WEIGHTS, "dqn", make_agent("dqn", profile).actor)
     metrics = json.loads((folder / METRICS).read_text())
     assert metrics["env_steps"] == TOTAL_STEPS
+    assert metrics["device"] == "cpu"
     assert metrics["evaluation"]["episodes"] == TINY["policies.dqn.train.eval_episodes"]
     rows = curve(folder)
     first = TINY["policies.dqn.env.max_episode_steps"] * TINY["policies.dqn.train.num_envs"]

@@ -1,6 +1,6 @@
 """The policies' profiles in ``params.yaml`` as typed, checked objects.
 
-The file is read with the parser that DVC itself uses (YAML 1.2), so both see the same values. The arguments of
+The file is read by the rules of DVC's own parser (YAML 1.2), so that both see the same values. The arguments of
 a policy's factory are checked against the factory's own signature, when it is called (:func:`check`).
 """
 
@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 from pydantic_core import ErrorDetails
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from yaml import YAMLError
 
+from policy_export.config.core_schema import read_yaml
 from policy_export.config.errors import ProfileError
 from policy_export.config.section import Count, Index, Number, Positive, Probability, Section
 from policy_export.config.training import ALGORITHMS, Train
@@ -240,7 +240,7 @@ def read(path: Path = PATH) -> Any:
         UserError: it cannot be read, or is not YAML.
     """
     try:
-        return YAML(typ="safe", pure=True).load(path.read_text())
+        return read_yaml(path.read_text())
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     except (YAMLError, UnicodeDecodeError) as error:
