@@ -1,31 +1,42 @@
-# `make repro` builds everything and `make test` tests everything, on a machine with Python 3.11, git, make and g++.
-# Both install what is missing into .venv first; a second run installs nothing.
+# `make repro` builds and proves everything that ships, and `make test` tests it, on a machine with Python 3.11 to 3.13,
+# git, make and g++. Both install what is missing into .venv first; a second run installs nothing.
 
-PYTHON ?= python3.11
+PYTHON ?= $(firstword $(foreach version,3.11 3.12 3.13,$(shell command -v python$(version))) python3)
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: repro test lock
+.PHONY: repro studies test test-fast check lock
 
 repro: $(VENV)/installed
 	dvc repro
 
-test: $(VENV)/installed
+# What is measured beside it and does not ship: other people's exports, fewer bits, settings, faults.
+studies: $(VENV)/installed
+	dvc repro studies/dvc.yaml
+
+test: check
+	pytest --numprocesses 2 --dist loadfile
+
+# Everything that takes seconds.
+test-fast: check
+	pytest --numprocesses 2 --dist loadfile -m "not slow"
+
+check: $(VENV)/installed
 	ruff format --check .
 	ruff check .
 	mypy
-	pytest --numprocesses 2 --dist loadfile
 
-$(VENV)/installed: requirements.lock
+$(VENV)/installed: requirements.lock pyproject.toml
 	@command -v g++ >/dev/null || { echo "error: g++ is missing: AOTInductor compiles C++; install it (Debian: apt install g++)" >&2; exit 1; }
 	@command -v git >/dev/null || { echo "error: git is missing; install it (Debian: apt install git)" >&2; exit 1; }
-	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is missing: Python 3.11 is needed; give another with PYTHON=..." >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "error: $(PYTHON) is $$($(PYTHON) --version), Python 3.11 is needed; give another with PYTHON=..." >&2; exit 1; }
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is missing: Python 3.11 to 3.13 is needed; give another with PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { echo "error: $(PYTHON) is $$($(PYTHON) --version), Python 3.11 to 3.13 is needed; give another with PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --disable-pip-version-check --quiet --requirement requirements.lock
+	$(VENV)/bin/pip install --disable-pip-version-check --quiet --no-deps --editable .
 	@touch $@
 
-# The exact versions of all that pyproject.toml allows, for both commands above.
+# The exact versions of all that pyproject.toml allows, for all commands above.
 lock: $(VENV)/installed
 	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --no-header --no-annotate \
 		--quiet --upgrade --output-file requirements.lock

@@ -82,7 +82,7 @@ def emulate(manifest: dict[str, Any]) -> Iterator[float]:
 def torchrl_rollout(policy: str, threads: int) -> Callable[[int], object]:
     """Return a function to run ``env.rollout`` for some steps with the trained policy, in its training environment."""
     import torch
-    from torchrl.envs import InitTracker, TransformedEnv
+    from torchrl.envs import Compose, InitTracker, TransformedEnv
     from torchrl.envs.utils import ExplorationType, set_exploration_type
     from torchrl.modules.utils import get_primers_from_module
 
@@ -96,7 +96,7 @@ def torchrl_rollout(policy: str, threads: int) -> Callable[[int], object]:
     agent = load_agent(policy, profile)
     actor, env = agent.actor, make_env(find_env(profile), profile.preprocess, 1, seed=0, one_hot=agent.one_hot)
     if (primers := get_primers_from_module(actor, warn=False)) is not None:
-        env = TransformedEnv(TransformedEnv(env, InitTracker()), primers)
+        env = TransformedEnv(env, Compose(InitTracker(), primers), auto_unwrap=True)
 
     last = env.reset()
 

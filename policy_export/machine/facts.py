@@ -70,14 +70,28 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def describe_versions() -> dict[str, str | None]:
-    """Return the version of every library that makes or runs programs; none for one that is not installed."""
-    versions: dict[str, str | None] = {}
-    for library in LIBRARIES:
+def describe_versions(programs: Mapping[str, Mapping[str, bool]]) -> dict[str, str | None]:
+    """Return the version of every library that makes or runs programs.
+
+    A runtime that no policy has a program for has none, whether it is installed or not: it decides nothing.
+
+    Args:
+        programs: for each policy, which programs it has.
+
+    Raises:
+        UserError: a library is not installed.
+    """
+    runtimes = {backend.name: set(backend.run_by) for backend in registry.backends().values()}
+    chosen = {name for wanted in programs.values() for name, has in wanted.items() if has}
+    unused = set().union(*runtimes.values()) - set().union(*(runtimes[name] for name in chosen))
+    versions: dict[str, str | None] = dict.fromkeys(LIBRARIES)
+    for library in versions.keys() - unused:
         try:
             versions[library] = metadata.version(library)
         except metadata.PackageNotFoundError:
-            versions[library] = None
+            needing = [name for name in runtimes if name in chosen and library in runtimes[name]]
+            what = f"params.yaml: programs: {', '.join(needing)} needs" if needing else "the pipeline needs"
+            raise UserError(f"{what} {library}, which is not installed: pip install {library}") from None
     return versions
 
 
@@ -167,10 +181,11 @@ def write_facts() -> None:
         UserError: the mistakes of ``params.yaml``, or of all policies.
     """
     everything = params.load()
-    follow({policy: everything.policies[policy] for policy in everything.matrix}, choose_programs(everything))
+    programs = choose_programs(everything)
+    follow({policy: everything.policies[policy] for policy in everything.matrix}, programs)
     for left in {path.name for path in SOURCES.iterdir()} - set(everything.policies):
         shutil.rmtree(SOURCES / left)
     for stage in HASHED_STAGES:
         write_json(CODE / f"{stage}.json", hash_files(needed_files([f"stages.{stage}"])))
     write_json(RESULTS / "machine.json", describe_machine())
-    write_json(RESULTS / "versions.json", describe_versions())
+    write_json(RESULTS / "versions.json", describe_versions(programs))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from policy_export.config.errors import naming
 from policy_export.device.errors import UserError
+from policy_export.stage.quiet import drop_remarks
 
 
 def run(stage: Callable[..., object], doc: str | None, *, policy: bool = True) -> None:
@@ -20,6 +21,7 @@ def run(stage: Callable[..., object], doc: str | None, *, policy: bool = True) -
     if policy:
         parser.add_argument("policy", help="name of a profile under `policies` in params.yaml")
     arguments = parser.parse_args()
+    drop_remarks()
     try:
         with naming(arguments.policy) if policy else contextlib.nullcontext():
             stage(**vars(arguments))

@@ -11,6 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 
 from policy_export.device.errors import UserError
+from policy_export.stage.quiet import drop_remarks
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -18,6 +19,11 @@ PR_SET_PDEATHSIG = 1  # prctl(2)
 def end_with_starter() -> None:
     """Make this process end as soon as the one that has started it ends, in whatever way."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _begin() -> None:
+    end_with_starter()
+    drop_remarks()
 
 
 @contextmanager
@@ -33,7 +39,7 @@ def processes(count: int, *, one_task_each: bool = False) -> Iterator[ProcessPoo
     """
     tasks = 1 if one_task_each else None
     context = multiprocessing.get_context("spawn")
-    executor = ProcessPoolExecutor(count, context, initializer=end_with_starter, max_tasks_per_child=tasks)
+    executor = ProcessPoolExecutor(count, context, initializer=_begin, max_tasks_per_child=tasks)
     try:
         yield executor
     except BrokenProcessPool:
