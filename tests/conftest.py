@@ -22,7 +22,7 @@ EPISODE_STEPS = 300  # of the policy in `workspace`, so that its episodes are sh
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
-    """What is computed here is small: more threads only wait for each other."""
+    """Use one thread: what is computed here is small, and more threads only wait for each other."""
     torch.set_num_threads(1)
 
 
@@ -33,13 +33,13 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def profile() -> Profile:
-    """The profile that the repository ships."""
+    """Give the profile that the repository ships."""
     return load_profile("dqn", ROOT / "params.yaml")
 
 
 @pytest.fixture(scope="session")
 def variant(profile):
-    """The profile with some values changed, as ``variant(policy={"epsilon": 1.0})``; checked as params.yaml is."""
+    """Give the profile with some values changed, as ``variant(policy={"epsilon": 1.0})``; checked as params.yaml is."""
 
     def change(**sections):
         content = profile.model_dump()
@@ -52,7 +52,7 @@ def variant(profile):
 
 @pytest.fixture(scope="session")
 def make_step():
-    """An untrained policy of a profile, always the same one, as a :class:`Step`."""
+    """Give an untrained policy of a profile, always the same one, as a :class:`Step`."""
 
     def make(profile, exploration_type) -> Step:
         agent = untrained_agent(profile)
@@ -70,7 +70,7 @@ def untrained_agent(profile: Profile) -> Agent:
 
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory) -> Path:
-    """A folder as ``dvc repro`` leaves it, for an untrained policy and without the compiled program; not to be changed.
+    """Give a folder as ``dvc repro`` leaves it, of an untrained policy, without what is compiled; it must not change.
 
     Everything in it was written by the stages' own functions.
     """
@@ -90,7 +90,7 @@ def workspace(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def model(workspace, tmp_path) -> Path:
-    """A copy of the untrained policy's model folder, to be damaged."""
+    """Give a copy of the untrained policy's model folder, to be damaged."""
     return shutil.copytree(workspace / "models/dqn", tmp_path / "models/dqn")
 
 

@@ -72,7 +72,7 @@ def choose_programs(folder: Path, policy: str, names: Sequence[str]) -> None:
 
 
 def write_params(folder: Path, changes: dict[str, Any]) -> None:
-    """The project's ``params.yaml`` with other values."""
+    """Write the project's ``params.yaml`` with other values."""
     path = folder / "params.yaml"
     shutil.copyfile(ROOT / "params.yaml", path)
     change_params(path, changes)

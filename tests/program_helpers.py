@@ -26,7 +26,7 @@ def inputs_of(step, generator):
 
 
 def play(step, runs):
-    """What several functions make of the same observations, each with a memory of its own."""
+    """Yield what several functions make of the same observations, each with a memory of its own."""
     generator = torch.Generator().manual_seed(0)
     feeds = [{name: torch.full_like(tensor, 7) for name, tensor in step.example_inputs(ROWS).items()} for _ in runs]
     for number in range(STEPS):
@@ -40,7 +40,7 @@ def play(step, runs):
 
 
 def onnx_program(program, step):
-    """An exported program in ONNX Runtime, as a function of named tensors."""
+    """Return an exported program in ONNX Runtime, as a function of named tensors."""
     facts = {"policy": "zoo", "environment": {"id": "zoo"}, **step.signature.as_dict()}
     model = convert(program, facts, 20)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])

@@ -135,7 +135,7 @@ def decide(feed):
 
 @pytest.fixture
 def workload(tmp_path):
-    """A function that makes a workload of a little program."""
+    """Give a function that makes a workload of a little program."""
     inputs = {"x": np.linspace(-1, 1, 8, dtype=np.float32)[:, None]}
     save_file(inputs, tmp_path / INPUTS)
     save_file(decide(inputs), tmp_path / expected_file(None))
@@ -197,7 +197,7 @@ with running_emulator("dqn") as emulator:
 
 
 def state(process: int) -> str:
-    """The kernel's letter for it: R for running, T for stopped, Z for one that has ended."""
+    """Return the kernel's letter for it: R for running, T for stopped, Z for one that has ended."""
     status = Path(f"/proc/{process}/stat")
     return status.read_text().rpartition(")")[2].split()[0] if status.exists() else "Z"
 

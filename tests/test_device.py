@@ -45,7 +45,7 @@ WAYS = {
 
 @pytest.fixture
 def device(model):
-    """A folder with a model folder, and nothing else."""
+    """Give a folder with a model folder, and nothing else."""
     return model.parents[1]
 
 
@@ -135,7 +135,7 @@ def test_missing_file_on_a_device(play_there, device):
 
 
 def played(lines):
-    """The score and the number of decisions of each episode."""
+    """Return the score and the number of decisions of each episode."""
     return [tuple(map(int, re.findall(r"score (\S+)  decisions (\d+)", line)[0])) for line in lines]
 
 
@@ -385,7 +385,7 @@ class TestPlayer:
 
     @staticmethod
     def count(inputs):
-        """Steps since the start of each episode."""
+        """Return steps since the start of each episode."""
         steps = np.where(inputs["is_init"], 0, inputs["count"]) + 1
         return {"action": steps[:, 0].astype(np.int64), "next_count": steps.astype(np.float32)}
 

@@ -35,7 +35,7 @@ def random_actions(steps, rows, seed=0):
 
 
 def roll(env, entries, actions):
-    """The screens that an environment shows, one after the other."""
+    """Return the screens that an environment shows, one after the other."""
     screens = []
     for action in actions:
         _, entries = env.step_and_maybe_reset(entries.set("action", action))

@@ -25,7 +25,7 @@ def manifest(variant):
 
 @pytest.fixture(scope="module")
 def record(manifest):
-    """A function that plays an episode; returns it and the screens that were acted on."""
+    """Give a function that plays an episode; returns it and the screens that were acted on."""
 
     def play(seed, epsilon=0.5):
         screens = []

@@ -77,7 +77,7 @@ class NeverBeginsAnew(Noise):
 
 
 def make_step(*, noise: Noise | None) -> Step:
-    """A policy of Pendulum, which is the same under any noise."""
+    """Return a policy of Pendulum, which is the same under any noise."""
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
     mean = TensorDictModule(network, in_keys=["observation"], out_keys=["loc"])

@@ -70,7 +70,7 @@ def make(computed):
 
 @pytest.fixture
 def network(tmp_path, monkeypatch):
-    """A policy's step by what it computes, in a module of the user's own in the working folder."""
+    """Give a policy's step by what it computes, in a module of the user's own in the working folder."""
     (tmp_path / "of_a_user.py").write_text(MODULE.strip())
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)

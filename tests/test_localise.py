@@ -41,7 +41,7 @@ Fault = Callable[[Step], None]
 
 
 def write_program(policy: str, program: str, step: Step) -> None:
-    """A program of any kind from any step, as the stages write it."""
+    """Write a program of any kind from any step, as the stages do."""
     path = Path("models", policy, backends()[program].file)
     exported = export(step)
     facts = {"policy": policy, "environment": {"id": "ALE/Pong-v5"}, "actions": [], **step.signature.as_dict()}
@@ -101,7 +101,7 @@ def locate(policy: str, program: str) -> Location:
 
 
 def changed_step(policy: str = "dqn", **preprocess: object) -> Step:
-    """The policy with its weights and another preprocessing."""
+    """Return the policy with its weights and another preprocessing."""
     content = load_profile(policy).model_dump()
     content["preprocess"] |= preprocess
     agent = make_agent(policy, Profile.model_validate(content))
@@ -403,7 +403,7 @@ def test_program_of_an_unknown_back_end_is_reported():
 
 @pytest.fixture(scope="module")
 def compiled() -> list[package.Package]:
-    """The package that the policy ``dqn`` should be, once it is compiled."""
+    """Give the package that the policy ``dqn`` should be, once it is compiled."""
     return []
 
 

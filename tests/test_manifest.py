@@ -22,7 +22,7 @@ from policy_export.program.policy import make_agent, save_weights
 
 @pytest.fixture
 def project(workspace, tmp_path, monkeypatch) -> Path:
-    """A copy of the workspace, to be changed; the working folder."""
+    """Give a copy of the workspace, to be changed; the working folder."""
     shutil.copytree(workspace, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path

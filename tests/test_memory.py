@@ -66,7 +66,7 @@ def play(step, flags):
 
 
 def some_rows(steps, begin):
-    """Flags of episodes that all begin at the first step, and in every second row again at step ``begin``."""
+    """Return flags of episodes that all begin at the first step, and in every second row again at step ``begin``."""
     flags = torch.zeros(steps, ROWS, 1, dtype=torch.bool)
     flags[0] = True
     flags[begin, ::2] = True

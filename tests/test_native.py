@@ -59,7 +59,7 @@ def command(*words: str | Path, status: int = 0, stdin: bytes | None = None) -> 
 
 @pytest.fixture(scope="module")
 def folder(workspace, tmp_path_factory) -> Path:
-    """A model folder with native libraries and golden decisions, all made by the stages' own functions."""
+    """Give a model folder with native libraries and golden decisions, all made by the stages' own functions."""
     place = tmp_path_factory.mktemp("native")
     shutil.copytree(workspace, place, dirs_exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
@@ -73,7 +73,7 @@ def folder(workspace, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def generated(folder, tmp_path_factory) -> Path:
-    """What the library is built from."""
+    """Give what the library is built from."""
     place = tmp_path_factory.mktemp("generated")
     program, facts = load_program(folder / "policy.pt2", "dqn")
     generate(lower_batch_one(program, facts["inputs"]), find_target("native"), place)
@@ -374,7 +374,7 @@ def test_policy_without_a_native_library_has_no_command(workspace, tmp_path):
 
 
 def damaged(path: Path, target: Path, weights: bytes) -> Path:
-    """A copy with one byte of the weights changed, in the middle of them."""
+    """Return a copy with one byte of the weights changed, in the middle of them."""
     content = bytearray(path.read_bytes())
     at = content.find(weights) + len(weights) // 2
     assert at >= len(weights) // 2
@@ -592,7 +592,7 @@ def test_gcc_builds_it_without_warnings(build, folder):
 
 
 def driver(source: Path, built: Path, binary: Path, sanitizer: str) -> Path:
-    """A program of the tests that calls the library."""
+    """Return a program of the tests that calls the library."""
     include = ROOT / "native/include"
     flags = [f"-fsanitize={sanitizer}", "-g", "-O1", "-std=c++20", "-Wall", "-Wextra", "-Werror", f"-I{include}"]
     command("g++", *flags, source, f"-L{built}", "-lpolicy", f"-Wl,-rpath,{built}", "-pthread", "-o", binary)

@@ -46,7 +46,7 @@ STUDIES = ("export_naive", "export_tutorial", "compare", "quantise")
 
 
 def code_block(language: str, first: str) -> str:
-    """The README's block of code that begins so."""
+    """Return the README's block of code that begins so."""
     blocks = re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
     (found,) = (block for block in blocks if block.lstrip().startswith(first))
     return found

@@ -452,7 +452,7 @@ def test_only_episodes_that_part_at_a_tie_are_followed(bundle):
 
 
 def trace(actions: list[float], reference: list[float] | None = None, reward: float = 0.0) -> Trace:
-    """An episode of vectors, or of what eager would have done beside, with always the same reward."""
+    """Return an episode of vectors, with what eager would have done there, and always the same reward."""
     rows = [None if row is None else {"action": np.array(row, np.float32)[:, None]} for row in (actions, reference)]
     return Trace(9, rows[0], rows[1], np.arange(len(actions), dtype=np.uint64), np.full(len(actions), reward))
 
@@ -504,7 +504,7 @@ def only_in_small_batches(run: Run) -> Run:
 
 
 def as_if_contiguous(run: Run) -> Run:
-    """Reads memory from where the array starts, whatever its strides."""
+    """Read memory from where the array starts, whatever its strides."""
 
     def read(array: np.ndarray) -> np.ndarray:
         return np.lib.stride_tricks.as_strided(array, strides=np.empty(array.shape, array.dtype).strides)
@@ -607,7 +607,7 @@ def test_exact_tie_is_no_fault():
 
 
 def distributional(action: int, means: list[float]) -> Arrays:
-    """A decision with distributions of the actions' values, ``(batch, atoms, actions)``, and their means."""
+    """Return a decision with distributions of the actions' values, ``(batch, atoms, actions)``, and their means."""
     atoms = np.full((1, 51, len(means)), np.float32(-3.9))
     return {
         "action": np.array([action]),
@@ -673,7 +673,7 @@ def test_samples_that_are_no_numbers_are_a_fault():
 
 @pytest.fixture
 def project(bundle, tmp_path, monkeypatch) -> Path:
-    """A copy of the bundle in which the stage runs, short as its episodes are."""
+    """Give a copy of the bundle in which the stage runs, short as its episodes are."""
     shutil.copytree(bundle.folder, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

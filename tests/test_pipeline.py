@@ -53,7 +53,7 @@ EXPORTS = {"export_pt2", "export_onnx", "compile_aoti", "compile_native"}
 
 
 def leaves(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The dotted key and the value of every parameter."""
+    """Yield the dotted key and the value of every parameter."""
     for key, value in section.items():
         if isinstance(value, dict):
             yield from leaves(value, f"{prefix}{key}.")
@@ -71,7 +71,7 @@ OF_MATRIX = {
 
 
 def another(value: Any) -> Any:
-    """Some other value of the same type; DVC compares, nothing runs."""
+    """Return some other value of the same type; DVC compares, nothing runs."""
     match value:
         case bool():
             return not value
@@ -84,7 +84,7 @@ def another(value: Any) -> Any:
 
 
 def code_of(stage: str) -> set[str]:
-    """The files whose code decides what a stage makes, by the hashes that it depends on."""
+    """Return the files whose code decides what a stage makes, by the hashes that it depends on."""
     content = {**STAGES, **STUDIES}[stage]
     hashed = {name for name in content["deps"] if name.startswith("results/code/")}
     found = {path.as_posix() for name in hashed for path in needed_files([f"stages.{Path(name).stem}"])}
@@ -140,7 +140,7 @@ def test_versions_that_a_stage_depends_on_are_those_it_records(stage):
 
 @pytest.fixture(scope="module")
 def unchanged(tmp_path_factory) -> Iterator[Repo]:
-    """A copy of the pipeline for two policies, all of whose stages are up to date, with stand-ins for their outputs.
+    """Give a copy of the pipeline for two policies, with stand-ins for their outputs; all stages are up to date.
 
     It is the working folder of the tests in this file: DVC takes some paths from there, whatever its root is.
     """
@@ -170,7 +170,7 @@ def pipeline(unchanged) -> Iterator[Repo]:
 
 @pytest.fixture
 def _kept_facts(tmp_path) -> Iterator[None]:
-    """What machine has written, put back after the test; to find it again means to try policies again."""
+    """Give what machine has written, put back after the test; to find it again means to try policies again."""
     kept = [shutil.copytree(f"results/{name}", tmp_path / name) for name in ("code", "sources")]
     yield
     for folder in kept:
@@ -186,12 +186,12 @@ def downstream(unchanged) -> dict[str, set[str]]:
 
 
 def name_of(stage: Any) -> str:
-    """A stage's name, whichever file it stands in."""
+    """Return a stage's name, whichever file it stands in."""
     return stage.addressing.rpartition(":")[2]
 
 
 def reruns(repo: Repo, downstream: dict[str, set[str]]) -> set[str]:
-    """The stages with a changed dependency or parameter, and all that come after them."""
+    """Return the stages with a changed dependency or parameter, and all that come after them."""
     changed = {
         stage.rpartition(":")[2]
         for stage, reasons in repo.status().items()
@@ -208,7 +208,7 @@ def stages_of(stages: set[str], policies: Iterable[str]) -> set[str]:
 
 
 def expected_reruns(key: str) -> set[str]:
-    """What the table says, for all policies or for the one that the parameter belongs to."""
+    """Return what the table says, for all policies or for the one that the parameter belongs to."""
     section, name, *_ = key.split(".")
     policies = list(POLICIES)
     if section == "policies":

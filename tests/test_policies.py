@@ -21,7 +21,7 @@ KINDS = list(read(ROOT / "params.yaml")["policies"])
 
 
 def changed(name: str, **sections) -> Profile:
-    """A profile of params.yaml with some values changed."""
+    """Return a profile of params.yaml with some values changed."""
     content = read(ROOT / "params.yaml")["policies"][name]
     for section, values in sections.items():
         content[section] |= values
@@ -39,7 +39,7 @@ def agent(request):
 
 
 def random_inputs(agent, rows):
-    """Inputs in the middle of an episode, by key."""
+    """Return inputs in the middle of an episode, by key."""
     inputs = {}
     for key, spec in agent.input_spec.items():
         many = spec.expand(rows, *spec.shape)

@@ -32,7 +32,7 @@ def path(tmp_path, network):
 
 
 def refuse(path, policy="dqn", network=None):
-    """The error's lines; the network that should have been loaded into is as it was."""
+    """Return the error's lines; the network that should have been loaded into is as it was."""
     network = network or make_small(seed=1)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     with pytest.raises(UserError) as caught:

@@ -48,14 +48,14 @@ def program(step):
 
 @pytest.fixture(scope="module")
 def runtimes(step, program, tmp_path_factory):
-    """The exported program and what ONNX Runtime makes of it, as functions of named arrays."""
+    """Give the exported program and what ONNX Runtime makes of it, as functions of named arrays."""
     path = tmp_path_factory.mktemp("onnx") / "policy.onnx"
     path.write_bytes(convert(program, FACTS | step.signature.as_dict(), opset=20).SerializeToString())
     return {"pt2": wrap(program.module()), "onnx": load_onnx(path)}
 
 
 def random_inputs(step, rows, is_init=False):  # noqa: FBT002
-    """Inputs in the middle of an episode, by name."""
+    """Return inputs in the middle of an episode, by name."""
     random = np.random.default_rng(0)
     arrays = {}
     for name, tensor in step.example_inputs(rows).items():
@@ -123,7 +123,7 @@ class Tally(nn.Module):
 
 @pytest.fixture(scope="module")
 def nested() -> Step:
-    """A policy whose observation and state are nested, as those of several agents are."""
+    """Give a policy whose observation and state are nested, as those of several agents are."""
     keys = {"obs": ("group0", "agent0", "obs"), "total": ("group0", "total")}
     out_keys = ["action", "action_value", ("next", *keys["total"])]
     policy = TensorDictModule(Tally(), in_keys=[*keys.values(), "is_init"], out_keys=out_keys)

@@ -72,7 +72,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def cartpole(tmp_path_factory):
-    """The working folder, with a policy that balances the pole, exported, recorded and with a manifest."""
+    """Give the working folder, with a policy that balances the pole, exported, recorded and with a manifest."""
     folder = tmp_path_factory.mktemp("cartpole")
     write_params(folder, SMALL)
     yaml = YAML()

@@ -96,13 +96,13 @@ def stages_run(output: str) -> set[str]:
 
 
 def dvc(*arguments: str, cwd: Path, status: int = 0) -> str:
-    """What DVC prints to standard output."""
+    """Return what DVC prints to standard output."""
     return python("-m", "dvc", *arguments, cwd=cwd, status=status, project=cwd).stdout
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> Path:
-    """A project after its first ``dvc repro``; not to be changed."""
+    """Give a project after its first ``dvc repro``; not to be changed."""
     folder = tmp_path_factory.mktemp("built")
     copy_project(folder)
     change_params(folder / "params.yaml", SMALL)
@@ -116,7 +116,7 @@ def built(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def project(built, tmp_path) -> Path:
-    """A copy of it, to be changed."""
+    """Give a copy of it, to be changed."""
     return shutil.copytree(built, tmp_path / "project", symlinks=True)
 
 
@@ -215,7 +215,7 @@ OTHER_KINDS = (profile.GymEnv, Ppo, Dqn, Untrained)
 
 
 def sections(annotation: Any) -> list[type[Section]]:
-    """The sections that a key may hold for this policy."""
+    """Return the sections that a key may hold for this policy."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return [] if issubclass(annotation, OTHER_KINDS) else [annotation]
     return [section for argument in get_args(annotation) for section in sections(argument)]
@@ -238,7 +238,7 @@ OF_MACHINE = {"policies.dqn.programs"}
 
 
 def declared_parameters(content: dict[str, Any]) -> list[str]:
-    """The keys of params.yaml that a stage declares."""
+    """Return the keys of params.yaml that a stage declares."""
     found = []
     for entry in content.get("params", []):
         found += [entry] if isinstance(entry, str) else entry.get("params.yaml", [])

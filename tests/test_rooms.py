@@ -32,7 +32,7 @@ STUDIES = sorted(path.relative_to(ROOT) for path in (ROOT / "studies").rglob("*.
 
 
 def imports(path: Path) -> set[Path]:
-    """The project's files that a file imports."""
+    """Return the project's files that a file imports."""
     return {file for name in imported_names(path) if (file := module_file(name)) is not None}
 
 

@@ -67,7 +67,7 @@ WRONG = [
 
 @pytest.fixture(scope="module")
 def compiled(workspace, tmp_path_factory) -> Path:
-    """A model folder with all programs."""
+    """Give a model folder with all programs."""
     place = shutil.copytree(workspace, tmp_path_factory.mktemp("compiled"), dirs_exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
@@ -125,7 +125,7 @@ def test_player_s_program_refuses_the_same(workspace, inputs, change, message):
 
 @pytest.fixture
 def project(workspace, tmp_path, monkeypatch) -> Path:
-    """A copy of the workspace, to be damaged; the working folder. Returns the model folder."""
+    """Give the model folder of a copy of the workspace, to be damaged; the working folder is the copy."""
     shutil.copytree(workspace, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return Path("models/dqn")

@@ -71,7 +71,7 @@ class LacksAnAction(Explorer):
 
 
 def findings(make, seeds=(1, 2, 3)):
-    """Findings of ``make(seed)``, against an eager policy; the seeds are the check's own process and two others."""
+    """Return findings of ``make(seed)`` against an eager policy; seeds of the check's own process and two others."""
     recorded_inputs = {"recorded input": np.arange(len(GREEDY))}
     eager = sample(Explorer(0), recorded_inputs, CALLS)
     sampled = [sample(make(seed), recorded_inputs, CALLS) for seed in seeds]

@@ -36,7 +36,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def recorded(workspace, tmp_path_factory):
-    """The working folder: a copy of the untrained policy's, with episodes."""
+    """Give the working folder: a copy of the untrained policy's, with episodes."""
     folder = shutil.copytree(workspace, tmp_path_factory.mktemp("recorded") / "workspace")
     change_params(folder / "params.yaml", SMALL)
     with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:

@@ -34,7 +34,7 @@ DETERMINISTIC, RANDOM = ExplorationType.DETERMINISTIC, ExplorationType.RANDOM
 
 
 def step_of(case, exploration_type):
-    """The policy of a case, always the same one, as a function of named tensors."""
+    """Return the policy of a case, always the same one, as a function of named tensors."""
     torch.manual_seed(0)
     policy = TensorDictSequential(case.make())
     spec = Composite({key: SPECS[key] for key in case.reads})
@@ -45,7 +45,7 @@ def step_of(case, exploration_type):
 
 
 def seeded(run):
-    """A function that draws the same random numbers at each call."""
+    """Return a function that draws the same random numbers at each call."""
 
     def call(**inputs):
         torch.manual_seed(1)

@@ -67,7 +67,7 @@ def test_truncated_step_leads_to_the_old_episode(profile, monkeypatch):
 
 
 def lambda_returns(rollout: TensorDict, gamma: float, lambda_: float, *, ends_at_reward: bool) -> torch.Tensor:
-    """The definition, one step after the other: ``(num_envs, steps)``."""
+    """Return the definition, one step after the other: ``(num_envs, steps)``."""
     reward, value, done, terminated = (rollout[name][..., 0] for name in ("reward", "next_value", "done", "terminated"))
     returns = torch.zeros_like(reward)
     for env, step in torch.cartesian_prod(*map(torch.arange, reward.shape)).flip(0).tolist():

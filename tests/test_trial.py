@@ -70,7 +70,7 @@ CARTPOLE = {"env": {"id": "CartPole-v1", "max_episode_steps": 10}}
 
 
 def make_project(folder: Path, policies: dict[str, dict], environment: str = ENVIRONMENT + REGISTER) -> Path:
-    """A user's modules, and ``params.yaml`` with some policies, all in ``matrix``; each is MINE and its changes."""
+    """Write a user's modules and ``params.yaml`` with some policies, all in ``matrix``; each is MINE and changes."""
     (folder / "my_policy.py").write_text(POLICY)
     (folder / "my_env.py").write_text(environment)
     (folder / "physics.py").write_text("DRAG = 0.9\n")

@@ -27,7 +27,7 @@ NOISES = {"ddpg": ["_ou_prev_noise", "_ou_steps"], "gsde": ["_eps_gSDE"]}
 
 
 def profile_of(kind: str) -> Profile:
-    """A profile of params.yaml with the environment that a kind of policy is for."""
+    """Return a profile of params.yaml with the environment that a kind of policy is for."""
     policies = read(ROOT / "params.yaml")["policies"]
     names = {**dict.fromkeys(CHOICES, "cartpole"), **dict.fromkeys(VECTORS, "pendulum"), **dict.fromkeys(FRAMES, "dqn")}
     content = policies[names.get(kind, "tutorial")]

@@ -83,7 +83,7 @@ def mlp(outputs, inputs=SIZE, **arguments):
 
 
 def actor(distribution, parameters, network, key="observation", **arguments):
-    """A network's outputs as a distribution's parameters."""
+    """Return a network's outputs as a distribution's parameters."""
     module = layer(network, [key], parameters)
     return modules.ProbabilisticActor(
         module, in_keys=parameters, distribution_class=distribution, return_log_prob=True, **arguments

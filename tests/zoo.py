@@ -113,7 +113,7 @@ def sac(observations, actions):
 
 
 def free_log_std(observations, actions):
-    """A deviation that is a weight of its own, and an action that is cut off at its bounds."""
+    """Return a deviation that is a weight of its own, and an action that is cut off at its bounds."""
     size = actions.shape[-1]
     network = nn.Sequential(
         perceptron(observations["observation"].shape[-1], size), AddStateIndependentNormalScale(size)
@@ -204,7 +204,7 @@ class Trace(nn.Module):
 
 
 def trace(observations, actions):
-    """A memory that is written over in place."""
+    """Return a memory that is written over in place."""
     size = observations["observation"].shape[-1]
     keys = {"in_keys": ["observation", "trace"], "out_keys": ["features", "trace"]}
     return TensorDictSequential(Remembering(Trace(), "trace", (size,), **keys), *head(size, actions))

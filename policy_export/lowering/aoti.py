@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def inductor_options(settings: params.CompileAoti) -> dict[str, Any]:
-    """What AOTInductor is told about the code that it makes."""
+    """Return what AOTInductor is told about the code that it makes."""
     return {
         "cpp.threads": settings.threads,
         "freezing": settings.freezing,
@@ -31,7 +31,7 @@ def inductor_options(settings: params.CompileAoti) -> dict[str, Any]:
 
 
 def lower(program: torch.export.ExportedProgram, settings: params.CompileAoti) -> torch.export.ExportedProgram:
-    """The program in the operators that are compiled."""
+    """Return the program in the operators that are compiled."""
     from policy_export.lowering.convolutions import use_products
 
     return use_products(program) if settings.convolutions_as_products else program

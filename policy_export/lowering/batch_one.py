@@ -76,7 +76,7 @@ OPERATORS: dict[OpOverload, Callable[..., Any]] = {
 def lower_batch_one(
     program: torch.export.ExportedProgram, inputs: Sequence[Mapping[str, Any]]
 ) -> torch.export.ExportedProgram:
-    """The program for a batch of one.
+    """Return the program for a batch of one.
 
     Args:
         inputs: ``name``, ``dtype`` and ``shape`` of each, the first size a batch's.

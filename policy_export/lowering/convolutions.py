@@ -18,7 +18,7 @@ UNROLLED = 64  # kernels of a channel of its own with at most so many weights ar
 def take_patches(
     images: torch.Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
 ) -> torch.Tensor:
-    """What each position of a kernel looks at.
+    """Return what each position of a kernel looks at.
 
     Args:
         images: ``(batch, channels, *sizes)``, padded.
@@ -51,7 +51,7 @@ def multiply_patches(patches: torch.Tensor, weight: torch.Tensor, bias: torch.Te
 
 
 def multiply_groups(patches: torch.Tensor, weight: torch.Tensor, groups: int) -> torch.Tensor:
-    """A product for each group of channels."""
+    """Return a product for each group of channels."""
     axes = weight.ndim - 2
     positions, kernel = range(3, 3 + axes), range(3 + axes, 3 + 2 * axes)
     grouped = patches.unflatten(1, (groups, -1))
@@ -70,7 +70,7 @@ def take(tensor: torch.Tensor, place: tuple[int, ...]) -> torch.Tensor:
 
 
 def weigh_channels(patches: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """A sum for each channel, which no other channel is part of."""
+    """Return a sum for each channel, which no other channel is part of."""
     axes = weight.ndim - 2
     channels, kernel = patches.shape[1], weight.shape[2:]
     spread = weight.reshape(channels, -1, *[1] * axes, *kernel)
@@ -177,7 +177,7 @@ def convolve_any(  # noqa: PLR0917  the operator's own arguments
 
 
 def along_axes(values: Sequence[int], kernel: Sequence[int]) -> list[int]:
-    """A value for each axis of a kernel."""
+    """Return a value for each axis of a kernel."""
     return [*values] if len(values) == len(kernel) else [*values] * len(kernel)
 
 
@@ -203,5 +203,5 @@ def as_product(  # noqa: PLR0917  the operator's own arguments
 
 
 def use_products(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """The program with every plain convolution of images as a matrix product."""
+    """Return the program with every plain convolution of images as a matrix product."""
     return program.run_decompositions({torch.ops.aten.conv2d.default: as_product})

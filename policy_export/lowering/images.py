@@ -28,7 +28,7 @@ def measure_weights(
     align_corners: bool,  # noqa: FBT001
     scale: float | None,
 ) -> Floats:
-    """What a resize multiplies the lines of an image by, ``(resized, size)``, from what it does to a one."""
+    """Return what a resize multiplies the lines of an image by, ``(resized, size)``, from what it does to a one."""
     with without_modes(), torch.no_grad():
         ones = torch.eye(size, dtype=torch.float64)[None, None]
         return resize(ones, [resized, size], align_corners, scale, None)[0, 0].numpy()
@@ -92,7 +92,7 @@ def resize_antialiased(resize: Resize) -> Resize:
 
 
 def resize_antialiased_vec(operator: OpOverloadPacket) -> Resize:
-    """The same for the operator's overload that is given a size or factors."""
+    """Return the same for the operator's overload that is given a size or factors."""
 
     def rewritten(
         images: torch.Tensor,
@@ -109,7 +109,7 @@ def resize_antialiased_vec(operator: OpOverloadPacket) -> Resize:
 
 
 def look_into_windows(images: torch.Tensor, sizes: Sequence[int]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """The windows of an adaptive pool, each as wide as the widest.
+    """Return the windows of an adaptive pool, each as wide as the widest.
 
     Args:
         images: ``(..., *axes)`` with as many axes at the end as there are ``sizes``.

@@ -27,7 +27,7 @@ NEEDED = {
 
 @functools.cache
 def processor() -> dict[str, str]:
-    """What the kernel tells about the first processor, by its own names for it; nothing where it tells nothing."""
+    """Return what the kernel says about the first processor, by its own names; nothing if it says nothing."""
     fields: dict[str, str] = {}
     path = Path("/proc/cpuinfo")
     for line in path.read_text().splitlines() if path.exists() else []:
@@ -37,7 +37,7 @@ def processor() -> dict[str, str]:
 
 
 def flags() -> frozenset[str]:
-    """The instruction sets that this processor has, by the kernel's names."""
+    """Return the instruction sets that this processor has, by the kernel's names."""
     return frozenset(processor().get("flags", processor().get("Features", "")).split())
 
 
@@ -138,7 +138,7 @@ TARGETS = {
 
 
 def find_target(name: str) -> Target:
-    """The target of a name in params.yaml; ``native`` is the best that this machine runs.
+    """Return the target of a name in params.yaml; ``native`` is the best that this machine runs.
 
     Raises:
         UserError: there is none for this machine, or it cannot be built here.

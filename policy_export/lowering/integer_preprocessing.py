@@ -59,7 +59,7 @@ class Preprocessing:
 
 
 def find_preprocessing(graph: onnx.GraphProto) -> Preprocessing | None:
-    """The preprocessing of the one image of bytes, if there is one and it ends in one tensor."""
+    """Return the preprocessing of the one image of bytes, if there is one and it ends in one tensor."""
     images = [
         value
         for value in graph.input
@@ -81,7 +81,7 @@ def find_preprocessing(graph: onnx.GraphProto) -> Preprocessing | None:
 
 
 def measure(model: onnx.ModelProto, found: Preprocessing) -> tuple[Separable, list[int]] | None:
-    """What the preprocessing does, and the shape of one row of its output, if that is a separable image."""
+    """Return what the preprocessing does, and the shape of one row of its output, if that is a separable image."""
     made = {output for node in found.nodes for output in node.output}
     used = {name for node in found.nodes for name in node.input} - made
     output = helper.make_tensor_value_info(found.output, TensorProto.FLOAT, None)
@@ -101,7 +101,7 @@ def measure(model: onnx.ModelProto, found: Preprocessing) -> tuple[Separable, li
     offset = black.reshape(shape[-2:])
 
     def probe(count: int, *, rows: bool) -> Floats:
-        """What each row of the image, or each byte of its rows, adds to the output: ``(count, h, w)``."""
+        """Return what each row of the image, or each byte of its rows, adds to the output: ``(count, h, w)``."""
         added = []
         for lit in np.array_split(np.arange(count), -(-count // CHUNK)):
             images = np.zeros((len(lit), height, width * channels), np.uint8)
@@ -144,7 +144,7 @@ def as_integers(columns: Floats) -> tuple[npt.NDArray[np.int8], Floats] | None:
 
 
 def find_means(rows: Floats) -> npt.NDArray[np.int64] | None:
-    """The rows of the image that each row of the output is the plain mean of, ``(h, n)``, if all are of as many."""
+    """Return, for each row of the output, the rows of the image that it is the plain mean of: ``(h, n)``, or None."""
     read = [np.flatnonzero(weights) for weights in rows]
     count = len(read[0])
     means = all(
@@ -183,7 +183,7 @@ def cut(weights: npt.NDArray[np.int8]) -> tuple[int, npt.NDArray[np.int8]]:
 
 
 def write_product(found: Preprocessing, separable: Separable, shape: list[int]) -> onnx.GraphProto | None:
-    """The same as a graph around one product of integers, if its weights are whole numbers up to a scale."""
+    """Return the preprocessing as a graph around one product of integers, if its weights are integers times a scale."""
     channels = [channel for channel, weights in enumerate(separable.columns) if weights.any()]
     integers = as_integers(np.concatenate(separable.columns[channels], axis=1))
     if integers is None:

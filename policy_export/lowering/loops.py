@@ -19,7 +19,7 @@ lowerings, user_lowerings, NoValidChoicesError = compiler_lowerings()
 
 
 def multiply(one: Any, other: Any) -> Any:
-    """The product of matrices ``(..., n, k)`` and ``(..., k, m)``, as sums."""
+    """Return the product of matrices ``(..., n, k)`` and ``(..., k, m)``, as sums."""
     products = lowerings[aten.mul](lowerings[aten.unsqueeze](one, -1), lowerings[aten.unsqueeze](other, -3))
     return lowerings[aten.sum](products, [-2])
 
@@ -72,7 +72,7 @@ def size_scale(query: Any) -> float:
 
 
 def otherwise(operator: OpOverload, loops: Callable[..., Any]) -> Callable[..., Any]:
-    """The compiler's own way of writing an operator, and loops where it has none."""
+    """Return the compiler's own way of writing an operator, and loops where it has none."""
 
     def write(*arguments: Any, **options: Any) -> Any:
         try:

@@ -56,7 +56,7 @@ LONG = {"sort", "topk", "kthvalue", "median", "cumsum", "cumprod", "cummax", "cu
 
 
 def inductor_options() -> dict[str, Any]:
-    """What AOTInductor is told about the code that it makes."""
+    """Return what AOTInductor is told about the code that it makes."""
     return {
         "cpp.threads": 1,
         "freezing": True,
@@ -80,7 +80,7 @@ def package(program: torch.export.ExportedProgram, target: Target, path: Path) -
 
 
 def describe_operator(name: str) -> str:
-    """An operator in words, by its name, such as ``aten::sort.stable``; of a function of PyTorch's C interface, too."""
+    """Describe an operator, such as ``aten::sort.stable``, or a function of PyTorch's C interface in words."""
     *before, name = name.removeprefix("torch.ops.").replace("::", ".").split(".", 2)[:2]
     name = name if before and before[0] in NAMESPACES else [*before, name][0]
     name = SHIM.sub("", name).strip("_").removesuffix("_out")
@@ -103,7 +103,7 @@ def describe_place(node: torch.fx.Node) -> str:
 
 
 def describe_node(name: str, node: torch.fx.Node | None) -> str:
-    """An operator in words, with its place."""
+    """Describe an operator in words, with its place."""
     import torch
 
     told = describe_operator(name)
@@ -116,7 +116,7 @@ def describe_node(name: str, node: torch.fx.Node | None) -> str:
 
 
 def find_unwritten(batch_one: torch.export.ExportedProgram) -> list[str]:
-    """The same as :func:`find_unsupported`, of a program for one row that has been lowered."""
+    """Return the same as :func:`find_unsupported`, of a program for one row that has been lowered."""
     from policy_export.program.torch_private import stopped_before_code
 
     found: list[str] = []
@@ -132,7 +132,7 @@ def find_unwritten(batch_one: torch.export.ExportedProgram) -> list[str]:
 
 
 def find_unsupported(program: torch.export.ExportedProgram, inputs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What of a program the native library cannot have, as only PyTorch's library computes it; in seconds.
+    """Return the operators of a program that only PyTorch's library computes, so that no native library can have them.
 
     Args:
         inputs: ``name``, ``dtype`` and ``shape`` of each, the first size a batch's.

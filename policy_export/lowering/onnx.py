@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def translate(program: torch.export.ExportedProgram, facts: dict[str, Any], opset: int) -> torch.onnx.ONNXProgram:
-    """A program as PyTorch's exporter translates it, with the program's own names."""
+    """Return a program as PyTorch's exporter translates it, with the program's own names."""
     import torch
 
     names = [output["name"] for output in facts["outputs"]]
@@ -45,12 +45,12 @@ def translate(program: torch.export.ExportedProgram, facts: dict[str, Any], opse
 
 
 def lower(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A translated program in the operators that ONNX Runtime takes the least time for."""
+    """Return a translated program in the operators that ONNX Runtime takes the least time for."""
     return use_integer_preprocessing(drop_redundant_reshapes(model))
 
 
 def convert(program: torch.export.ExportedProgram, facts: dict[str, Any], opset: int) -> onnx.ModelProto:
-    """A program as a checked ONNX model with the program's own names and its facts as metadata."""
+    """Return a program as a checked ONNX model with the program's own names and its facts as metadata."""
     model = lower(translate(program, facts, opset).model_proto)
     # The exporter notes where in the sources each node comes from, with this machine's paths.
     for item in [*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output]:

@@ -38,7 +38,7 @@ def find_order(numbers: torch.Tensor, count: int, *, descending: bool) -> torch.
 
 
 def pick_first(numbers: torch.Tensor, count: int, dim: int, *, descending: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first numbers of the order along an axis, and where they stood."""
+    """Return the first numbers of the order along an axis, and where they stood."""
     if numbers.ndim == 0:
         return numbers.clone(), torch.zeros([], dtype=torch.int64)
     if numbers.shape[dim] > LARGEST:

@@ -38,7 +38,7 @@ class Recorded(CalibrationDataReader):
 
 
 def layers(model: onnx.ModelProto, operators: tuple[str, ...]) -> list[onnx.NodeProto]:
-    """The network's nodes of some operators with weights, but for the last, which makes the values."""
+    """Return the network's nodes of some operators with weights, but for the last, which makes the values."""
     weights = {tensor.name for tensor in model.graph.initializer}
     found = [
         node
@@ -67,7 +67,7 @@ def read_apart(model: onnx.ModelProto, chosen: list[onnx.NodeProto]) -> None:
 
 
 def quantised(model: onnx.ModelProto, inputs: Arrays, operators: tuple[str, ...]) -> onnx.ModelProto | None:
-    """The program with products of 8-bit integers, or none where it has none to be made so.
+    """Return the program with products of 8-bit integers, or None if it has no layer for them.
 
     Weights are symmetric, activations have a zero point; both ranges are the smallest and largest numbers seen.
 
@@ -101,7 +101,7 @@ def quantised(model: onnx.ModelProto, inputs: Arrays, operators: tuple[str, ...]
 
 
 def halved(model: onnx.ModelProto, kind: str) -> onnx.ModelProto | None:
-    """The program with the same layers' weights, inputs and products as floats of 16 bits, or none without such layers.
+    """Return the program with the same layers in floats of 16 bits, or None if it has no such layers.
 
     Args:
         model: whose weights are float32.

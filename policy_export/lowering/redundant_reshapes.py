@@ -14,7 +14,7 @@ RESHAPES = {"Identity", "Reshape", "Squeeze", "Unsqueeze"}
 
 
 def read_sizes(value: ir.Value | None) -> list[int | str] | None:
-    """The sizes of a tensor's axes, names for those that vary; None if any is neither known nor named."""
+    """Return the sizes of a tensor's axes, names for those that vary; None if any is neither known nor named."""
     if value is None or value.shape is None:
         return None
     sizes = [size if isinstance(size, int) else size.value for size in value.shape]
@@ -40,7 +40,7 @@ def keeps_order(node: ir.Node) -> bool:
 
 
 def drop_redundant_reshapes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The program with at most one reshape in place of each chain of nodes that keep all numbers in their order.
+    """Return the program with at most one reshape in place of each chain of nodes that keep all numbers in their order.
 
     All other nodes stay as they are, all values that are left keep their names, and sizes that vary still do.
     """

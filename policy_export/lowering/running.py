@@ -18,7 +18,7 @@ def too_many(numbers: torch.Tensor, dim: int) -> bool:
 
 
 def choose_dtypes(numbers: torch.Tensor, dtype: torch.dtype | None) -> tuple[torch.dtype, torch.dtype]:
-    """What PyTorch adds up in, and what it gives."""
+    """Return what PyTorch adds up in, and what it gives."""
     given = dtype or (numbers.dtype if numbers.is_floating_point() else torch.int64)
     return {torch.float32: torch.float64, torch.float16: torch.float32, torch.bfloat16: torch.float32}.get(
         given, given

@@ -23,7 +23,7 @@ ODD_ROWS = 16
 
 
 def run_batches(run: Run, inputs: Arrays, size: int) -> Arrays:
-    """The outputs for all rows, computed in batches of ``size``."""
+    """Return the outputs for all rows, computed in batches of ``size``."""
     rows = len(next(iter(inputs.values())))
     outputs = [
         run({name: array[start : start + size] for name, array in inputs.items()}) for start in range(0, rows, size)
@@ -36,7 +36,7 @@ def reorder(inputs: Arrays, order: np.ndarray[Any, Any]) -> Arrays:
 
 
 def odd_inputs(inputs: Arrays, manifest: dict[str, Any], observation: str, seed: int) -> Iterator[tuple[str, Arrays]]:
-    """Inputs that no game shows, or that lie in memory in another way, by a name for messages; ``ODD_ROWS`` each."""
+    """Yield unusual inputs, or inputs in another memory layout: a name for messages, and ``ODD_ROWS`` rows."""
     random = np.random.default_rng(seed)
     first = {name: array[:ODD_ROWS] for name, array in inputs.items()}
     seen = first[observation]

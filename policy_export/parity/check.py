@@ -123,7 +123,7 @@ def explain_failures(
     closed_loop: dict[str, ClosedLoop],
     settings: params.ParityCheck,
 ) -> dict[str, dict[str, Any]]:
-    """What is known about the first decision in which each deterministic program failed, if there is one."""
+    """Return what is known about the first decision in which each deterministic program failed, if there is one."""
     from policy_export.parity.divergence import explain
 
     shown = {episode.seed: list(episode.actions) for episode in recorded}

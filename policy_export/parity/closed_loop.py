@@ -83,7 +83,7 @@ class Log:
         self.guide, self.tolerance = guide, tolerance
 
     def choose(self, state: int, decided: Arrays) -> Action:
-        """The action to take for a decision, one row: at a tie eager's, which is then written into the decision."""
+        """Return the action to take for a decision, one row; at a tie it is eager's, which replaces its own."""
         step, guide = len(self.states), self.guide
         self.states.append(state)
         if guide is not None and step < len(guide.states) and state == guide.states[step]:
@@ -171,7 +171,7 @@ def follow_by_name(policy: str, program: str, guides: Sequence[Trace], settings:
 
 
 def find_tie(trace: Trace, eager: Trace, tolerance: float) -> dict[str, Any] | None:
-    """The tie at which an episode first parts from eager's, if it does so at one."""
+    """Return the tie at which an episode first parts from eager's, if it does so at one."""
     failure = first_difference(trace, eager) if trace.reference is None else None
     if failure is None:
         return None
@@ -231,7 +231,7 @@ def compare_episodes(
 
 
 def first_difference(trace: Trace, eager: Trace) -> Failure | None:
-    """The first step in which an episode with the same seed is another one."""
+    """Return the first step in which an episode with the same seed is another one."""
     steps = min(len(trace.rewards), len(eager.rewards))
     compared = {
         "state": (trace.states, eager.states),

@@ -69,7 +69,7 @@ class Failure:
 
 
 def decision(outputs: Arrays, row: int) -> Arrays:
-    """Action and values of a row."""
+    """Return action and values of a row."""
     return {name: array[[row]] for name, array in outputs.items() if name in ("action", *VALUES)}
 
 
@@ -111,7 +111,7 @@ def compare_action(found: Arrays, expected: Arrays, tolerance: float) -> Verdict
 
 
 def describe_tie(place: Place, verdict: Verdict) -> dict[str, Any]:
-    """A tie as the report lists it."""
+    """Return a tie as the report lists it."""
     return {**place._asdict(), "margin": verdict.margin, "difference": verdict.difference}
 
 
@@ -231,7 +231,7 @@ def check_kinds(eager: Arrays, outputs: Arrays) -> None:
 
 
 def differ(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """The largest absolute difference of each row, ``(rows,)`` float32; infinite where there is no number."""
+    """Return the largest absolute difference of each row, ``(rows,)`` float32; infinite where there is no number."""
     # Also what is equal and infinite is no number that a program may have.
     with np.errstate(invalid="ignore"):
         apart = np.subtract(found, expected, dtype=np.result_type(found.dtype, np.float32))

@@ -25,7 +25,7 @@ GAP = 8  # pixels, between them
 
 
 def replay_to(manifest: dict[str, Any], seed: int, actions: Sequence[Action], player: Player | None) -> Environment:
-    """The environment after these actions, and a player that has seen all that led there."""
+    """Return the environment after these actions, and a player that has seen everything before."""
     environment = make_environment(manifest, seed)
     for action in actions:
         if player is not None:

@@ -11,18 +11,18 @@ from policy_export.parity.comparison import check_kinds
 
 
 def exploring(manifest: dict[str, Any]) -> dict[str, Any]:
-    """A manifest with inputs, outputs and states of the programs that explore."""
+    """Return a manifest with inputs, outputs and states of the programs that explore."""
     return manifest | manifest.get("random", {})
 
 
 def noise_states(manifest: dict[str, Any]) -> dict[str, str]:
-    """The states that only programs that explore have: inputs by the outputs that are their next values."""
+    """Return the states that only programs that explore have: inputs by the outputs that are their next values."""
     known = {state["input"] for state in manifest["states"]}
     return {state["output"]: state["input"] for state in exploring(manifest)["states"] if state["input"] not in known}
 
 
 def complete(inputs: Arrays, manifest: dict[str, Any]) -> Arrays:
-    """Inputs of a deterministic program as one that explores takes them: what is its own starts at the beginning.
+    """Return a deterministic program's inputs as one that explores takes them; its own states are at their start.
 
     States are zeros, and ``is_init``, where the deterministic program takes none, is true.
     """
@@ -36,7 +36,7 @@ def complete(inputs: Arrays, manifest: dict[str, Any]) -> Arrays:
 
 
 def without_noise(outputs: Arrays, manifest: dict[str, Any]) -> Arrays:
-    """The outputs of a program that explores but for what only such programs have.
+    """Return the outputs of a program that explores, without those that only such programs have.
 
     Raises:
         UserError: one of those is missing, or of another kind than the manifest says.

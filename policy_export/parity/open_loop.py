@@ -32,7 +32,7 @@ LEFT_OVER = 7  # every number of the memory that a program is given at the start
 
 
 def watch(recorded: list[Episode], manifest: dict[str, Any]) -> Iterator[tuple[list[int], npt.NDArray[Any]]]:
-    """The episodes side by side, step after step: which of them still go on, and what those show."""
+    """Yield, for each step, the episodes that still go on and their observations."""
     replays = [episodes.replay(episode, make_environment(manifest, episode.seed)) for episode in recorded]
     while True:
         seen = [next(replay, None) for replay in replays]
@@ -43,7 +43,7 @@ def watch(recorded: list[Episode], manifest: dict[str, Any]) -> Iterator[tuple[l
 
 
 def decide(name: str, player: Player, observations: npt.NDArray[Any]) -> Arrays:
-    """What a program, with its memory, makes of observations.
+    """Return a program's outputs for observations, with its memory.
 
     Raises:
         UserError: its outputs lack a next state.

@@ -23,7 +23,7 @@ ASSUMES = (
 
 
 def finite(content: Any) -> Any:
-    """A report as JSON has it: none for a number that is not finite, where outputs were no numbers."""
+    """Return a report for JSON, with None for each number that is not finite."""
     match content:
         case dict():
             return {key: finite(value) for key, value in content.items()}
@@ -36,7 +36,7 @@ def finite(content: Any) -> Any:
 
 
 def rate_bound(count: int, trials: int) -> float:
-    """The largest rate that ``count`` of ``trials`` leave possible, at ``CONFIDENCE``: Clopper-Pearson, one-sided."""
+    """Return the largest rate that ``count`` of ``trials`` allow at ``CONFIDENCE``: Clopper-Pearson, one-sided."""
     test = stats.binomtest(count, trials, alternative="less")
     return float(test.proportion_ci(CONFIDENCE, method="exact").high)
 

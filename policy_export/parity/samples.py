@@ -55,7 +55,7 @@ class Finding:
 
 
 def sample(run: Run, recorded_inputs: Arrays, calls: int) -> Actions:
-    """``(inputs, calls, ROWS)`` actions; every call is one batch of all inputs, ``ROWS`` times each.
+    """Return ``(inputs, calls, ROWS)`` actions; every call is one batch of all inputs, ``ROWS`` times each.
 
     Where an action is a vector, ``(inputs, calls, ROWS, k)``.
     """
@@ -74,7 +74,7 @@ def sample_by_name(policy: str, programs: Iterable[str], recorded_inputs: Arrays
 
 
 def act(run: Run, recorded_inputs: Arrays, states: dict[str, str]) -> Actions:
-    """``(inputs, STEPS, ROWS)`` actions of episodes in which nothing but the noise changes.
+    """Return ``(inputs, STEPS, ROWS)`` actions of episodes in which nothing but the noise changes.
 
     Where an action is a vector, ``(inputs, STEPS, ROWS, k)``.
 

@@ -25,7 +25,7 @@ def save_program(path: Path, program: torch.export.ExportedProgram, facts: dict[
 
 
 def read_facts(path: Path, policy: str | None = None) -> dict[str, Any]:
-    """What :func:`save_program` wrote beside the program.
+    """Return what :func:`save_program` wrote beside the program.
 
     Raises:
         UserError: the file is missing or damaged, or of another policy than ``policy``.
@@ -45,7 +45,7 @@ def read_facts(path: Path, policy: str | None = None) -> dict[str, Any]:
 
 
 def load_program(path: Path, policy: str) -> tuple[torch.export.ExportedProgram, dict[str, Any]]:
-    """What :func:`save_program` wrote.
+    """Return what :func:`save_program` wrote.
 
     Raises:
         UserError: the file is missing, damaged or another policy's.

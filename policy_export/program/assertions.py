@@ -49,7 +49,7 @@ class Check:
 
 @functools.cache
 def _checks(path: str) -> list[Check]:
-    """The checks in a file."""
+    """Return the checks in a file."""
     try:
         tree = ast.parse("".join(linecache.getlines(path)))
     except SyntaxError:
@@ -76,7 +76,7 @@ def _only_warns_or_raises(body: list[ast.stmt]) -> bool:
 
 
 def _operands(test: ast.expr, *, wanted: bool) -> Iterator[tuple[ast.expr, bool]]:
-    """The expressions whose truth a test asks for, and the truth of each that gives the wanted outcome."""
+    """Yield the expressions of a test, each with the truth value that gives the wanted outcome."""
     match test:
         case ast.UnaryOp(op=ast.Not()):
             yield from _operands(test.operand, wanted=not wanted)
@@ -88,7 +88,7 @@ def _operands(test: ast.expr, *, wanted: bool) -> Iterator[tuple[ast.expr, bool]
 
 
 def _asking_frame() -> FrameType:
-    """The frame of the module that has called something, behind the frames of PyTorch's own machinery."""
+    """Return the frame of the module that has called something, behind the frames of PyTorch's own machinery."""
     frame = inspect.currentframe()
     assert frame is not None  # CPython has them
     while frame.f_back is not None and any(part in frame.f_code.co_filename for part in MACHINERY):
@@ -106,7 +106,7 @@ def _span(instruction: dis.Instruction) -> tuple[Place, Place] | None:
 
 
 def _current(instructions: list[dis.Instruction], frame: FrameType) -> dis.Instruction:
-    """The instruction that a frame is at, or in whose cache it is."""
+    """Return the instruction that a frame is at, or in whose cache it is."""
     return [instruction for instruction in instructions if instruction.offset <= frame.f_lasti][-1]
 
 
@@ -115,7 +115,7 @@ def _is_condition(instruction: dis.Instruction) -> bool:
 
 
 def passing_truth(frame: FrameType) -> bool | None:
-    """The truth by which the check passes that a frame stands in, or none where it stands in no check.
+    """Return the truth value with which a frame's check passes, or None if the frame is in no check.
 
     Python tells of a jump the place of the whole statement or of the expression, depending on its version.
     """
@@ -135,7 +135,7 @@ def passing_truth(frame: FrameType) -> bool | None:
 
 
 def passing_value(frame: FrameType) -> bool | None:
-    """What a tensor's values may be taken for by which the check passes that a frame stands in.
+    """Return values of a tensor with which a frame's check passes.
 
     None where the check is anything else than an ``item()``, or than ``any`` or ``all`` of a ``tolist()``.
     """
@@ -177,7 +177,7 @@ class AssumeChecksPass(TorchFunctionMode):
 
 
 def passing_checks(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that is traced with all checks taken for passed; of the same signature."""
+    """Return a function of the same signature that is traced as if all checks had passed."""
 
     @functools.wraps(function)
     def traced(*args: Any, **kwargs: Any) -> Any:

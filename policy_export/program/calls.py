@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def on_arrays(function: Callable[..., dict[str, torch.Tensor]]) -> Run:
-    """A function of named tensors as a function of named arrays.
+    """Return a function of named tensors as a function of named arrays.
 
     Arrays of any strides will do, and read-only ones: AOTInductor's programs read contiguous memory and do not check
     that they got it, and PyTorch's tensors are writable.
@@ -34,7 +34,7 @@ def on_arrays(function: Callable[..., dict[str, torch.Tensor]]) -> Run:
 
 
 def wrap(module: Callable[..., dict[str, torch.Tensor]]) -> Run:
-    """A module with named tensors as a function of named arrays, without gradients."""
+    """Return a module with named tensors as a function of named arrays, without gradients."""
     import torch
 
     @torch.no_grad()

@@ -20,7 +20,7 @@ def is_choice(actions: npt.NDArray[Any]) -> bool:
 
 
 def chosen_by(outputs: Arrays) -> npt.NDArray[Any] | None:
-    """A number for each action that could have been chosen, ``(batch, actions)``.
+    """Return a number for each action that could have been chosen, ``(batch, actions)``.
 
     The first of ``VALUES`` that has such numbers; none where there is none, or where actions are no single indices.
     """
@@ -31,7 +31,7 @@ def chosen_by(outputs: Arrays) -> npt.NDArray[Any] | None:
 
 
 def describe(outputs: Arrays, row: int = 0) -> str:
-    """A row's action and the values it was chosen by, without distributions, which are too long to read."""
+    """Return a row's action and the values it was chosen by, without distributions, which are too long to read."""
     told = [name for name in VALUES if name in outputs and outputs[name][row].ndim <= 1]
     values = [f"{name} {np.round(outputs[name][row], 6).tolist()}" for name in told]
     return ", ".join([f"action {outputs['action'][row]}", *values])

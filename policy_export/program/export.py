@@ -27,7 +27,7 @@ STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 
 
 def export(step: Step) -> torch.export.ExportedProgram:
-    """The step as a graph of any batch size.
+    """Return the step as a graph of any batch size.
 
     Raises:
         ProfileError: a deterministic program would draw random numbers, a row would depend on others of its batch, or a
@@ -72,19 +72,19 @@ class _Frames:
 
 
 def arguments_of(node: torch.fx.Node) -> dict[str, Any]:
-    """An operator's arguments by name, those that a call leaves to their defaults included."""
+    """Return an operator's arguments by name, including those that a call leaves at their defaults."""
     assert isinstance(node.target, OpOverload)
     named = {argument.name: argument.default_value for argument in part(node.target, "_schema").arguments}
     return named | dict(zip(named, node.args, strict=False)) | dict(node.kwargs)
 
 
 def operators(program: torch.export.ExportedProgram) -> list[torch.fx.Node]:
-    """The nodes of a program that call operators of PyTorch's."""
+    """Return the nodes of a program that call operators of PyTorch's."""
     return [node for node in program.graph.nodes if isinstance(node.target, OpOverload)]
 
 
 def random_operators(program: torch.export.ExportedProgram) -> list[torch.fx.Node]:
-    """The nodes of a program that draw from a random generator, the first of each operator and line of source.
+    """Return the nodes of a program that draw from a random generator, the first of each operator and line of source.
 
     An operator that only may draw, such as dropout, counts where its arguments say that it does.
     """
@@ -100,7 +100,7 @@ def random_operators(program: torch.export.ExportedProgram) -> list[torch.fx.Nod
 
 
 def describe(node: torch.fx.Node) -> str:
-    """A node's operator, and the line of source that it comes from."""
+    """Return a node's operator, and the line of source that it comes from."""
     where = source_of(node)
     return f"{node.target} at {where}" if where else str(node.target)
 

@@ -36,7 +36,7 @@ OPERATOR = re.compile(r"(?:OpOverload\(op='|target: )([\w.:]+)")
 
 
 def place(path: str, line: int) -> str:
-    """A line of source, as short as it can be told: ``my_policy.py:41``."""
+    """Return a line of source in short form: ``my_policy.py:41``."""
     try:
         return f"{Path(path).resolve().relative_to(Path.cwd())}:{line}"
     except ValueError:
@@ -45,7 +45,7 @@ def place(path: str, line: int) -> str:
 
 
 def blame(frames: Iterable[tuple[str, int]]) -> str | None:
-    """The innermost line of the user's, or of TorchRL where none is; none where neither is there."""
+    """Return the innermost line of the user's code, else of TorchRL's; None if there is neither."""
     frames = list(frames)
     users = [frame for frame in frames if not any(part in frame[0] for part in NOT_TO_BLAME)]
     libraries = [frame for frame in frames if any(part in frame[0] for part in LIBRARIES)]
@@ -54,13 +54,13 @@ def blame(frames: Iterable[tuple[str, int]]) -> str | None:
 
 
 def source_of(node: torch.fx.Node) -> str | None:
-    """The line of source that a node of an exported graph comes from, where it is known."""
+    """Return the line of source that a node of an exported graph comes from, where it is known."""
     trace = node.meta.get("stack_trace") or ""
     return blame((path, int(line)) for path, line in FRAME.findall(trace))
 
 
 def reason(error: BaseException) -> str:
-    """What an error says, in one line."""
+    """Return what an error says, in one line."""
     kind = type(error).__name__
     if kind == BRANCH:
         return "branches on the value of a tensor, and a program has no branches; use torch.where"
@@ -72,7 +72,7 @@ def reason(error: BaseException) -> str:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """The first error of a chain; tensordict's note about the module that was called is none."""
+    """Return the first error of a chain, without tensordict's notes about the module that was called."""
     while (cause := error.__cause__ or (None if error.__suppress_context__ else error.__context__)) is not None:
         if str(cause).startswith(WRAPPER):
             break
@@ -81,7 +81,7 @@ def root_cause(error: BaseException) -> BaseException:
 
 
 def failing_module(error: BaseException) -> str | None:
-    """The module in which an error was raised, as tensordict notes it: its layers and keys."""
+    """Return the module in which an error was raised, as tensordict notes it: its layers and keys."""
     link: BaseException | None = error
     while link is not None:
         if str(link).startswith(WRAPPER):
@@ -93,7 +93,7 @@ def failing_module(error: BaseException) -> str | None:
 
 @contextmanager
 def watch_sizes() -> Iterator[list[str]]:
-    """The lines of source that fix a size which should have stayed variable, while a program is traced."""
+    """Yield the lines of source that fix a size which should have stayed variable, while a program is traced."""
     found: list[str] = []
 
     class Handler(logging.Handler):
@@ -120,7 +120,7 @@ def fixes_batch(error: BaseException) -> bool:
 
 
 def explain(error: BaseException, program: torch.export.ExportedProgram | None = None) -> str:
-    """An error in one line, with the module and the line of source that are to blame.
+    """Return an error in one line, with the module and the line of source that are to blame.
 
     Args:
         error: of an eager call, of ``torch.export``, of the ONNX exporter or of AOTInductor.
@@ -139,7 +139,7 @@ def explain(error: BaseException, program: torch.export.ExportedProgram | None =
 
 
 def find_operator(program: torch.export.ExportedProgram, name: str) -> str | None:
-    """The line of source of the first node that calls an operator, or one that it is a part of."""
+    """Return the line of source of the first node that calls an operator, or one that it is a part of."""
     exact = [node for node in program.graph.nodes if str(node.target).removesuffix(".default") == name]
     similar = [node for node in program.graph.nodes if name.split(".")[1] in str(node.target)]
     return next((found for node in (*exact, *similar) if (found := source_of(node))), None)

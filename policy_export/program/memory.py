@@ -40,7 +40,7 @@ def next_key(key: NestedKey) -> NestedKey:
 
 
 def state_keys(policy: TensorDictModuleBase) -> list[NestedKey]:
-    """What a policy declares to hand on to its next step."""
+    """Return what a policy declares to hand on to its next step."""
     return [key for key in policy.in_keys if next_key(key) in policy.out_keys]
 
 
@@ -149,7 +149,7 @@ def call(policy: TensorDictModuleBase, entries: Entries, exploration_type: Explo
 
 
 def find_memory(policy: TensorDictModuleBase, input_spec: Composite, exploration_type: ExplorationType) -> Memory:
-    """The states of a policy, found by trying it out.
+    """Return the states of a policy, found by trying it out.
 
     Args:
         policy: reads observations, states and ``is_init``; its lazy layers are initialised.
@@ -237,7 +237,7 @@ def unbatched(tensor: torch.Tensor) -> TensorSpec:
 
 
 def differing(ones: Entries, others: Entries, keys: Iterable[NestedKey]) -> set[NestedKey]:
-    """The keys whose tensors differ; one that is missing differs."""
+    """Return the keys whose tensors differ; one that is missing differs."""
     return {
         key
         for key in keys
@@ -247,7 +247,7 @@ def differing(ones: Entries, others: Entries, keys: Iterable[NestedKey]) -> set[
 
 
 def depending(trial: Trial, entries: Entries, candidates: Entries, decisions: list[NestedKey]) -> list[NestedKey]:
-    """The candidates whose old entry, its value or its being there, reaches a decision, in one step or several.
+    """Return the candidates whose old entry changes a decision in one step or several, by its value or by existing.
 
     What an entry does may depend on the others, as a count of steps decides whether a plan is read at all. So each is
     changed, and left out, among several values of the others.

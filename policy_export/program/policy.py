@@ -60,13 +60,13 @@ class Agent:
 
 
 def observation_keys(policy: TensorDictModuleBase) -> list[NestedKey]:
-    """What a policy reads of its environment."""
+    """Return what a policy reads of its environment."""
     states = state_keys(policy)
     return [key for key in policy.in_keys if key not in states and key != IS_INIT]
 
 
 def make_agent(name: str, profile: Profile) -> Agent:
-    """The untrained policy of a profile.
+    """Return the untrained policy of a profile.
 
     Raises:
         UserError: its environment or factory does not exist, or the factory does not take what the profile gives it.
@@ -95,7 +95,7 @@ def _make_agent(name: str, profile: Profile) -> Agent:
 
 
 def try_action(policy: TensorDictModuleBase, input_spec: Composite) -> torch.Tensor:
-    """An action of a policy's, ``(batch, ...)``.
+    """Return an action of a policy's, ``(batch, ...)``.
 
     Raises:
         ProfileError: as :func:`~policy_export.program.memory.find_memory`, or the policy fails.
@@ -127,7 +127,7 @@ def check_action(action: torch.Tensor, action_spec: TensorSpec) -> None:
 
 
 def import_factory(params: Policy) -> Factory:
-    """What ``policy.factory`` names.
+    """Return what ``policy.factory`` names.
 
     Raises:
         ProfileError: it is not there, or its module cannot be imported.
@@ -143,7 +143,7 @@ def import_factory(params: Policy) -> Factory:
 
 
 def find_env(profile: Profile) -> Env:
-    """A profile's environment. Where only the factory's module registers it, the id names that module too.
+    """Return a profile's environment. Where only the factory's module registers it, the id names that module too.
 
     ``gymnasium.make`` then makes it anywhere, as a player does that knows of no factory.
 
@@ -162,7 +162,7 @@ def find_env(profile: Profile) -> Env:
 def call_factory(
     name: str, params: Policy, observation_spec: Composite, action_spec: TensorSpec
 ) -> TensorDictModuleBase:
-    """What a factory makes of the specs and of the arguments that ``params.yaml`` has for it."""
+    """Return what a factory makes of the specs and of the arguments that ``params.yaml`` has for it."""
     place = f"policy.factory: {params.factory!r}"
     factory = import_factory(params)
     try:
@@ -249,7 +249,7 @@ def _kinds(tensors: dict[str, torch.Tensor]) -> dict[str, str]:
 
 
 def _differences(found: dict[str, str], expected: dict[str, str]) -> list[str]:
-    """A line for each of a file's weights that is not the network's, or the other way round."""
+    """Return a line for each weight that only the file or only the network has."""
     lines = [f"{name}: missing, expected {kind}" for name, kind in expected.items() if name not in found]
     lines += [f"{name}: superfluous, found {kind}" for name, kind in found.items() if name not in expected]
     lines += [

@@ -153,7 +153,7 @@ class Step(nn.Module):
 
 
 def load_agent(policy: str, profile: Profile) -> Agent:
-    """The trained policy, on the CPU, for evaluation.
+    """Return the trained policy, on the CPU, for evaluation.
 
     Raises:
         UserError: its weights are missing, damaged or another policy's.
@@ -165,7 +165,7 @@ def load_agent(policy: str, profile: Profile) -> Agent:
 
 
 def load_step(policy: str, profile: Profile, exploration_type: ExplorationType = ExplorationType.DETERMINISTIC) -> Step:
-    """The trained policy as eager PyTorch, which is what every program is held against.
+    """Return the trained policy as eager PyTorch, which is what every program is held against.
 
     Raises:
         UserError: as :func:`load_agent`.
@@ -175,7 +175,7 @@ def load_step(policy: str, profile: Profile, exploration_type: ExplorationType =
 
 
 def make_step(agent: Agent, exploration_type: ExplorationType) -> Step:
-    """A policy as a function of named tensors."""
+    """Return a policy as a function of named tensors."""
     return Step(agent.policy, agent.input_spec, exploration_type, one_hot=agent.one_hot)
 
 

@@ -232,7 +232,7 @@ class TracedTruncatedNormal(TruncatedNormal):
 
 
 def erfinv(value: torch.Tensor) -> torch.Tensor:
-    """The inverse of ``erf`` between -1 and 1, as PyTorch computes it: two steps of Newton's from a rational guess."""
+    """Return the inverse of ``erf`` between -1 and 1, as PyTorch computes it: a rational guess, two Newton steps."""
     square, far = value * value, torch.sqrt(-torch.log((1 - value.abs()) / 2))
     near = value * polynomial(square, 0.886226899, -1.645349621, 0.914624893, -0.140543331)
     near = near / polynomial(square, 1.0, -2.118377725, 1.442710462, -0.329097515, 0.012229801)
@@ -245,7 +245,7 @@ def erfinv(value: torch.Tensor) -> torch.Tensor:
 
 
 def polynomial(value: torch.Tensor, *coefficients: float) -> torch.Tensor:
-    """The sum of each coefficient times the power of its place, the constant first."""
+    """Return the sum of each coefficient times the power of its place, the constant first."""
     result = torch.full_like(value, coefficients[-1])
     for coefficient in coefficients[-2::-1]:
         result = result * value + coefficient
@@ -280,7 +280,7 @@ DISTRIBUTIONS: dict[type[torch.distributions.Distribution], type[torch.distribut
 
 
 def twin_of(module: nn.Module) -> nn.Module:
-    """What takes a module's place in a program: its twin, or the module itself.
+    """Return what takes a module's place in a program: its twin, or the module itself.
 
     A subclass that computes something else has no twin.
     """
@@ -301,7 +301,7 @@ def use_plain_flags(module: nn.Module) -> None:
 
 
 def exportable(policy: TensorDictModuleBase) -> TensorDictModuleBase:
-    """A copy of a policy in which all modules export, in evaluation mode.
+    """Return a copy of a policy in which all modules export, in evaluation mode.
 
     Raises:
         ProfileError: a module of TorchRL's is used in a way that its twin does not know.
