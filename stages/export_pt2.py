@@ -1,6 +1,6 @@
 """Export a policy with torch.export: one deterministic program and one that explores.
 
-Each program carries what a device must know about it, and its graph is written beside it as text.
+Each program carries what a device must know about it, and its graph is written next to it as text.
 """
 
 from __future__ import annotations

@@ -229,7 +229,7 @@ def test_environment_s_module_lies_beside_the_copy(start, model):
     change_manifest(model, lambda manifest: manifest.update(environment=environment))
     done = start("models/dqn/player")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.endswith("put it beside the folder `player`\n")
+    assert done.stderr.endswith("put it next to the folder `player`\n")
     (model / "mine.py").write_text(MINE)
     done = start("models/dqn/player")
     assert (done.returncode, done.stderr) == (0, "")

@@ -291,7 +291,7 @@ def test_actions_may_be_one_hot(profile, made):
     [
         (
             "nosuch:Pong-v0",
-            "'nosuch:Pong-v0' needs the module 'nosuch', which is not there: put it beside the folder `player`",
+            "'nosuch:Pong-v0' needs the module 'nosuch', which is not there: put it next to the folder `player`",
         ),
         ("half_there:Pong-v0", "'half_there:Pong-v0' needs the module 'nosuch', which is not there"),
         ("Nosuch-v0", "gymnasium does not make 'Nosuch-v0': Environment `Nosuch` doesn't exist"),

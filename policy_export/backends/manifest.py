@@ -21,7 +21,7 @@ from policy_export.stage.files import write_json
 WEIGHTS = "policy.safetensors"
 PLAYER = "player"  # the folder of the device's code
 SIGNATURE = ("inputs", "outputs", "states")
-# What the player needs beside a runtime.
+# What the player needs in addition to a runtime.
 DEVICE_LIBRARIES = ("numpy", "ale-py", "gymnasium")
 
 

@@ -1,4 +1,4 @@
-"""Time the verified programs by MLPerf LoadGen's rules, next to what others would have exported.
+"""Time the verified programs by MLPerf LoadGen's rules.
 
 Every program runs in a process of its own; many short rounds go through all of them, so that a noisy minute affects all
 of them. Inputs are sampled from recorded observations, outputs are checked while they are timed, and no program is

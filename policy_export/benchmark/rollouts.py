@@ -27,7 +27,7 @@ from policy_export.environments import episodes
 from policy_export.stage.processes import end_with_starter
 
 RANDOM_ACTIONS = 10_000  # drawn before the measurement
-PLAYING = "playing"  # what the process that plays beside says once it does
+PLAYING = "playing"  # what the process that plays meanwhile prints once it does
 EMULATOR, TORCHRL, PLAYER = "emulator", "torchrl", "player_"  # and the program that the player plays with
 
 

@@ -94,11 +94,11 @@ def running_emulator(policy: str) -> Iterator[int]:
     process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE)
     try:
         if stream(process.stdout).readline().strip() != rollouts.PLAYING:
-            raise UserError(f"the environment of {policy} cannot be played beside its programs")
+            raise UserError(f"the environment of {policy} cannot be played while its programs are timed")
         process.send_signal(signal.SIGSTOP)
         yield process.pid
         if process.poll() is not None:
-            raise UserError(f"the environment of {policy}, played beside its programs, has ended")
+            raise UserError(f"the environment of {policy}, which is played while its programs are timed, has ended")
     finally:
         process.kill()
         process.communicate()

@@ -32,7 +32,7 @@ class GymEnvironment:
         except ModuleNotFoundError as error:
             missing = getattr(error.__cause__ or error, "name", None)  # gymnasium's own has none
             raise UserError(
-                f"{id!r} needs the module {missing!r}, which is not there: put it beside the folder `player`"
+                f"{id!r} needs the module {missing!r}, which is not there: put it next to the folder `player`"
             ) from None
         except Exception as error:  # whatever the environment's own module and constructor raise
             raise UserError(f"gymnasium does not make {id!r}: {' '.join(str(error).split())}") from None

@@ -74,7 +74,7 @@ def locate_in_origin(case: Case, outputs: Arrays) -> Location | None:
     path = Path("models", case.policy, ORIGIN)
     try:
         origin = trace_program(load_program(path, case.policy)[0], case.inputs)
-    except Exception:  # a fault of its own; the program can be judged without it
+    except Exception:  # a fault of its own; the program can be examined without it
         return None
     if any(
         name not in outputs or not agree(outputs[name], origin.output(name), case.tolerance) for name in origin.outputs

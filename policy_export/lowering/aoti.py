@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def inductor_options(settings: params.CompileAoti) -> dict[str, Any]:
-    """Return what AOTInductor is told about the code that it makes."""
+    """Return AOTInductor's options for the code that it makes."""
     return {
         "cpp.threads": settings.threads,
         "freezing": settings.freezing,
@@ -50,7 +50,7 @@ def compile_to(
 
 
 def compile_program(policy: str, name: str, settings: params.CompileAoti) -> str:
-    """Compile one of a policy's programs; returns what to tell the user."""
+    """Compile one of a policy's programs; returns the message for the user."""
     folder = Path("models", policy)
     path = folder / f"{name}.aoti.pt2"
     program, facts = load_program(folder / f"{name}.pt2", policy)

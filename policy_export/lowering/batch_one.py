@@ -19,10 +19,10 @@ FLAT = 2  # dimensions
 
 
 def as_flat_concatenation(tensors: Sequence[torch.Tensor], dim: int = 0) -> torch.Tensor:
-    """``torch.ops.aten.cat`` of matrices.
+    """Compute ``torch.ops.aten.cat`` of matrices.
 
-    An image of one channel may lie in memory as one of channels last, too; the compiler takes it for such, joins images
-    pixel by pixel, and has to take them apart again. With two dimensions there is no such doubt.
+    In memory, an image of one channel can also be read as one with channels last. The compiler reads it so, joins the
+    images pixel by pixel, and has to take them apart again. With two dimensions there is no such doubt.
     """
     first = tensors[0]
     if first.ndim <= FLAT:

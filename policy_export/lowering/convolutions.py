@@ -18,7 +18,7 @@ UNROLLED = 64  # kernels of a channel of its own with at most so many weights ar
 def take_patches(
     images: torch.Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
 ) -> torch.Tensor:
-    """Return what each position of a kernel looks at.
+    """Return the patch of the images that each position of a kernel covers.
 
     Args:
         images: ``(batch, channels, *sizes)``, padded.
@@ -33,13 +33,13 @@ def take_patches(
 
 
 def pad(images: torch.Tensor, sides: Sequence[tuple[int, int]]) -> torch.Tensor:
-    """Zeros before and behind each axis of images, first axis first; less than none crops."""
+    """Add zeros before and after each axis of images, first axis first; a negative number crops."""
     widths = [width for pair in reversed(sides) for width in pair]
     return functional.pad(images, widths) if any(widths) else images
 
 
 def multiply_patches(patches: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """One product of all patches ``(batch, channels, *positions, *kernel)`` and all kernels."""
+    """Return one product of all patches ``(batch, channels, *positions, *kernel)`` and all kernels."""
     axes = weight.ndim - 2
     positions, kernel = range(2, 2 + axes), range(2 + axes, 2 + 2 * axes)
     batch, channels, *sizes = patches.shape[: 2 + axes]
@@ -63,14 +63,14 @@ def multiply_groups(patches: torch.Tensor, weight: torch.Tensor, groups: int) ->
 
 
 def take(tensor: torch.Tensor, place: tuple[int, ...]) -> torch.Tensor:
-    """One place of the last axes."""
+    """Return one place of the last axes."""
     for index in reversed(place):
         tensor = tensor.select(-1, index)
     return tensor
 
 
 def weigh_channels(patches: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Return a sum for each channel, which no other channel is part of."""
+    """Return a weighted sum for each channel, without any other channel."""
     axes = weight.ndim - 2
     channels, kernel = patches.shape[1], weight.shape[2:]
     spread = weight.reshape(channels, -1, *[1] * axes, *kernel)
@@ -93,7 +93,7 @@ def convolve(  # noqa: PLR0917  the operator's own arguments
     dilation: Sequence[int] = (1,),
     groups: int = 1,
 ) -> torch.Tensor:
-    """``torch.ops.aten.conv1d``, ``conv2d`` or ``conv3d`` as products of the images' patches and the kernels.
+    """Compute ``torch.ops.aten.conv1d``, ``conv2d`` or ``conv3d`` as products of the images' patches and the kernels.
 
     Args:
         images: ``(batch, channels, *sizes)``, or one without batch.
@@ -130,7 +130,7 @@ def convolve_transposed(  # noqa: PLR0917  the operator's own arguments
     groups: int = 1,
     dilation: Sequence[int] = (1,),
 ) -> torch.Tensor:
-    """``torch.ops.aten.conv_transpose1d`` and so on as a convolution of images with zeros between their numbers.
+    """Compute ``torch.ops.aten.conv_transpose1d`` and so on as a convolution of images with zeros between numbers.
 
     Args:
         images: ``(batch, channels, *sizes)``, or one without batch.
@@ -170,7 +170,7 @@ def convolve_any(  # noqa: PLR0917  the operator's own arguments
     output_padding: Sequence[int],
     groups: int,
 ) -> torch.Tensor:
-    """``torch.ops.aten.convolution``, whatever its axes, as products."""
+    """Compute ``torch.ops.aten.convolution``, with any number of axes, as products."""
     if transposed:
         return convolve_transposed(images, weight, bias, stride, padding, output_padding, groups, dilation)
     return convolve(images, weight, bias, stride, padding, dilation, groups)
@@ -190,9 +190,9 @@ def as_product(  # noqa: PLR0917  the operator's own arguments
     dilation: Sequence[int] = (1, 1),
     groups: int = 1,
 ) -> torch.Tensor:
-    """``torch.ops.aten.conv2d`` as a product of the images' patches and the kernels.
+    """Compute ``torch.ops.aten.conv2d`` as a product of the images' patches and the kernels.
 
-    Args and result as of :func:`convolve`. What has groups or dilation stays the convolution that it is: in batches,
+    Args and result as of :func:`convolve`. A convolution with groups or dilation stays as it is: in batches,
     PyTorch's library is faster at it.
     """
     if groups != 1 or any(step != 1 for step in dilation):

@@ -1,4 +1,4 @@
-"""Golden decisions: recorded observations with what the policy makes of them, for a device to prove itself by."""
+"""Golden decisions: recorded observations with the policy's outputs, against which a device can test itself."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ SEGMENTS = 4  # stretches of an episode
 
 
 def pick_steps(steps: int, count: int) -> list[range]:
-    """Stretches of an episode, spread evenly over it.
+    """Return stretches of an episode, spread evenly over it.
 
-    There are four, each with a quarter of ``count`` decisions, rounded down but not to none. Where the episode is
-    shorter than ``count`` they are a quarter of the episode long, and of fewer than four decisions each is a stretch.
+    There are four, each with a quarter of ``count`` decisions, rounded down but at least one. If the episode is shorter
+    than ``count``, each is a quarter of the episode long; with fewer than four decisions, each decision is a stretch.
     """
     length = max(1, min(count, steps) // SEGMENTS)
     starts = np.linspace(0, steps - length, min(SEGMENTS, steps)).round().astype(int).tolist()
@@ -35,7 +35,7 @@ def pick_steps(steps: int, count: int) -> list[range]:
 def decide(
     run: Run, episode: Episode, facts: dict[str, Any], count: int
 ) -> Iterator[tuple[bool, npt.NDArray[Any], Arrays]]:
-    """Decisions of a recorded episode: whether the memory is reset before it, the observation, and all outputs."""
+    """Yield decisions of a recorded episode: whether the memory is reset before it, the observation, and all outputs."""
     player, stretches = Player(run, facts), pick_steps(len(episode.actions), count)
     for step, observation in enumerate(replay(episode, make_environment(facts, episode.seed))):
         if step >= stretches[-1].stop:
@@ -50,8 +50,8 @@ def write_golden(path: Path, run: Run, episode: Episode, facts: dict[str, Any], 
     """Write golden decisions, in the format of ``native/src/golden.h``; returns how many.
 
     Args:
-        run: a program that is known to decide as the policy.
-        episode: what is observed; at the start of each stretch of it the memory is reset.
+        run: a program that is known to decide as the policy does.
+        episode: has the observations; the memory is reset at the start of each of its stretches.
         facts: of the policy, as in its exported program.
         count: of the decisions.
         tolerance: largest difference of a value.

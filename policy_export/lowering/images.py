@@ -28,17 +28,17 @@ def measure_weights(
     align_corners: bool,  # noqa: FBT001
     scale: float | None,
 ) -> Floats:
-    """Return what a resize multiplies the lines of an image by, ``(resized, size)``, from what it does to a one."""
+    """Return the matrix ``(resized, size)`` of a resize of an image's lines, measured by resizing the identity."""
     with without_modes(), torch.no_grad():
         ones = torch.eye(size, dtype=torch.float64)[None, None]
         return resize(ones, [resized, size], align_corners, scale, None)[0, 0].numpy()
 
 
 def in_short_integers(weights: Floats) -> tuple[npt.NDArray[np.int64], int]:
-    """Weights as PyTorch has them for bytes: whole numbers, of as many binary digits as 16 bits have room for.
+    """Return weights as PyTorch has them for bytes: whole numbers with as many binary digits as fit into 16 bits.
 
     Returns:
-        Weights, and the digits behind the point.
+        Weights, and the number of digits after the point.
     """
     largest, digits = weights.max(), 0
     while digits < MOST_DIGITS and int(0.5 + largest * 2 ** (digits + 1)) <= SHORT:
@@ -48,7 +48,7 @@ def in_short_integers(weights: Floats) -> tuple[npt.NDArray[np.int64], int]:
 
 
 def resize_bytes(lines: torch.Tensor, weights: Floats) -> torch.Tensor:
-    """Bytes ``(..., size)`` as ``(..., resized)``, rounded as PyTorch rounds them."""
+    """Resize bytes ``(..., size)`` to ``(..., resized)``, rounded as PyTorch rounds them."""
     whole, digits = in_short_integers(weights)
     used = whole != 0
     first, last = used.argmax(1), used.shape[1] - used[:, ::-1].argmax(1)
@@ -60,14 +60,14 @@ def resize_bytes(lines: torch.Tensor, weights: Floats) -> torch.Tensor:
 
 
 def resize_lines(lines: torch.Tensor, weights: Floats) -> torch.Tensor:
-    """Lines ``(..., size)`` as ``(..., resized)``."""
+    """Resize lines ``(..., size)`` to ``(..., resized)``."""
     if lines.dtype == torch.uint8:
         return resize_bytes(lines, weights)
     return functional.linear(lines, torch.tensor(weights.tolist(), dtype=lines.dtype))
 
 
 def resize_antialiased(resize: Resize) -> Resize:
-    """``BILINEAR`` or its bicubic sister as products with constant matrices.
+    """Return ``BILINEAR`` or its bicubic counterpart as products with constant matrices.
 
     Args:
         resize: the operator, of which the matrices are measured.
@@ -92,7 +92,7 @@ def resize_antialiased(resize: Resize) -> Resize:
 
 
 def resize_antialiased_vec(operator: OpOverloadPacket) -> Resize:
-    """Return the same for the operator's overload that is given a size or factors."""
+    """Compute the same for the operator's overload that takes a size or factors."""
 
     def rewritten(
         images: torch.Tensor,
@@ -115,8 +115,8 @@ def look_into_windows(images: torch.Tensor, sizes: Sequence[int]) -> tuple[torch
         images: ``(..., *axes)`` with as many axes at the end as there are ``sizes``.
 
     Returns:
-        ``(..., *sizes, *window)``; and, of each axis, the positions that each window looks at, ``(size, window)``, of
-        which the last is repeated where a window is narrower.
+        ``(..., *sizes, *window)``; and, for each axis, the positions that each window covers, ``(size, window)``; where
+        a window is narrower, its last position is repeated.
     """
     places = []
     for axis, size in enumerate(sizes, start=images.ndim - len(sizes)):
@@ -131,7 +131,7 @@ def look_into_windows(images: torch.Tensor, sizes: Sequence[int]) -> tuple[torch
 
 
 def is_written(images: torch.Tensor, sizes: Sequence[int]) -> bool:
-    """Whether AOTInductor writes the kernel of an adaptive pool itself."""
+    """Return whether AOTInductor writes the kernel of an adaptive pool itself."""
     lengths = images.shape[-len(sizes) :]
     if len(sizes) > len("hw"):
         return False
@@ -140,7 +140,7 @@ def is_written(images: torch.Tensor, sizes: Sequence[int]) -> bool:
 
 
 def pool_means(images: torch.Tensor, output_size: Sequence[int]) -> torch.Tensor:
-    """``torch.ops.aten.adaptive_avg_pool2d`` and its sisters; NotImplemented where the compiler has a kernel."""
+    """Compute ``torch.ops.aten.adaptive_avg_pool2d`` or a related one; NotImplemented where the compiler has a kernel."""
     axes = len(output_size)
     if is_written(images, output_size):
         return NotImplemented
@@ -152,7 +152,7 @@ def pool_means(images: torch.Tensor, output_size: Sequence[int]) -> torch.Tensor
 
 
 def pool_largest(images: torch.Tensor, output_size: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """``torch.ops.aten.adaptive_max_pool2d`` and its sister: the largest numbers, and where the first of each stands.
+    """Compute ``torch.ops.aten.adaptive_max_pool2d`` or 3d: the largest numbers, and where the first of each stands.
 
     NotImplemented where the compiler has a kernel.
     """

@@ -1,4 +1,4 @@
-"""Instruction sets: what this processor has, and what compilers are told about those that programs are built for."""
+"""Instruction sets: those that this processor has, and the compilers' options for those that programs are built for."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def flags() -> frozenset[str]:
 
 
 def missing_instructions(machine: str, instructions: str, have: frozenset[str] | None = None) -> str | None:
-    """Why code does not run on a processor of this machine's architecture, if it does not.
+    """Return why code does not run on a processor of this machine's architecture, or none if it does.
 
     Args:
         machine: the architecture that it was compiled for, such as ``x86_64``.
@@ -68,7 +68,7 @@ class Target:
     """An instruction set that native libraries are built for.
 
     Attributes:
-        name: what the library tells.
+        name: as the library reports it.
         level: of x86-64; 1 on other architectures.
         vectors: PyTorch's class for the vector instructions.
         options: of the compiler, for the generated code.
@@ -83,21 +83,21 @@ class Target:
 
     @property
     def machine(self) -> str:
-        """Its architecture."""
+        """Return the target's architecture."""
         return "aarch64" if self.name == "aarch64" else "x86_64"
 
     @property
     def foreign(self) -> bool:
-        """Whether it is another architecture than this machine's."""
+        """Return whether its architecture differs from this machine's."""
         return self.machine != platform.machine()
 
     @property
     def runs_here(self) -> bool:
-        """Whether this processor has all that it needs."""
+        """Return whether this processor has all that it needs."""
         return not self.foreign and flags() >= {3: V3, 4: V4}.get(self.level, frozenset())
 
     def obstacle(self, machine: str) -> str | None:
-        """Why it cannot be built on a machine of this architecture, if it cannot."""
+        """Return why it cannot be built on a machine of this architecture, or none if it can."""
         if self.machine == machine:
             return None
         if not self.tools:

@@ -1,9 +1,9 @@
 """Turn an ONNX program's preprocessing of bytes into one product of integers.
 
 ONNX Runtime's kernels for strided slices, casts and small means take several times as long as the network behind them.
-What an image is turned into by cropping, grey, resizing and normalising is affine in its bytes, and separable into rows
-and columns. Here that is measured on the program itself, whatever operators it was written with, and replaced by
-``MatMulInteger``, which reads the bytes as they lie and is exact.
+Cropping, converting to grey, resizing and normalising an image is affine in its bytes, and separable into rows and
+columns. Here that function is measured on the program itself, whatever operators it was written with, and replaced by
+``MatMulInteger``, which reads the bytes as they lie in memory and is exact.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def find_preprocessing(graph: onnx.GraphProto) -> Preprocessing | None:
 
 
 def measure(model: onnx.ModelProto, found: Preprocessing) -> tuple[Separable, list[int]] | None:
-    """Return what the preprocessing does, and the shape of one row of its output, if that is a separable image."""
+    """Return the preprocessing's function, and the shape of one row of its output, if that is a separable image."""
     made = {output for node in found.nodes for output in node.output}
     used = {name for node in found.nodes for name in node.input} - made
     output = helper.make_tensor_value_info(found.output, TensorProto.FLOAT, None)
@@ -124,7 +124,7 @@ def measure(model: onnx.ModelProto, found: Preprocessing) -> tuple[Separable, li
 
 
 def as_integers(columns: Floats) -> tuple[npt.NDArray[np.int8], Floats] | None:
-    """Small whole numbers and a scale for each column, ``integers * scale == columns``, if there are such.
+    """Return small whole numbers and a scale for each column, ``integers * scale == columns``, if they exist.
 
     Args:
         columns: ``(K, n)``.
@@ -155,16 +155,16 @@ def find_means(rows: Floats) -> npt.NDArray[np.int64] | None:
 
 
 def cut(weights: npt.NDArray[np.int8]) -> tuple[int, npt.NDArray[np.int8]]:
-    """Cut a row into pieces of equal size, each of which makes its share of the outputs as the others do.
+    """Cut a row into pieces of equal size, each of which computes its share of the outputs in the same way.
 
-    One product with a piece's weights then takes as much less time as there are pieces, as long as it fills a register.
+    With n pieces, one product with a piece's weights takes an n-th of the time, as long as it fills a register.
 
     Args:
         weights: ``(pixels, colours, channels, outputs)`` of a whole row.
 
     Returns:
-        The first piece's first pixel, and its weights, ``(pixels, colours, channels, outputs)`` of a piece; all of the
-        row and its weights if it is of one piece.
+        The first piece's first pixel, and its weights, ``(pixels, colours, channels, outputs)`` of a piece; the whole
+        row and its weights if there is only one piece.
     """
     pixels, colours, channels, outputs = weights.shape
     first = weights.any((1, 2)).argmax(0)
@@ -260,8 +260,8 @@ def write_product(found: Preprocessing, separable: Separable, shape: list[int]) 
 def use_integer_preprocessing(model: onnx.ModelProto) -> onnx.ModelProto:
     """Replace the preprocessing of a program by a product of integers.
 
-    The program is returned as it is where it has no image of bytes, or what it does to it is not affine, not separable,
-    or has weights that are no small whole numbers up to a scale.
+    The program is returned unchanged if it has no image of bytes, or if the preprocessing is not affine, not separable,
+    or has weights that are not small whole numbers times a scale.
     """
     found = find_preprocessing(model.graph)
     measured = None if found is None else measure(model, found)

@@ -18,9 +18,9 @@ def group_norm(  # noqa: PLR0917  the operator's own arguments
     eps: float = 1e-5,
     cudnn_enabled: bool = True,  # noqa: ARG001, FBT001, FBT002  the operator's own argument
 ) -> torch.Tensor:
-    """``torch.ops.aten.group_norm``.
+    """Compute ``torch.ops.aten.group_norm``.
 
-    The compiler's own lies in memory as its input does, PyTorch's does not, and what comes behind relies on that.
+    The compiler's own result has its input's memory layout; PyTorch's has not, and later operators rely on that.
     """
     groups = images.reshape(len(images), num_groups, -1)
     variance, mean = torch.var_mean(groups, -1, correction=0, keepdim=True)
@@ -31,20 +31,20 @@ def group_norm(  # noqa: PLR0917  the operator's own arguments
 
 
 def bilinear(one: torch.Tensor, other: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """``torch.ops.aten.bilinear`` of ``(..., n)``, ``(..., m)`` and weights ``(outputs, n, m)``."""
+    """Compute ``torch.ops.aten.bilinear`` of ``(..., n)``, ``(..., m)`` and weights ``(outputs, n, m)``."""
     pairs = (one[..., :, None] * other[..., None, :]).flatten(-2)
     return functional.linear(pairs, weight.flatten(1), bias)
 
 
 def cdist(one: torch.Tensor, other: torch.Tensor, p: float = 2, compute_mode: int | None = None) -> torch.Tensor:  # noqa: ARG001
-    """``torch.ops.aten.cdist`` of ``(..., n, size)`` and ``(..., m, size)``."""
+    """Compute ``torch.ops.aten.cdist`` of ``(..., n, size)`` and ``(..., m, size)``."""
     return torch.linalg.vector_norm(one[..., :, None, :] - other[..., None, :, :], p, -1)
 
 
 def addbmm(
     start: torch.Tensor, one: torch.Tensor, other: torch.Tensor, *, beta: float = 1, alpha: float = 1
 ) -> torch.Tensor:
-    """``torch.ops.aten.addbmm``."""
+    """Compute ``torch.ops.aten.addbmm``."""
     total = alpha * torch.bmm(one, other).sum(0)
     return total if beta == 0 else beta * start + total
 
@@ -61,7 +61,7 @@ def scatter_reduce(
     *,
     include_self: bool = True,
 ) -> torch.Tensor:
-    """``torch.ops.aten.scatter_reduce``, by comparing each place with all indices."""
+    """Compute ``torch.ops.aten.scatter_reduce`` by comparing each place with all indices."""
     if start.ndim == 0 or index.numel() == 0:
         return NotImplemented
     floats = start.is_floating_point()
@@ -101,12 +101,12 @@ def scatter_reduce(
 
 
 def scatter_add(start: torch.Tensor, dim: int, index: torch.Tensor, src: torch.Tensor) -> torch.Tensor:
-    """``torch.ops.aten.scatter_add`` of whole numbers; for others the compiler has a kernel, hence NotImplemented."""
+    """Compute ``torch.ops.aten.scatter_add`` of whole numbers; NotImplemented for others, as the compiler has a kernel."""
     return NotImplemented if start.is_floating_point() else scatter_reduce(start, dim, index, src, "sum")
 
 
 def masked_scatter(start: torch.Tensor, mask: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
-    """``torch.ops.aten.masked_scatter``."""
+    """Compute ``torch.ops.aten.masked_scatter``."""
     shape = torch.broadcast_shapes(start.shape, mask.shape)
     chosen = mask.expand(shape).flatten()
     places = torch.ops.aten.cumsum.default(chosen, 0) - 1
@@ -125,7 +125,7 @@ def lstm(  # noqa: PLR0917  the operator's own arguments
     bidirectional: bool,  # noqa: FBT001
     batch_first: bool,  # noqa: FBT001
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``torch.ops.aten.lstm`` of a tensor ``(steps, batch, size)``, step by step."""
+    """Compute ``torch.ops.aten.lstm`` of a tensor ``(steps, batch, size)``, step by step."""
     found = lstm_by_steps(sequence, states, weights, has_biases, num_layers, dropout, train, bidirectional, batch_first)
     hidden, cell = (torch.stack(parts) for parts in zip(*found[1], strict=True))
     return found[0], hidden, cell

@@ -42,7 +42,7 @@ def attend(
     attn_mask: Any = None,
     scale: float | None = None,
 ) -> tuple[Any, Any]:
-    """``torch.ops.aten._scaled_dot_product_flash_attention_for_cpu``, whose second output only training reads."""
+    """Compute ``_scaled_dot_product_flash_attention_for_cpu`` of ``torch.ops.aten``; only training reads its second output."""
     assert dropout_p == 0
     scores = lowerings[aten.mul](
         multiply(query, lowerings[aten.permute](key, [0, 1, 3, 2])), scale or size_scale(query)
@@ -72,7 +72,7 @@ def size_scale(query: Any) -> float:
 
 
 def otherwise(operator: OpOverload, loops: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the compiler's own way of writing an operator, and loops where it has none."""
+    """Return the compiler's own way of writing an operator, or loops where it has none."""
 
     def write(*arguments: Any, **options: Any) -> Any:
         try:

@@ -63,7 +63,7 @@ def generate(program: torch.export.ExportedProgram, target: Target, folder: Path
 
 
 def write_facts(path: Path, facts: dict[str, Any], weights: Path) -> None:
-    """Write what the runtime must know about the policy, as C++."""
+    """Write the facts about the policy that the runtime needs, as C++."""
     import torch
 
     outputs = [spec["name"] for spec in facts["outputs"]]
@@ -164,7 +164,7 @@ def install(source: Path, path: Path, mode: int = 0o644) -> None:
 
 
 def compile_target(policy: str, name: str, folder: Path) -> str:
-    """Compile a policy for one instruction set into a folder; returns what to tell the user.
+    """Compile a policy for one instruction set into a folder; returns the message for the user.
 
     Raises:
         UserError: the policy has operators that only PyTorch's library computes, or a tool of the build fails.
@@ -202,7 +202,7 @@ def prove(command: Path, golden: Path) -> None:
 
 
 def record_golden(policy: str, settings: params.CompileNative) -> int:
-    """Write the decisions by which the library proves itself; returns how many."""
+    """Write the decisions that test the library; returns how many."""
     import torch
 
     source = Path("models", policy, "policy.pt2")
@@ -220,7 +220,7 @@ def record_golden(policy: str, settings: params.CompileNative) -> int:
 
 
 def compile_libraries(policy: str, settings: params.CompileNative) -> None:
-    """Compile a policy for every instruction set that is asked for; each library that runs here proves itself."""
+    """Compile a policy for every requested instruction set, and test each library that runs here."""
     targets = [find_target(name) for name in settings.targets]
     folder = Path("models", policy, "native")
     folders = {name: folder / name if number else folder for number, name in enumerate(settings.targets)}

@@ -1,4 +1,4 @@
-"""Which operators of a program the native library cannot have, found before anything is compiled.
+"""Operators of a program that the native library cannot have, found before anything is compiled.
 
 PyTorch is imported when a program is looked at, and not before.
 """
@@ -56,7 +56,7 @@ LONG = {"sort", "topk", "kthvalue", "median", "cumsum", "cumprod", "cummax", "cu
 
 
 def inductor_options() -> dict[str, Any]:
-    """Return what AOTInductor is told about the code that it makes."""
+    """Return AOTInductor's options for the code that it makes."""
     return {
         "cpp.threads": 1,
         "freezing": True,
@@ -71,7 +71,7 @@ def inductor_options() -> dict[str, Any]:
 
 
 def package(program: torch.export.ExportedProgram, target: Target, path: Path) -> None:
-    """Let AOTInductor write the code of a program for one row, all of it as kernels where that can be."""
+    """Let AOTInductor write the code of a program for one row, with a kernel for every operator where possible."""
     from policy_export.lowering.loops import products_as_loops
     from policy_export.program.torch_private import compile_package
 
@@ -95,7 +95,7 @@ def needs_pytorch(operators: Iterable[str], detail: str = "") -> ProfileError:
 
 
 def describe_place(node: torch.fx.Node) -> str:
-    """Where in the user's source a node of a program comes from, `` at my_policy.py:41``, or in which module."""
+    """Return where in the user's source a node comes from, as `` at my_policy.py:41``, or else from which module."""
     if (place := source_of(node)) is not None:
         return f" at {place}"
     modules = [str(path) for path, _ in (node.meta.get("nn_module_stack") or {}).values() if path]
@@ -116,7 +116,7 @@ def describe_node(name: str, node: torch.fx.Node | None) -> str:
 
 
 def find_unwritten(batch_one: torch.export.ExportedProgram) -> list[str]:
-    """Return the same as :func:`find_unsupported`, of a program for one row that has been lowered."""
+    """Return the same as :func:`find_unsupported`, for a lowered program for one row."""
     from policy_export.program.torch_private import stopped_before_code
 
     found: list[str] = []

@@ -45,7 +45,7 @@ def translate(program: torch.export.ExportedProgram, facts: dict[str, Any], opse
 
 
 def lower(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a translated program in the operators that ONNX Runtime takes the least time for."""
+    """Return a translated program with the operators that ONNX Runtime computes fastest."""
     return use_integer_preprocessing(drop_redundant_reshapes(model))
 
 
@@ -63,7 +63,7 @@ def convert(program: torch.export.ExportedProgram, facts: dict[str, Any], opset:
 
 
 def convert_program(policy: str, name: str, opset: int) -> str:
-    """Convert one of a policy's programs; returns what to tell the user."""
+    """Convert one of a policy's programs; returns the message for the user."""
     folder = Path("models", policy)
     program, facts = load_program(folder / f"{name}.pt2", policy)
     with in_one_line(policy, "export_onnx", program):

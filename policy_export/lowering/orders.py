@@ -1,4 +1,4 @@
-"""Sorting and searching by comparing all pairs, which a compiler makes loops of; for the few numbers of a policy."""
+"""Sorting and searching by comparing all pairs, which compile to loops; for the few numbers of a policy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ LARGEST = 2048  # numbers; beyond, comparing all pairs takes longer than a polic
 
 
 def is_before(one: torch.Tensor, other: torch.Tensor, *, descending: bool) -> torch.Tensor:
-    """Whether a number comes before another; what is no number counts as the largest, as PyTorch has it."""
+    """Return whether a number comes before another; NaN counts as the largest, as in PyTorch."""
     if not one.is_floating_point():
         return one > other if descending else one < other
     if descending:
@@ -17,11 +17,11 @@ def is_before(one: torch.Tensor, other: torch.Tensor, *, descending: bool) -> to
 
 
 def find_order(numbers: torch.Tensor, count: int, *, descending: bool) -> torch.Tensor:
-    """Where the first numbers of each row's order stand; equal ones in the order that they have.
+    """Return the places of the first numbers of each row in sorted order; equal ones keep their order.
 
     Args:
         numbers: ``(..., n)``.
-        count: of what is wanted.
+        count: of the numbers that are wanted.
 
     Returns:
         ``(..., count)``, int64.
@@ -57,7 +57,7 @@ def sort(
     *,
     stable: bool | None = None,  # noqa: ARG001  it always is
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``torch.ops.aten.sort``: values and their indices, both of the numbers' shape; NotImplemented for too many."""
+    """Compute ``torch.ops.aten.sort``: values and indices, both of the numbers' shape; NotImplemented for too many."""
     size = numbers.shape[dim] if numbers.ndim else 1
     return pick_first(numbers, size, dim, descending=descending)
 
@@ -69,12 +69,12 @@ def argsort(
     *,
     stable: bool = True,
 ) -> torch.Tensor:
-    """``torch.ops.aten.argsort``."""
+    """Compute ``torch.ops.aten.argsort``."""
     return torch.ops.aten.sort.stable(numbers, stable=stable, dim=dim, descending=descending)[1]
 
 
 def msort(numbers: torch.Tensor) -> torch.Tensor:
-    """``torch.ops.aten.msort``."""
+    """Compute ``torch.ops.aten.msort``."""
     return torch.ops.aten.sort.default(numbers, 0)[0]
 
 
@@ -85,7 +85,7 @@ def topk(
     largest: bool = True,  # noqa: FBT001, FBT002  the operator's own arguments
     sorted: bool = True,  # noqa: A002, ARG001, FBT001, FBT002  they always are
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``torch.ops.aten.topk``; of equal numbers the first, where PyTorch's choice is open."""
+    """Compute ``torch.ops.aten.topk``; of equal numbers it takes the first, where PyTorch may take any."""
     return pick_first(numbers, k, dim, descending=largest)
 
 
@@ -95,7 +95,7 @@ def kthvalue(
     dim: int = -1,
     keepdim: bool = False,  # noqa: FBT001, FBT002  the operator's own arguments
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``torch.ops.aten.kthvalue``: the ``k``-th smallest number, counted from 1, and where it stands."""
+    """Compute ``torch.ops.aten.kthvalue``: the ``k``-th smallest number, counted from 1, and where it stands."""
     first = pick_first(numbers, k, dim, descending=False)
     if first is NotImplemented or numbers.ndim == 0:
         return first
@@ -108,7 +108,7 @@ def median(
     dim: int = -1,
     keepdim: bool = False,  # noqa: FBT001, FBT002  the operator's own arguments
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``torch.ops.aten.median``: the lower one of an even count, or the first that is no number."""
+    """Compute ``torch.ops.aten.median``: the lower one of an even count, or the first NaN."""
     middle = kthvalue(numbers, (numbers.shape[dim] - 1) // 2 + 1 if numbers.ndim else 1, dim, keepdim=True)
     if middle is NotImplemented or numbers.ndim == 0:
         return middle
@@ -121,7 +121,7 @@ def median(
 
 
 def median_of_all(numbers: torch.Tensor) -> torch.Tensor:
-    """``torch.ops.aten.median`` without an axis."""
+    """Compute ``torch.ops.aten.median`` without an axis."""
     found = median(numbers.flatten())
     return NotImplemented if found is NotImplemented else found[0]
 
@@ -135,7 +135,7 @@ def searchsorted(
     side: str | None = None,
     sorter: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """``torch.ops.aten.searchsorted``: how many bounds ``(..., n)`` are before each number ``(..., m)``."""
+    """Compute ``torch.ops.aten.searchsorted``: how many bounds ``(..., n)`` are before each number ``(..., m)``."""
     if bounds.shape[-1] > LARGEST:
         return NotImplemented
     bounds = bounds if sorter is None else bounds.gather(-1, sorter)
@@ -147,5 +147,5 @@ def searchsorted(
 def bucketize(
     numbers: torch.Tensor, bounds: torch.Tensor, *, out_int32: bool = False, right: bool = False
 ) -> torch.Tensor:
-    """``torch.ops.aten.bucketize``."""
+    """Compute ``torch.ops.aten.bucketize``."""
     return searchsorted(bounds, numbers, out_int32=out_int32, right=right)

@@ -1,7 +1,7 @@
-"""A network's products in fewer bits: integers of 8 bits, calibrated on what it sees, or floats of 16.
+"""A network's products in fewer bits: integers of 8 bits, calibrated on recorded inputs, or floats of 16.
 
-Everything else of a program stays as it is: preprocessing, which is a product of integers already, normalisation,
-state, and the layer that makes the values, by whose small differences actions are chosen.
+Everything else in a program stays as it is: preprocessing, which is a product of integers already, normalisation,
+state, and the layer that computes the values, because small differences between values decide the action.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Recorded(CalibrationDataReader):
 
 
 def layers(model: onnx.ModelProto, operators: tuple[str, ...]) -> list[onnx.NodeProto]:
-    """Return the network's nodes of some operators with weights, but for the last, which makes the values."""
+    """Return the network's nodes of some operators with weights, except the last, which computes the values."""
     weights = {tensor.name for tensor in model.graph.initializer}
     found = [
         node
@@ -51,9 +51,9 @@ def layers(model: onnx.ModelProto, operators: tuple[str, ...]) -> list[onnx.Node
 
 
 def read_apart(model: onnx.ModelProto, chosen: list[onnx.NodeProto]) -> None:
-    """Let layers read a name of their own for their input, so that its other readers do not get it quantised.
+    """Give the layers' input a name of their own, so that other nodes that read it do not get it quantised.
 
-    One such reader is the state of a policy that stacks frames.
+    The state of a policy that stacks frames is such a case.
     """
     nodes = []
     for node in model.graph.node:

@@ -1,7 +1,7 @@
-"""Take out of an ONNX program what does nothing but move, add or drop axes of size one.
+"""Remove from an ONNX program all nodes that only move, add or drop axes of size one.
 
-One step of a recurrent network is full of it: a sequence of one is transposed, taken apart and put together again. A
-call of a kernel costs ONNX Runtime as much as the few hundred numbers that it copies.
+One step of a recurrent network has many of them: a sequence of one is transposed, split and joined again. For ONNX
+Runtime, calling a kernel costs as much as copying the few hundred numbers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ RESHAPES = {"Identity", "Reshape", "Squeeze", "Unsqueeze"}
 
 
 def read_sizes(value: ir.Value | None) -> list[int | str] | None:
-    """Return the sizes of a tensor's axes, names for those that vary; None if any is neither known nor named."""
+    """Return the sizes of a tensor's axes, with names for those that vary; None if any is neither known nor named."""
     if value is None or value.shape is None:
         return None
     sizes = [size if isinstance(size, int) else size.value for size in value.shape]
@@ -22,7 +22,7 @@ def read_sizes(value: ir.Value | None) -> list[int | str] | None:
 
 
 def keeps_order(node: ir.Node) -> bool:
-    """Whether a node gives all numbers of its first input in their order, whatever the shape."""
+    """Return whether a node returns all numbers of its first input in their order, in any shape."""
     if node.domain or len(node.outputs) != 1 or not node.inputs:
         return False
     before, after = read_sizes(node.inputs[0]), read_sizes(node.outputs[0])
@@ -42,7 +42,7 @@ def keeps_order(node: ir.Node) -> bool:
 def drop_redundant_reshapes(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the program with at most one reshape in place of each chain of nodes that keep all numbers in their order.
 
-    All other nodes stay as they are, all values that are left keep their names, and sizes that vary still do.
+    All other nodes stay as they are, all remaining values keep their names, and sizes that vary still vary.
     """
     changed = ir.from_proto(model)
     graph = changed.graph

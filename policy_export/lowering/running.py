@@ -1,4 +1,4 @@
-"""Running sums and the like along an axis, each by looking at all that came before; for the few numbers of a policy."""
+"""Running sums and the like along an axis, each computed from all numbers before; for the few numbers of a policy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ LARGEST = 2048  # numbers; beyond, looking at all that came before takes longer 
 
 
 def so_far(numbers: torch.Tensor, rest: float) -> torch.Tensor:
-    """For each number of the last axis all up to it, and ``rest`` in place of the others: ``(..., n, n)``."""
+    """Return, for each number of the last axis, all up to it, with ``rest`` in place of the others: ``(..., n, n)``."""
     places = torch.arange(numbers.shape[-1])
     return torch.where(places[None, :] <= places[:, None], numbers[..., None, :], rest)
 
@@ -18,7 +18,7 @@ def too_many(numbers: torch.Tensor, dim: int) -> bool:
 
 
 def choose_dtypes(numbers: torch.Tensor, dtype: torch.dtype | None) -> tuple[torch.dtype, torch.dtype]:
-    """Return what PyTorch adds up in, and what it gives."""
+    """Return the dtype in which PyTorch adds up, and the dtype of its result."""
     given = dtype or (numbers.dtype if numbers.is_floating_point() else torch.int64)
     return {torch.float32: torch.float64, torch.float16: torch.float32, torch.bfloat16: torch.float32}.get(
         given, given
@@ -26,7 +26,7 @@ def choose_dtypes(numbers: torch.Tensor, dtype: torch.dtype | None) -> tuple[tor
 
 
 def cumsum(numbers: torch.Tensor, dim: int, *, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """``torch.ops.aten.cumsum``; NotImplemented for too many numbers, as the others."""
+    """Compute ``torch.ops.aten.cumsum``; NotImplemented for too many numbers, as in the others."""
     if too_many(numbers, dim):
         return NotImplemented
     inside, given = choose_dtypes(numbers, dtype)
@@ -35,7 +35,7 @@ def cumsum(numbers: torch.Tensor, dim: int, *, dtype: torch.dtype | None = None)
 
 
 def cumprod(numbers: torch.Tensor, dim: int, *, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """``torch.ops.aten.cumprod``."""
+    """Compute ``torch.ops.aten.cumprod``."""
     if too_many(numbers, dim):
         return NotImplemented
     inside, given = choose_dtypes(numbers, dtype)
@@ -44,7 +44,7 @@ def cumprod(numbers: torch.Tensor, dim: int, *, dtype: torch.dtype | None = None
 
 
 def logcumsumexp(numbers: torch.Tensor, dim: int) -> torch.Tensor:
-    """``torch.ops.aten.logcumsumexp``."""
+    """Compute ``torch.ops.aten.logcumsumexp``."""
     if too_many(numbers, dim):
         return NotImplemented
     return so_far(numbers.movedim(dim, -1), -torch.inf).logsumexp(-1).movedim(-1, dim).contiguous()
@@ -67,10 +67,10 @@ def find_extreme(numbers: torch.Tensor, dim: int, *, largest: bool) -> tuple[tor
 
 
 def cummax(numbers: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """``torch.ops.aten.cummax``: the largest number so far, and where the last of those stands."""
+    """Compute ``torch.ops.aten.cummax``: the largest number so far, and where the last of those stands."""
     return find_extreme(numbers, dim, largest=True)
 
 
 def cummin(numbers: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """``torch.ops.aten.cummin``: the smallest number so far, and where the last of those stands."""
+    """Compute ``torch.ops.aten.cummin``: the smallest number so far, and where the last of those stands."""
     return find_extreme(numbers, dim, largest=False)

@@ -31,7 +31,7 @@ from policy_export.stage.sources import hash_files, needed_files
 RESULTS = Path("results")
 CODE = RESULTS / "code"
 POLICY, ALGORITHM, TRIAL = "policy.json", "algorithm.json", "trial.json"
-# The stages that make what others are judged by, or what takes minutes to make: they run again where what their code
+# The stages that make what others are compared with, or that take minutes: they run again where what their code
 # does has changed, and not where only a word of it has.
 HASHED_STAGES = ("record", "export_pt2", "compile_aoti", "compile_native", "export_onnx")
 LIBRARIES = (

@@ -1,4 +1,4 @@
-"""Whether a program decides for each row alone, whatever stands beside it, and for odd inputs too."""
+"""Whether a program decides for each row alone, whatever else is in the batch, and for odd inputs too."""
 
 from __future__ import annotations
 

@@ -145,7 +145,7 @@ def explain_failures(
 
 
 def describe_checked(policy: str, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Say which files were judged, made from what, and by which versions of what ran them."""
+    """Return the hashes of the files that were checked, and the versions of the libraries that ran them."""
     files = registry.deterministic(manifest) | registry.exploring(manifest)
     libraries = {library for name in manifest["programs"] for library in registry.backends()[name].run_by}
     return {

@@ -31,7 +31,7 @@ class Trace:
     Attributes:
         seed: of the environment.
         decisions: action and values, ``(steps, ...)`` each; at a tie, the action is eager's, which was taken.
-        beside: what eager would have decided in the same states, where it was asked.
+        reference: what eager would have decided in the same states, where it was asked.
         states: ``(steps,)`` uint64, hashes of the environment's state in which the decisions were taken.
         rewards: ``(steps,)`` float64, what the decisions gave.
         ties: where eager's episode was followed, and the program would have taken another action.
@@ -121,7 +121,7 @@ def play_episodes(
     Args:
         player: of as many episodes as there are seeds.
         seeds: of the environments.
-        eager: the policy itself, to decide beside.
+        eager: the policy itself, to decide in the same states.
         guides: eager's episodes with some of these seeds, to be followed at ties.
         tolerance: largest difference of a value at a tie.
     """
@@ -154,7 +154,7 @@ def play_by_name(policy: str, program: str, settings: params.ParityCheck) -> lis
     """:func:`play_episodes` with a policy's program, by its name.
 
     Actions that are vectors are not the same to the last bit, and so the episodes of two programs drift apart: there
-    eager decides beside.
+    eager decides in the same states.
     """
     manifest = read_manifest(Path("models", policy))
     names = [program, "eager"] if isinstance(manifest["actions"], dict) else [program]
@@ -192,7 +192,7 @@ def compare_episodes(
 ) -> ClosedLoop:
     """Compare a program's episodes with eager's own: as long as the decisions are the same, so are the states.
 
-    Vectors are compared with what eager decided beside.
+    Vectors are compared with what eager decided in the same states.
 
     Args:
         traces: of the program.

@@ -1,4 +1,4 @@
-"""Rows of a program's outputs beside eager's: every number, and every decision."""
+"""Rows of a program's outputs compared with eager's: every number, and every decision."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Verdict(NamedTuple):
 
 
 def compare_action(found: Arrays, expected: Arrays, tolerance: float) -> Verdict | None:
-    """Judge a row in which a program chose another action than eager did.
+    """Return a verdict on a row in which a program chose another action than eager did.
 
     Values that are off by ``d`` can swap those that are ``2 d`` apart, no others.
 

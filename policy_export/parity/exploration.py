@@ -1,4 +1,4 @@
-"""What programs that explore have beside the deterministic ones: the states of noise that is correlated in time."""
+"""What only programs that explore have: the states of noise that is correlated in time."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def save_program(path: Path, program: torch.export.ExportedProgram, facts: dict[
 
 
 def read_facts(path: Path, policy: str | None = None) -> dict[str, Any]:
-    """Return what :func:`save_program` wrote beside the program.
+    """Return what :func:`save_program` wrote next to the program.
 
     Raises:
         UserError: the file is missing or damaged, or of another policy than ``policy``.

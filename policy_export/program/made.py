@@ -14,7 +14,7 @@ from policy_export.device.manifest import sha256
 from policy_export.stage.files import write_json, write_text
 
 SOURCES = Path("results/sources")
-PROGRAMS = "programs.json"  # of a policy, beside the hashes of its sources: which programs it has
+PROGRAMS = "programs.json"  # of a policy, next to the hashes of its sources: which programs it has
 
 
 def record_path(policy: str, program: str) -> Path:

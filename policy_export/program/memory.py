@@ -95,7 +95,7 @@ class Trial:
             return call(self.policy, entries, self.exploration_type)
 
     def kept(self) -> dict[str, torch.Tensor]:
-        """Tensors that the policy's modules hold beside their weights, by name, copied."""
+        """Tensors that the policy's modules hold in addition to their weights, by name, copied."""
         found = dict(self.policy.named_buffers())
         for path, module in self.policy.named_modules():
             for name, value in vars(module).items():

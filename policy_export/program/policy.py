@@ -184,7 +184,7 @@ def call_factory(
 
 def factory_arguments(name: str, factory: Factory, arguments: dict[str, Any]) -> dict[str, Any]:
     """Arguments that a factory takes, checked against its signature: their names, and their types where it has any."""
-    parameters = list(inspect.signature(factory).parameters.values())[2:]  # beside the specs
+    parameters = list(inspect.signature(factory).parameters.values())[2:]  # after the specs
     hints = typing.get_type_hints(factory, include_extras=True)
     fields: dict[str, Any] = {}
     extra: Literal["allow", "forbid"] = "forbid"

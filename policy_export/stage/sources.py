@@ -10,7 +10,7 @@ from pathlib import Path
 from policy_export.device.errors import UserError, one_line
 
 PACKAGE = Path(__file__).parents[1]
-OURS = {PACKAGE.name, "stages"}  # found beside this package, whatever the working folder is
+OURS = {PACKAGE.name, "stages"}  # found next to this package, whatever the working folder is
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
