@@ -1,8 +1,9 @@
 # `make repro` builds and proves everything that ships, and `make test` tests it, on a machine with Python 3.11 to 3.13,
 # git, make and g++. Both install what is missing into .venv first; a second run installs nothing.
 
-PYTHON ?= $(firstword $(foreach version,3.11 3.12 3.13,$(shell command -v python$(version))) python3)
+PYTHON ?= $(or $(shell for name in python3.11 python3.12 python3.13; do $$name -c '' 2>/dev/null && echo $$name && break; done),python3)
 VENV := .venv
+PIP = $(VENV)/bin/pip install --disable-pip-version-check --quiet
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: repro studies test test-fast check lock
@@ -32,8 +33,14 @@ $(VENV)/installed: requirements.lock pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is missing: Python 3.11 to 3.13 is needed; give another with PYTHON=..." >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { echo "error: $(PYTHON) is $$($(PYTHON) --version), Python 3.11 to 3.13 is needed; give another with PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --disable-pip-version-check --quiet --requirement requirements.lock
-	$(VENV)/bin/pip install --disable-pip-version-check --quiet --no-deps --editable .
+ifdef TORCH_INDEX # of PyTorch's builds without CUDA, say; then its libraries are not needed either
+	$(PIP) --index-url $(TORCH_INDEX) $(shell grep -E '^torch(vision)?==' requirements.lock)
+	grep -vE '^(cuda-|nvidia-|triton==)' requirements.lock > $(VENV)/requirements.txt
+	$(PIP) --requirement $(VENV)/requirements.txt
+else
+	$(PIP) --requirement requirements.lock
+endif
+	$(PIP) --no-deps --editable .
 	@touch $@
 
 # The exact versions of all that pyproject.toml allows, for all commands above.

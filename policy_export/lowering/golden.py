@@ -35,7 +35,7 @@ def pick_steps(steps: int, count: int) -> list[range]:
 def decide(
     run: Run, episode: Episode, facts: dict[str, Any], count: int
 ) -> Iterator[tuple[bool, npt.NDArray[Any], Arrays]]:
-    """Yield decisions of a recorded episode: whether the memory is reset before it, the observation, and all outputs."""
+    """Yield decisions of a recorded episode: whether the memory is reset before, the observation, and all outputs."""
     player, stretches = Player(run, facts), pick_steps(len(episode.actions), count)
     for step, observation in enumerate(replay(episode, make_environment(facts, episode.seed))):
         if step >= stretches[-1].stop:

@@ -92,7 +92,7 @@ def resize_antialiased(resize: Resize) -> Resize:
 
 
 def resize_antialiased_vec(operator: OpOverloadPacket) -> Resize:
-    """Compute the same for the operator's overload that takes a size or factors."""
+    """Return the same for the operator's overload that takes a size or factors."""
 
     def rewritten(
         images: torch.Tensor,
@@ -140,7 +140,7 @@ def is_written(images: torch.Tensor, sizes: Sequence[int]) -> bool:
 
 
 def pool_means(images: torch.Tensor, output_size: Sequence[int]) -> torch.Tensor:
-    """Compute ``torch.ops.aten.adaptive_avg_pool2d`` or a related one; NotImplemented where the compiler has a kernel."""
+    """Compute ``adaptive_avg_pool1d``, ``2d`` or ``3d``; NotImplemented where the compiler has a kernel."""
     axes = len(output_size)
     if is_written(images, output_size):
         return NotImplemented
@@ -152,7 +152,7 @@ def pool_means(images: torch.Tensor, output_size: Sequence[int]) -> torch.Tensor
 
 
 def pool_largest(images: torch.Tensor, output_size: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute ``torch.ops.aten.adaptive_max_pool2d`` or 3d: the largest numbers, and where the first of each stands.
+    """Compute ``adaptive_max_pool1d``, ``2d`` or ``3d``: the largest numbers, and where the first of each stands.
 
     NotImplemented where the compiler has a kernel.
     """

@@ -101,7 +101,7 @@ def scatter_reduce(
 
 
 def scatter_add(start: torch.Tensor, dim: int, index: torch.Tensor, src: torch.Tensor) -> torch.Tensor:
-    """Compute ``torch.ops.aten.scatter_add`` of whole numbers; NotImplemented for others, as the compiler has a kernel."""
+    """Compute ``torch.ops.aten.scatter_add`` of whole numbers; NotImplemented where the compiler has a kernel."""
     return NotImplemented if start.is_floating_point() else scatter_reduce(start, dim, index, src, "sum")
 
 

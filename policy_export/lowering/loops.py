@@ -42,7 +42,7 @@ def attend(
     attn_mask: Any = None,
     scale: float | None = None,
 ) -> tuple[Any, Any]:
-    """Compute ``_scaled_dot_product_flash_attention_for_cpu`` of ``torch.ops.aten``; only training reads its second output."""
+    """Compute ``aten._scaled_dot_product_flash_attention_for_cpu``; only training reads its second output."""
     assert dropout_p == 0
     scores = lowerings[aten.mul](
         multiply(query, lowerings[aten.permute](key, [0, 1, 3, 2])), scale or size_scale(query)

@@ -1,4 +1,4 @@
-"""Whether a program decides for each row alone, whatever else is in the batch, and for odd inputs too."""
+"""Check that a program decides for each row alone, whatever else is in the batch, and for odd inputs too."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def check_batch_invariance(
     manifest: dict[str, Any],
     settings: params.ParityCheck,
 ) -> dict[str, Comparison]:
-    """Show deterministic programs the same rows alone, in other batches and in another order, and odd ones.
+    """Run deterministic programs on the same rows alone, in other batches and in another order, and on odd inputs.
 
     Raises:
         UserError: a program's outputs are not those of eager.
@@ -94,7 +94,7 @@ def check_batch_invariance(
 def check_batch_invariance_by_name(
     policy: str, programs: list[str], recorded_inputs: RecordedInputs, settings: params.ParityCheck
 ) -> dict[str, Comparison]:
-    """:func:`check_batch_invariance` of some of a policy's programs, by their names."""
+    """Run :func:`check_batch_invariance` for some of a policy's programs, by their names."""
     eager, *runs = (runtimes.load_by_name(policy, name, threads=1) for name in ("eager", *programs))
     manifest = read_manifest(Path("models", policy))
     return check_batch_invariance(eager, dict(zip(programs, runs, strict=True)), recorded_inputs, manifest, settings)

@@ -1,7 +1,7 @@
-"""Hold every exported program against the trained policy: the same values, the same decisions, the same episodes.
+"""Compare every exported program with the trained policy: the same values, the same decisions, the same episodes.
 
-Open loop, the programs see the recorded observations, and every output is compared. Rows of those are shown alone, in
-other batches and in another order, among odd ones. In closed loop every program plays environments of its own for full
+In open loop the programs see the recorded observations, and every output is compared. Some of these rows are shown
+alone, in other batches and in another order, among odd ones. In closed loop every program plays environments of its own for full
 episodes: actions and states must stay identical, but for ties within rounding, after which an episode goes on with the
 policy's action; or, where the action is a vector, each must be what the policy would have done there. The programs
 that explore must have the same values, and draw their actions as often and as independently as the policy does. The
@@ -48,8 +48,8 @@ MAX_FAILURES = 100  # in the report
 class Results:
     """What the programs did, by name; among them ``eager`` and ``eager_random``, the trained policy itself.
 
-    ``followed`` are the episodes that parted from eager's at a tie, played again; ``acted`` is what programs did whose
-    noise has a state, none where it has not.
+    ``followed`` are the episodes that diverged from eager's at a tie, played again; ``acted`` has the actions of the
+    programs whose noise has a state, and is empty where none has.
     """
 
     open_loop: dict[str, Comparison]
@@ -64,7 +64,7 @@ class Results:
 def run_programs(
     policy: str, manifest: dict[str, Any], recorded: list[Episode], settings: params.ParityCheck
 ) -> Results:
-    """Run all programs as the check needs it, in processes side by side, and tell what is done."""
+    """Run all programs as the check needs it, in processes side by side, and report the progress."""
     deterministic, exploring = list(registry.deterministic(manifest)), list(registry.exploring(manifest))
     observations = sum(len(episode.actions) for episode in recorded)
     with processes(settings.processes) as executor, processes(2, one_task_each=True) as starting:

@@ -1,7 +1,7 @@
 """Let a program play full episodes, each in an environment of its own, and compare them with eager's.
 
-Where a program parts from eager by an action that rounding explains, it plays that episode again, and at such ties
-eager's action is taken: so everything that follows is compared too.
+Where a program diverges from eager by an action that rounding explains, it plays that episode again, and at such ties
+takes eager's action, so that everything that follows is compared too.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Trace:
 
 @dataclass
 class ClosedLoop:
-    """How one program's episodes compare with eager's, or with what eager would have done in them.
+    """Comparison of one program's episodes with eager's, or with what eager would have done in them.
 
     Attributes:
         episodes: their number.
@@ -56,7 +56,7 @@ class ClosedLoop:
         identical: episodes in which all decisions are the same, without a tie.
         max_action_difference: of vectors.
         ties: other actions that rounding explains; the episode went on with eager's.
-        failures: the first decision of every episode that is another one for no such reason.
+        failures: in every episode, the first decision that differs for another reason.
     """
 
     episodes: int
@@ -69,7 +69,7 @@ class ClosedLoop:
 
 
 class Log:
-    """One episode while it is played.
+    """An episode while it is played.
 
     Args:
         seed: of the environment.
@@ -83,7 +83,7 @@ class Log:
         self.guide, self.tolerance = guide, tolerance
 
     def choose(self, state: int, decided: Arrays) -> Action:
-        """Return the action to take for a decision, one row; at a tie it is eager's, which replaces its own."""
+        """Return the action to take for a decision, one row; at a tie, eager's action replaces the program's."""
         step, guide = len(self.states), self.guide
         self.states.append(state)
         if guide is not None and step < len(guide.states) and state == guide.states[step]:
@@ -116,7 +116,7 @@ def play_episodes(
     guides: Sequence[Trace] = (),
     tolerance: float = 0.0,
 ) -> list[Trace]:
-    """Play an episode with each seed to its end, side by side, in an environment each.
+    """Play one episode to its end for each seed, side by side, each in its own environment.
 
     Args:
         player: of as many episodes as there are seeds.
@@ -151,10 +151,10 @@ def play_episodes(
 
 
 def play_by_name(policy: str, program: str, settings: params.ParityCheck) -> list[Trace]:
-    """:func:`play_episodes` with a policy's program, by its name.
+    """Run :func:`play_episodes` with a policy's program, by its name.
 
-    Actions that are vectors are not the same to the last bit, and so the episodes of two programs drift apart: there
-    eager decides in the same states.
+    Actions that are vectors are not the same to the last bit, so that the episodes of two programs drift apart; for
+    these, eager decides in the same states.
     """
     manifest = read_manifest(Path("models", policy))
     names = [program, "eager"] if isinstance(manifest["actions"], dict) else [program]
@@ -171,7 +171,7 @@ def follow_by_name(policy: str, program: str, guides: Sequence[Trace], settings:
 
 
 def find_tie(trace: Trace, eager: Trace, tolerance: float) -> dict[str, Any] | None:
-    """Return the tie at which an episode first parts from eager's, if it does so at one."""
+    """Return the tie at which an episode first diverges from eager's, if it does so at a tie."""
     failure = first_difference(trace, eager) if trace.reference is None else None
     if failure is None:
         return None
@@ -183,7 +183,7 @@ def find_tie(trace: Trace, eager: Trace, tolerance: float) -> dict[str, Any] | N
 
 
 def part_at_ties(traces: Sequence[Trace], eager: Sequence[Trace], tolerance: float) -> list[Trace]:
-    """Eager's episodes from which a program's part at a tie: to be followed."""
+    """Return eager's episodes from which a program's diverge at a tie: these are to be followed."""
     return [own for trace, own in zip(traces, eager, strict=True) if find_tie(trace, own, tolerance) is not None]
 
 
@@ -198,8 +198,8 @@ def compare_episodes(
         traces: of the program.
         eager: of the policy, with the same seeds.
         tolerance: largest difference of a number.
-        followed: of the program, again, of those that :func:`part_at_ties` found. One that parts at a tie and was not
-            followed is a failure.
+        followed: of the program, again, of those that :func:`part_at_ties` found. An episode that diverges at a tie
+            and was not followed is a failure.
     """
     again = {trace.seed: trace for trace in followed}
     played = [again.get(trace.seed, trace) for trace in traces]
@@ -231,7 +231,7 @@ def compare_episodes(
 
 
 def first_difference(trace: Trace, eager: Trace) -> Failure | None:
-    """Return the first step in which an episode with the same seed is another one."""
+    """Return the first step in which two episodes with the same seed differ."""
     steps = min(len(trace.rewards), len(eager.rewards))
     compared = {
         "state": (trace.states, eager.states),

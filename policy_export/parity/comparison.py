@@ -18,7 +18,7 @@ MAX_FAILURES = 100  # that are kept of one program
 
 
 class Place(NamedTuple):
-    """Where a row comes from: the episode's seed, and the step."""
+    """The origin of a row: the episode's seed, and the step."""
 
     seed: int
     step: int
@@ -48,11 +48,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class Failure:
-    """A decision in which a program is not what it should be.
+    """A decision in which a program is wrong.
 
     Attributes:
         place: of the decision.
-        what: is wrong.
+        what: describes the fault.
         found: the program's action and values, of one row.
         expected: eager's.
         inputs: of the program, one row, where they are kept.
@@ -74,7 +74,7 @@ def decision(outputs: Arrays, row: int) -> Arrays:
 
 
 class Verdict(NamedTuple):
-    """Of another action than eager's.
+    """An assessment of an action that differs from eager's.
 
     Attributes:
         margin: between the best of eager's values and that of the action taken; infinite where there is no such action.
@@ -90,7 +90,7 @@ class Verdict(NamedTuple):
 def compare_action(found: Arrays, expected: Arrays, tolerance: float) -> Verdict | None:
     """Return a verdict on a row in which a program chose another action than eager did.
 
-    Values that are off by ``d`` can swap those that are ``2 d`` apart, no others.
+    Errors of ``d`` in the values can change the order of two values only if these are at most ``2 d`` apart.
 
     Args:
         found: the program's :func:`decision`.
@@ -98,7 +98,7 @@ def compare_action(found: Arrays, expected: Arrays, tolerance: float) -> Verdict
         tolerance: largest difference of a value that may be called rounding.
 
     Returns:
-        none where no values are known, and rounding explains nothing.
+        none where no values are known, so that rounding cannot be the explanation.
     """
     given, known = chosen_by(found), chosen_by(expected)
     if given is None or known is None:
@@ -116,14 +116,14 @@ def describe_tie(place: Place, verdict: Verdict) -> dict[str, Any]:
 
 
 def differing(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Which rows are not the same, ``(rows,)``."""
+    """Return which rows differ, ``(rows,)``."""
     different: npt.NDArray[np.bool_] = (found != expected).reshape(len(expected), -1).any(1)
     return different
 
 
 @dataclass
 class Comparison:
-    """What one program did differently from eager.
+    """The differences between one program and eager.
 
     Attributes:
         compares_actions: whether its actions must be eager's; those of a program that explores need not.
@@ -131,8 +131,8 @@ class Comparison:
         states: names of the outputs that are next states.
         differences: the largest of each row, ``(rows,)`` float32 an output; infinite where it is no number.
         margins: between eager's two best values, ``(rows,)`` float32; empty where actions have no value each.
-        different_actions: that are faults.
-        ties: different actions that are none, as eager's values of both are closer than rounding tells apart.
+        different_actions: number of those that are faults.
+        ties: different actions that are no faults, as eager's values of both are closer than rounding can separate.
         failed: number of faults.
         failures: the first of them, ``MAX_FAILURES`` at most.
     """
@@ -151,7 +151,7 @@ class Comparison:
 
     @property
     def max_abs_difference(self) -> dict[str, float]:
-        """The largest difference of each output."""
+        """Return the largest difference of each output."""
         return {name: float(max(part.max() for part in parts)) for name, parts in self.differences.items()}
 
     def percentiles(self, percents: Iterable[float]) -> dict[str, dict[str, float]]:
