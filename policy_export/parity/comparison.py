@@ -155,7 +155,7 @@ class Comparison:
         return {name: float(max(part.max() for part in parts)) for name, parts in self.differences.items()}
 
     def percentiles(self, percents: Iterable[float]) -> dict[str, dict[str, float]]:
-        """Of each output's differences, by name as ``p99_9``."""
+        """Return percentiles of each output's differences, by name, such as ``p99_9``."""
         return {
             name: {
                 f"p{percent:g}".replace(".", "_"): float(np.percentile(np.concatenate(parts), percent, method="higher"))
@@ -168,7 +168,7 @@ class Comparison:
         """Compare the outputs of a batch.
 
         Raises:
-            UserError: the outputs are others, or of other kinds.
+            UserError: the outputs have other names, dtypes or shapes.
         """
         eager, rows = batch.eager, len(batch.places)
         check_kinds(eager, batch.outputs)
@@ -198,7 +198,7 @@ class Comparison:
         drift[part] = max(drift[part], largest)
 
     def _compare_action(self, batch: Batch, row: int) -> None:
-        """Another action is no fault where rounding explains it."""
+        """Record another action as a fault, or as a tie where rounding explains it."""
         verdict = compare_action(decision(batch.outputs, row), decision(batch.eager, row), self.tolerance)
         if verdict is not None and verdict.tie:
             self.ties.append(describe_tie(batch.places[row], verdict))
@@ -216,10 +216,10 @@ class Comparison:
 
 
 def check_kinds(eager: Arrays, outputs: Arrays) -> None:
-    """Hold the outputs' names, dtypes and shapes against eager's.
+    """Compare the outputs' names, dtypes and shapes with eager's.
 
     Raises:
-        UserError: they are others.
+        UserError: they differ.
     """
     if set(outputs) != set(eager):
         raise UserError(f"outputs are {sorted(outputs)}, expected {sorted(eager)}")

@@ -1,4 +1,4 @@
-"""Where a program parts from the policy: the decision, what was seen, what was remembered, and what caused it."""
+"""Where a program diverges from the policy: the decision, the observation, the memory, and the cause."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def replay_to(manifest: dict[str, Any], seed: int, actions: Sequence[Action], pl
 
 
 def draw_screens(path: Path, screens: Sequence[tuple[str, npt.NDArray[np.uint8]]]) -> None:
-    """Captions and screens ``(height, width, 3)``, side by side, as a PNG file."""
+    """Draw captions and screens ``(height, width, 3)``, side by side, into a PNG file."""
     height, width, _ = screens[0][1].shape
     size = (len(screens) * (width * SCALE + GAP) - GAP, height * SCALE + CAPTION)
     picture = Image.new("RGB", size, "white")
@@ -56,11 +56,11 @@ def explain(
     actions: tuple[Sequence[Action], Sequence[Action]],
     tolerance: float,
 ) -> dict[str, Any]:
-    """All that can be said about a decision in which a deterministic program failed.
+    """Return all that is known about a decision in which a deterministic program failed.
 
     Args:
         policy: its name.
-        program: the program's.
+        program: the program's name.
         failure: the decision.
         actions: all that the program took, or was shown, in that episode, and all that the policy did.
         tolerance: of the check.

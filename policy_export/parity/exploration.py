@@ -1,4 +1,4 @@
-"""What only programs that explore have: the states of noise that is correlated in time."""
+"""The states that only programs that explore have: those of noise that is correlated in time."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def noise_states(manifest: dict[str, Any]) -> dict[str, str]:
 
 
 def complete(inputs: Arrays, manifest: dict[str, Any]) -> Arrays:
-    """Return a deterministic program's inputs as one that explores takes them; its own states are at their start.
+    """Return a deterministic program's inputs, completed for a program that explores, whose own states are at their start.
 
-    States are zeros, and ``is_init``, where the deterministic program takes none, is true.
+    These states are zeros; ``is_init`` is true where the deterministic program does not take it.
     """
     rows = len(next(iter(inputs.values())))
     added = {
@@ -39,7 +39,7 @@ def without_noise(outputs: Arrays, manifest: dict[str, Any]) -> Arrays:
     """Return the outputs of a program that explores, without those that only such programs have.
 
     Raises:
-        UserError: one of those is missing, or of another kind than the manifest says.
+        UserError: one of those is missing, or its dtype or shape is not what the manifest says.
     """
     known = {spec["name"] for spec in manifest["outputs"]}
     rows = len(next(iter(outputs.values())))

@@ -1,7 +1,7 @@
 """Where a program that disagrees with the trained policy goes wrong: the first tensor, its operator, its source line.
 
-What is right is what eager PyTorch computes with the weights of ``policy.safetensors``. A fresh export of the policy,
-held against that first, gives names and values of every tensor on the way.
+The reference is what eager PyTorch computes with the weights of ``policy.safetensors``. A fresh export of the policy is
+compared with it first, and then gives the names and values of all intermediate tensors.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def localise(policy: str, program: str, inputs: Arrays, tolerance: float) -> Loc
         tolerance: largest difference of a number, or, in a tensor with numbers above 1, its share of the largest.
 
     Returns:
-        a location; one without a tensor, and a note why, where nothing differs or nothing can be seen.
+        a location; where nothing differs or nothing can be seen, it has no tensor but a note why.
 
     Raises:
         UserError: the policy itself cannot be loaded.

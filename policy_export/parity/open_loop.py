@@ -1,8 +1,8 @@
-"""Show programs what was recorded, and compare every output with eager's.
+"""Run the programs on recorded observations, and compare every output with eager's.
 
-Each deterministic program has its own memory and sees everything. One that explores, whose values were made from the
-same policy, sees every ``EXPLORING_STRIDE``-th step, with eager's memory: what it makes of it is compared as well. Only
-the state of its noise, where it has one, is its own.
+Each deterministic program has its own memory and sees everything. A program that explores, made from the same policy,
+sees every ``EXPLORING_STRIDE``-th step, with eager's memory; its outputs are compared as well. Only the state of its
+noise, where it has one, is its own.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LEFT_OVER = 7  # every number of the memory that a program is given at the start
 
 
 def watch(recorded: list[Episode], manifest: dict[str, Any]) -> Iterator[tuple[list[int], npt.NDArray[Any]]]:
-    """Yield, for each step, the episodes that still go on and their observations."""
+    """Yield, for each step, the episodes that have not ended and their observations."""
     replays = [episodes.replay(episode, make_environment(manifest, episode.seed)) for episode in recorded]
     while True:
         seen = [next(replay, None) for replay in replays]
@@ -43,7 +43,7 @@ def watch(recorded: list[Episode], manifest: dict[str, Any]) -> Iterator[tuple[l
 
 
 def decide(name: str, player: Player, observations: npt.NDArray[Any]) -> Arrays:
-    """Return a program's outputs for observations, with its memory.
+    """Return a program's outputs for observations, computed with its memory.
 
     Raises:
         UserError: its outputs lack a next state.
@@ -61,7 +61,7 @@ def check_open_loop(
     manifest: dict[str, Any],
     settings: params.ParityCheck,
 ) -> dict[str, Comparison]:
-    """Show all programs what was recorded, the episodes side by side.
+    """Run all programs on what was recorded, the episodes side by side.
 
     Raises:
         UserError: a program's outputs are not those of eager, or an episode does not replay.
@@ -101,7 +101,7 @@ def check_open_loop(
 
 
 def check_by_name(policy: str, programs: list[str], settings: params.ParityCheck) -> dict[str, Comparison]:
-    """:func:`check_open_loop` of some of a policy's programs, by their names, with its recorded episodes."""
+    """Run :func:`check_open_loop` for some of a policy's programs, by their names, with its recorded episodes."""
     recorded = episodes.load(Path("data", policy, "episodes.safetensors"), policy)
     eager, *runs = (runtimes.load_by_name(policy, name, threads=1) for name in ("eager", *programs))
     manifest = read_manifest(Path("models", policy))

@@ -17,13 +17,13 @@ from policy_export.parity.comparison import Place
 
 
 class RecordedInputs(NamedTuple):
-    """Decisions: where they are, and the program's inputs there, one a row."""
+    """Decisions: their places, and the program's inputs there, one row each."""
 
     places: list[Place]
     inputs: Arrays
 
     def spread(self, count: int) -> RecordedInputs:
-        """``count`` of them, as far apart as can be; all where there are no more."""
+        """Return ``count`` of them, spread evenly, or all if there are fewer."""
         rows = _spread(len(self.places), count)
         return RecordedInputs(
             [self.places[row] for row in rows], {name: array[rows] for name, array in self.inputs.items()}
@@ -35,7 +35,7 @@ def _spread(total: int, count: int) -> list[int]:
 
 
 def pick_recorded_inputs(run: Run, episode: Episode, manifest: dict[str, Any], count: int) -> RecordedInputs:
-    """``count`` decisions spread evenly over an episode, all of them where it is shorter; the memory is ``run``'s."""
+    """Return ``count`` decisions spread evenly over an episode, or all if it is shorter; the memory is ``run``'s."""
     wanted = _spread(len(episode.actions), count)
     player, recorded_inputs = Player(run, manifest), []
     for step, observation in enumerate(replay(episode, make_environment(manifest, episode.seed))):
@@ -47,7 +47,7 @@ def pick_recorded_inputs(run: Run, episode: Episode, manifest: dict[str, Any], c
 
 
 def pick_by_name(policy: str, program: str, count: int) -> RecordedInputs:
-    """:func:`pick_recorded_inputs` from the last of the policy's recorded episodes, with a program by its name."""
+    """Run :func:`pick_recorded_inputs` on the last of the policy's recorded episodes, with a program by its name."""
     recorded = load(Path("data", policy, "episodes.safetensors"), policy)[-1]
     return pick_recorded_inputs(
         runtimes.load_by_name(policy, program, 1), recorded, read_manifest(Path("models", policy)), count

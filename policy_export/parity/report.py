@@ -36,13 +36,13 @@ def finite(content: Any) -> Any:
 
 
 def rate_bound(count: int, trials: int) -> float:
-    """Return the largest rate that ``count`` of ``trials`` allow at ``CONFIDENCE``: Clopper-Pearson, one-sided."""
+    """Return the upper bound at ``CONFIDENCE`` on a rate, from ``count`` of ``trials``: Clopper-Pearson, one-sided."""
     test = stats.binomtest(count, trials, alternative="less")
     return float(test.proportion_ci(CONFIDENCE, method="exact").high)
 
 
 def flip_bounds(open_loop: Comparison, episodes: int) -> dict[str, float]:
-    """How often the program may take another action than eager, ties included, of decisions and of episodes."""
+    """Return bounds on how often the program differs from eager, ties included, as shares of decisions and of episodes."""
     seeds = {failure.place.seed for failure in open_loop.failures} | {tie["seed"] for tie in open_loop.ties}
     flips = open_loop.different_actions + len(open_loop.ties)
     return {
@@ -91,7 +91,7 @@ def describe_samples(samples: SampleComparison) -> dict[str, Any]:
 
 
 def write_tables(folder: Path, open_loop: dict[str, Comparison], programs: dict[str, dict[str, Any]]) -> None:
-    """Largest and typical differences, the margins of eager's decisions, and the bounds on flips."""
+    """Write the largest and typical differences, the margins of eager's decisions, and the bounds on flips."""
     write_table(
         folder / "differences.csv",
         ["output", "largest", "p99"],

@@ -1,10 +1,10 @@
-"""Whether an exploring program draws its actions as the trained policy does: as often, and independently.
+"""Check that an exploring program samples its actions as the trained policy does: as often, and independently.
 
-All programs draw many times for the same few recorded inputs. Where the noise has a state, which only programs that
+All programs sample many times for the same few recorded inputs. Where the noise has a state, which only programs that
 explore have, they also act for many steps with each of these. The noise of one step must depend on that of the one
 before as the policy's does, and begin anew where an episode begins.
 
-The tests of actions to choose from are exact or conservative, those of vectors are exact in the limit of many draws:
+The tests of discrete actions are exact or conservative, those of vectors are exact in the limit of many samples:
 the chance that a faultless program fails is at most the sum of the levels that its tests are held to.
 """
 
@@ -37,7 +37,7 @@ Actions = npt.NDArray[np.int64 | np.float32]
 
 @dataclass
 class SampleComparison:
-    """How a program that explores draws; its least likely test, held to a share of the error rate."""
+    """The samples of a program that explores; its least likely test, held to a share of the error rate."""
 
     samples: int
     tests: int
@@ -47,7 +47,7 @@ class SampleComparison:
 
 @dataclass(frozen=True)
 class Finding:
-    """One test: what was compared, what was found, and how likely a faultless program is to be found as far off."""
+    """One test: what was compared, what was found, and the probability that a faultless program differs as much."""
 
     what: str
     found: str
@@ -57,7 +57,7 @@ class Finding:
 def sample(run: Run, recorded_inputs: Arrays, calls: int) -> Actions:
     """Return ``(inputs, calls, ROWS)`` actions; every call is one batch of all inputs, ``ROWS`` times each.
 
-    Where an action is a vector, ``(inputs, calls, ROWS, k)``.
+    Where an action is a vector, the shape is ``(inputs, calls, ROWS, k)``.
     """
     batch = {name: np.repeat(array, ROWS, 0) for name, array in recorded_inputs.items()}
     actions = [run(batch)["action"] for _ in range(calls)]
@@ -65,7 +65,7 @@ def sample(run: Run, recorded_inputs: Arrays, calls: int) -> Actions:
 
 
 def sample_by_name(policy: str, programs: Iterable[str], recorded_inputs: Arrays, calls: int) -> dict[str, Actions]:
-    """:func:`sample` with some of a policy's programs that explore, by their names.
+    """Run :func:`sample` with some of a policy's programs that explore, by their names.
 
     ``recorded_inputs`` are inputs of a deterministic program.
     """
@@ -76,7 +76,7 @@ def sample_by_name(policy: str, programs: Iterable[str], recorded_inputs: Arrays
 def act(run: Run, recorded_inputs: Arrays, states: dict[str, str]) -> Actions:
     """Return ``(inputs, STEPS, ROWS)`` actions of episodes in which nothing but the noise changes.
 
-    Where an action is a vector, ``(inputs, STEPS, ROWS, k)``.
+    Where an action is a vector, the shape is ``(inputs, STEPS, ROWS, k)``.
 
     Args:
         run: a program that explores.
@@ -93,7 +93,7 @@ def act(run: Run, recorded_inputs: Arrays, states: dict[str, str]) -> Actions:
 
 
 def act_by_name(policy: str, program: str, recorded_inputs: Arrays) -> Actions:
-    """Return :func:`act` of a policy's program that explores, by its name; the inputs are a deterministic program's."""
+    """Run :func:`act` with a policy's exploring program, by its name; the inputs are a deterministic program's."""
     manifest = read_manifest(Path("models", policy))
     run = runtimes.load_by_name(policy, program, threads=1)
     return act(run, complete(recorded_inputs, manifest), noise_states(manifest))
@@ -102,12 +102,12 @@ def act_by_name(policy: str, program: str, recorded_inputs: Arrays) -> Actions:
 def run_tests(
     eager: Actions, actions: Actions, processes: tuple[Actions, Actions], tolerance: float
 ) -> Iterator[Finding]:
-    """All tests of one program.
+    """Return the findings of all tests of one program.
 
     Args:
-        eager: what the trained policy drew, ``(inputs, calls, ROWS)``, or the same with vectors.
-        actions: what the program drew, the same shape; ``calls`` is even.
-        processes: what it drew in two processes of their own, ``(inputs, ...)`` each.
+        eager: what the trained policy sampled, ``(inputs, calls, ROWS)``, or the same with vectors.
+        actions: what the program sampled, the same shape; ``calls`` is even.
+        processes: what it sampled in two processes of their own, ``(inputs, ...)`` each.
         tolerance: largest difference of numbers that are not drawn.
     """
     pairs = {
@@ -128,9 +128,9 @@ def run_tests(
 
 
 def compare_distributions(component: int, eager: Actions, actions: Actions, tolerance: float) -> Iterator[Finding]:
-    """How a number of a vector is distributed, for each input and in all: the two-sample Kolmogorov-Smirnov test.
+    """Compare one number of a vector, for each input and for all inputs together: two-sample Kolmogorov-Smirnov tests.
 
-    Taken together, the numbers are standardised with mean and deviation of both programs' draws for an input.
+    For all together, the numbers are standardised with mean and deviation of both programs' samples for an input.
     """
     finding = compare_standardised(f"action[{component}] for all inputs", eager, actions, tolerance)
     if finding is not None:
@@ -148,16 +148,16 @@ def compare_distributions(component: int, eager: Actions, actions: Actions, tole
 def compare_standardised(
     what: str, eager: Actions, actions: Actions, tolerance: float, *, size: bool = False
 ) -> Finding | None:
-    """How numbers of several inputs, the first axis, are distributed when mean and deviation are taken out.
+    """Compare the distributions of standardised numbers of several inputs, which are the first axis.
 
-    These are of both programs' numbers for an input. None where nothing varies.
+    Mean and deviation are those of both programs' numbers for an input. None where nothing varies.
 
     Args:
-        what: is compared.
+        what: describes what is compared.
         eager: the policy's numbers, ``(inputs, ...)``.
         actions: the program's, the same shape.
         tolerance: largest difference of numbers that are not drawn.
-        size: compare how far they are from the mean, on which side ever; that tells deviations apart in fewer rows.
+        size: compare the distances from the mean, on either side; this shows different deviations with fewer rows.
     """
     both = np.concatenate([eager, actions], 1)
     axes = tuple(range(1, both.ndim))
@@ -173,7 +173,7 @@ def compare_standardised(
 
 
 def correlate_pairs(between: str, component: int, first: Actions, second: Actions) -> Iterator[Finding]:
-    """Whether pairs of draws for the same input are correlated: the test of Spearman's rank correlation."""
+    """Test whether pairs of samples for the same input are correlated: Spearman's rank correlation."""
     for index, (ones, others) in enumerate(zip(first, second, strict=True)):
         if np.ptp(ones) == 0 or np.ptp(others) == 0:  # no correlation of what is constant
             continue
@@ -183,9 +183,9 @@ def correlate_pairs(between: str, component: int, first: Actions, second: Action
 
 
 def compare_frequencies(eager: Actions, actions: Actions) -> Iterator[Finding]:
-    """How often each action comes, for each input, and in all taken together: Fisher's exact test.
+    """Compare how often each action occurs, for each input and for groups of inputs: Fisher's exact test.
 
-    Taken together are the inputs in which the action is eager's most frequent one, and those in which it is not.
+    The groups are the inputs in which the action is eager's most frequent one, and those in which it is not.
     """
     of_eager, of_program = _counts(eager, actions)
     samples = eager[0].size
@@ -203,7 +203,7 @@ def compare_frequencies(eager: Actions, actions: Actions) -> Iterator[Finding]:
 
 
 def _counts(*samples: Actions) -> list[Actions]:
-    """How often each action was drawn for each input, ``(inputs, actions)`` for each of the draws."""
+    """Return how often each action was sampled for each input, ``(inputs, actions)`` for each argument."""
     size = 1 + max(int(sampled.max()) for sampled in samples)
     return [np.stack([np.bincount(actions.ravel(), minlength=size) for actions in sampled]) for sampled in samples]
 
@@ -215,7 +215,7 @@ def _compare_counts(what: str, eager: int, program: int, samples: int) -> Findin
 
 
 def compare_pairs(between: str, first: Actions, second: Actions) -> Finding:
-    """Whether pairs of draws for the same input differ as often as independent draws do: a binomial test."""
+    """Test whether pairs of samples for the same input differ as often as independent samples do: a binomial test."""
     sampled = first[0].size
     ones, others = (counts / sampled for counts in _counts(first, second))
     expected = 1 - float(np.clip((ones * others).sum(-1).mean(), 0, 1))
@@ -226,9 +226,9 @@ def compare_pairs(between: str, first: Actions, second: Actions) -> Finding:
 
 
 def check_noise(eager: Actions, actions: Actions, tolerance: float) -> Iterator[Finding]:
-    """Whether noise goes on from step to step, and begins anew, as the policy's does: Kolmogorov-Smirnov tests.
+    """Test whether noise continues from step to step, and restarts, as the policy's does: Kolmogorov-Smirnov tests.
 
-    Rows are independent of each other, the steps of a row are not: every test takes one number a row.
+    Rows are independent of each other, the steps of a row are not, so every test takes one number per row.
 
     Args:
         eager: what the trained policy did, ``(inputs, STEPS, ROWS)``, or the same with vectors: of :func:`act`.
@@ -259,9 +259,9 @@ def check_noise(eager: Actions, actions: Actions, tolerance: float) -> Iterator[
 
 
 def persistence(actions: Actions, lag: int, tolerance: float) -> npt.NDArray[np.float64]:
-    """How much of an action is left some steps later, of each row: its autocorrelation, 1 where it does not vary.
+    """Return the autocorrelation of each row's action over some steps; 1 where it does not vary.
 
-    Of actions to choose from, which have no order, the share that is the same.
+    For discrete actions, which have no order, return the share that is the same.
 
     Args:
         actions: ``(inputs, steps, rows)``.
@@ -285,13 +285,13 @@ def check_samples(
     settings: params.ParityCheck,
     acted: dict[str, Actions] | None = None,
 ) -> dict[str, SampleComparison]:
-    """Hold every program's draws against those of the policy itself, ``eager_random``.
+    """Compare every program's samples with those of the policy itself, ``eager_random``.
 
     ``random_error_rate`` is shared by all tests of all programs, so that it bounds the chance of any false alarm.
 
     Args:
         sampled: of :func:`sample`, by program.
-        first: the same in two processes of their own.
+        first: the same, in two processes of their own.
         settings: of the check.
         acted: of :func:`act`, by program, where the noise has a state.
     """

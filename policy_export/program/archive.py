@@ -1,4 +1,4 @@
-"""Exported programs as files that tell what they are. PyTorch is imported only to write or to run them."""
+"""Exported programs as files that describe themselves. PyTorch is imported only to write or to run them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def read_facts(path: Path, policy: str | None = None) -> dict[str, Any]:
     """Return what :func:`save_program` wrote next to the program.
 
     Raises:
-        UserError: the file is missing or damaged, or of another policy than ``policy``.
+        UserError: the file is missing or damaged, or belongs to another policy than ``policy``.
     """
     try:
         with zipfile.ZipFile(path) as archive:

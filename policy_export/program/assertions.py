@@ -1,8 +1,8 @@
-"""Leave out of a traced program what only checks: an ``if`` that does nothing but raise or warn, and ``assert``.
+"""Leave mere checks out of a traced program: an ``if`` that does nothing but raise or warn, and ``assert``.
 
 A graph has no branches. TorchRL, tensordict and PyTorch's distributions check the values that they are given
 (``if not (high > low).all(): raise ...``), and so may a user's module. Such a check changes no result, so that tracing
-may take it for passed: a tensor's truth, its ``item()``, and ``any`` and ``all`` of its ``tolist()``.
+may assume that it passes: a tensor's truth, its ``item()``, and ``any`` and ``all`` of its ``tolist()``.
 A branch that computes something is left alone, and ends the export.
 """
 
@@ -40,7 +40,7 @@ class Check:
 
     Attributes:
         statement: the ``if`` or ``assert``.
-        operands: the expressions whose truth it asks for, and the truth of each by which the check passes.
+        operands: the expressions whose truth it reads, each with the truth value for which the check passes.
     """
 
     statement: ast.If | ast.Assert
@@ -64,7 +64,7 @@ def _checks(path: str) -> list[Check]:
 
 
 def _only_warns_or_raises(body: list[ast.stmt]) -> bool:
-    """Whether statements end in an error, or do nothing but warn."""
+    """Return whether statements end in an error, or do nothing but warn."""
     if isinstance(body[-1], ast.Raise):
         return True
     calls = [statement.value for statement in body if isinstance(statement, ast.Expr)]
@@ -88,7 +88,7 @@ def _operands(test: ast.expr, *, wanted: bool) -> Iterator[tuple[ast.expr, bool]
 
 
 def _asking_frame() -> FrameType:
-    """Return the frame of the module that has called something, behind the frames of PyTorch's own machinery."""
+    """Return the frame of the module that called something, outside of the frames of PyTorch's own machinery."""
     frame = inspect.currentframe()
     assert frame is not None  # CPython has them
     while frame.f_back is not None and any(part in frame.f_code.co_filename for part in MACHINERY):
@@ -97,7 +97,7 @@ def _asking_frame() -> FrameType:
 
 
 def _span(instruction: dis.Instruction) -> tuple[Place, Place] | None:
-    """Where the source of an instruction starts and ends."""
+    """Return where the source of an instruction starts and ends."""
     places = instruction.positions
     if places is None or None in places:
         return None
@@ -117,7 +117,7 @@ def _is_condition(instruction: dis.Instruction) -> bool:
 def passing_truth(frame: FrameType) -> bool | None:
     """Return the truth value with which a frame's check passes, or None if the frame is in no check.
 
-    Python tells of a jump the place of the whole statement or of the expression, depending on its version.
+    For a jump, Python reports the place of the whole statement or of the expression, depending on its version.
     """
     instructions = list(dis.get_instructions(frame.f_code))
     at = _current(instructions, frame)
@@ -137,7 +137,7 @@ def passing_truth(frame: FrameType) -> bool | None:
 def passing_value(frame: FrameType) -> bool | None:
     """Return values of a tensor with which a frame's check passes.
 
-    None where the check is anything else than an ``item()``, or than ``any`` or ``all`` of a ``tolist()``.
+    None where the check is neither an ``item()`` nor ``any`` or ``all`` of a ``tolist()``.
     """
     span = _span(_current(list(dis.get_instructions(frame.f_code)), frame))
     for check in _checks(frame.f_code.co_filename) if span is not None else []:
@@ -166,7 +166,7 @@ def _end(node: ast.stmt | ast.expr) -> Place:
 
 
 class AssumeChecksPass(TorchFunctionMode):
-    """While it is on, a tensor's truth in a test that only checks is the one by which the check passes."""
+    """While it is active, a tensor's truth in a mere check is the value for which the check passes."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.__bool__ and (truth := passing_truth(_asking_frame())) is not None:

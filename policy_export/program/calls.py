@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 def on_arrays(function: Callable[..., dict[str, torch.Tensor]]) -> Run:
     """Return a function of named tensors as a function of named arrays.
 
-    Arrays of any strides will do, and read-only ones: AOTInductor's programs read contiguous memory and do not check
-    that they got it, and PyTorch's tensors are writable.
+    The function takes arrays of any strides, and read-only ones. AOTInductor's programs read contiguous memory without
+    checking that they got it, and PyTorch's tensors are writable.
     """
     import numpy as np
     import torch
@@ -49,8 +49,8 @@ def opened(
 ) -> Run:
     """Open a file that PyTorch runs, as a program that checks its inputs.
 
-    With a program that explores, PyTorch's random numbers get a new seed: every process starts with the same one, and
-    such a program must not do the same after every start.
+    For a program that explores, PyTorch's random numbers get a new seed: every process starts with the same seed, but
+    such a program must not act the same after every start.
 
     Args:
         path: of the program.

@@ -1,4 +1,4 @@
-"""What a policy decides: an action, and the values it was chosen by."""
+"""A policy's decision: an action, and the values from which it was chosen."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ VALUES = ("expected_action_value", "action_value", "logits", "loc", "scale")
 
 
 def is_choice(actions: npt.NDArray[Any]) -> bool:
-    """Whether actions are indices, which are the same or are not, rather than vectors."""
+    """Return whether actions are indices, which are equal or not, rather than vectors."""
     return bool(np.issubdtype(actions.dtype, np.integer))
 
 
 def chosen_by(outputs: Arrays) -> npt.NDArray[Any] | None:
     """Return a number for each action that could have been chosen, ``(batch, actions)``.
 
-    The first of ``VALUES`` that has such numbers; none where there is none, or where actions are no single indices.
+    These are the first of ``VALUES`` with such numbers; none where there are none, or where actions are not single indices.
     """
     if not is_choice(outputs["action"]) or outputs["action"].ndim > 1:
         return None
@@ -31,7 +31,7 @@ def chosen_by(outputs: Arrays) -> npt.NDArray[Any] | None:
 
 
 def describe(outputs: Arrays, row: int = 0) -> str:
-    """Return a row's action and the values it was chosen by, without distributions, which are too long to read."""
+    """Return a row's action and the values from which it was chosen, without distributions, which are too long to read."""
     told = [name for name in VALUES if name in outputs and outputs[name][row].ndim <= 1]
     values = [f"{name} {np.round(outputs[name][row], 6).tolist()}" for name in told]
     return ", ".join([f"action {outputs['action'][row]}", *values])

@@ -62,7 +62,7 @@ def export(step: Step) -> torch.export.ExportedProgram:
 
 
 class _Frames:
-    """Stands for the set of functions whose frames the exporter keeps in a node's stack: all but PyTorch's."""
+    """The set of functions whose frames the exporter keeps in a node's stack: all but PyTorch's."""
 
     def __contains__(self, frame: Any) -> bool:
         path = frame[0]
@@ -72,21 +72,21 @@ class _Frames:
 
 
 def arguments_of(node: torch.fx.Node) -> dict[str, Any]:
-    """Return an operator's arguments by name, including those that a call leaves at their defaults."""
+    """Return an operator's arguments by name, including defaults."""
     assert isinstance(node.target, OpOverload)
     named = {argument.name: argument.default_value for argument in part(node.target, "_schema").arguments}
     return named | dict(zip(named, node.args, strict=False)) | dict(node.kwargs)
 
 
 def operators(program: torch.export.ExportedProgram) -> list[torch.fx.Node]:
-    """Return the nodes of a program that call operators of PyTorch's."""
+    """Return the nodes of a program that call PyTorch operators."""
     return [node for node in program.graph.nodes if isinstance(node.target, OpOverload)]
 
 
 def random_operators(program: torch.export.ExportedProgram) -> list[torch.fx.Node]:
     """Return the nodes of a program that draw from a random generator, the first of each operator and line of source.
 
-    An operator that only may draw, such as dropout, counts where its arguments say that it does.
+    An operator that does not always draw, such as dropout, counts where its arguments say that it does.
     """
     found: dict[str, torch.fx.Node] = {}
     for node in operators(program):
@@ -106,7 +106,7 @@ def describe(node: torch.fx.Node) -> str:
 
 
 def refuse_training(program: torch.export.ExportedProgram) -> None:
-    """Hold a program against what a policy does in evaluation mode.
+    """Refuse a program that does what only training should do.
 
     Raises:
         ProfileError: it normalises by the rows of its batch, so that one row's decision depends on the others.
@@ -120,7 +120,7 @@ def refuse_training(program: torch.export.ExportedProgram) -> None:
 
 
 def refuse_writing(program: torch.export.ExportedProgram) -> None:
-    """Hold a program against a function without side effects.
+    """Refuse a program with side effects.
 
     Raises:
         ProfileError: a module writes into one of its buffers.

@@ -1,4 +1,4 @@
-"""What ends an export, in one line: the reason, and the line of source that is to blame."""
+"""The error that ends an export, in one line: the reason, and the line of source that causes it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def place(path: str, line: int) -> str:
 
 
 def blame(frames: Iterable[tuple[str, int]]) -> str | None:
-    """Return the innermost line of the user's code, else of TorchRL's; None if there is neither."""
+    """Return the innermost line of the user's code, or else of TorchRL's; None if there is neither."""
     frames = list(frames)
     users = [frame for frame in frames if not any(part in frame[0] for part in NOT_TO_BLAME)]
     libraries = [frame for frame in frames if any(part in frame[0] for part in LIBRARIES)]
@@ -72,7 +72,7 @@ def reason(error: BaseException) -> str:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """Return the first error of a chain, without tensordict's notes about the module that was called."""
+    """Return the first error in a chain, without tensordict's notes about the module that was called."""
     while (cause := error.__cause__ or (None if error.__suppress_context__ else error.__context__)) is not None:
         if str(cause).startswith(WRAPPER):
             break
@@ -81,7 +81,7 @@ def root_cause(error: BaseException) -> BaseException:
 
 
 def failing_module(error: BaseException) -> str | None:
-    """Return the module in which an error was raised, as tensordict notes it: its layers and keys."""
+    """Return the module in which an error was raised, as in tensordict's note: its layers and keys."""
     link: BaseException | None = error
     while link is not None:
         if str(link).startswith(WRAPPER):
@@ -115,12 +115,12 @@ def watch_sizes() -> Iterator[list[str]]:
 
 
 def fixes_batch(error: BaseException) -> bool:
-    """Whether a program could not be traced for any batch size."""
+    """Return whether an error says that a program cannot be traced for any batch size."""
     return "Constraints violated" in str(error)
 
 
 def explain(error: BaseException, program: torch.export.ExportedProgram | None = None) -> str:
-    """Return an error in one line, with the module and the line of source that are to blame.
+    """Return an error in one line, with the module and the line of source that cause it.
 
     Args:
         error: of an eager call, of ``torch.export``, of the ONNX exporter or of AOTInductor.
@@ -139,7 +139,7 @@ def explain(error: BaseException, program: torch.export.ExportedProgram | None =
 
 
 def find_operator(program: torch.export.ExportedProgram, name: str) -> str | None:
-    """Return the line of source of the first node that calls an operator, or one that it is a part of."""
+    """Return the source line of the first node that calls an operator, or an operator that contains it."""
     exact = [node for node in program.graph.nodes if str(node.target).removesuffix(".default") == name]
     similar = [node for node in program.graph.nodes if name.split(".")[1] in str(node.target)]
     return next((found for node in (*exact, *similar) if (found := source_of(node))), None)
@@ -147,7 +147,7 @@ def find_operator(program: torch.export.ExportedProgram, name: str) -> str | Non
 
 @contextmanager
 def in_one_line(policy: str, stage: str, program: torch.export.ExportedProgram | None = None) -> Iterator[None]:
-    """Turn whatever ends an export inside into one line, and write the whole trace into a file that the line names.
+    """Turn any error inside into one line, and write the whole trace into a file that the line names.
 
     Raises:
         ProfileError: something was raised inside.

@@ -1,4 +1,4 @@
-"""Who makes a program, with what: the stages that build programs, and the records that they leave of it."""
+"""How programs are made: by the stages that build them, with the records that these leave."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def versions_of(libraries: Iterable[str]) -> dict[str, str]:
 
 
 def read_programs(policy: str) -> dict[str, bool]:
-    """Return whether a policy has each of the programs that there are, as the stage machine has found it.
+    """Return, for each program that there is, whether the policy has it, as found by the stage machine.
 
     Raises:
         UserError: that stage has not run.
@@ -50,15 +50,15 @@ def make(
     files: Iterable[Path] = (),
     folder: Path | None = None,
 ) -> None:
-    """Build a policy's program, or leave empty files where its profile leaves it out, and record which.
+    """Build a policy's program, or write empty files where its profile leaves it out, and record which was done.
 
     Args:
         policy: its name.
         program: the name of the back end.
         build: writes the files.
         libraries: whose versions decide what the files are.
-        files: that the stage has to leave behind.
-        folder: that it has to leave behind.
+        files: that the stage must write.
+        folder: that it must write.
 
     Raises:
         UserError: the program cannot be built; the message says how to go on without it.

@@ -1,8 +1,8 @@
-"""What a policy hands on from one step to the next: declared, or written in place.
+"""The memory that a policy passes from one step to the next: declared, or written in place.
 
 A policy declares a state by reading a key and writing it under ``("next", key)``. Some of TorchRL's modules write the
-key itself instead, as ``OrnsteinUhlenbeckProcessModule`` its noise, and count on the environment to hand the entry back
-at the next step. Such an entry is found by trying: it is a state if what the policy decides depends on its old value.
+key itself instead, as ``OrnsteinUhlenbeckProcessModule`` does with its noise, and rely on the environment to pass the
+entry back at the next step. Such an entry is found by trying: it is a state if what the policy decides depends on its old value.
 What a module keeps in itself, outside of the entries, is found as well, and refused: a program has no such place.
 """
 
@@ -35,17 +35,17 @@ SEED = 20
 
 
 def next_key(key: NestedKey) -> NestedKey:
-    """Where a policy writes the next value of a state that it declares."""
+    """Return the key under which a policy writes the next value of a state that it declares."""
     return unravel_key(("next", key))
 
 
 def state_keys(policy: TensorDictModuleBase) -> list[NestedKey]:
-    """Return what a policy declares to hand on to its next step."""
+    """Return the keys of the states that a policy declares."""
     return [key for key in policy.in_keys if next_key(key) in policy.out_keys]
 
 
 def state_spec(policy: TensorDictModuleBase) -> Composite:
-    """Shape and dtype of the states that a policy's modules declare by TorchRL's primers, without batch."""
+    """Return shape and dtype of the states that a policy's modules declare by TorchRL's primers, without batch."""
     found = get_primers_from_module(policy, warn=False)
     spec = Composite()
     for primer in found if isinstance(found, Compose) else [found] if found else []:
@@ -72,11 +72,11 @@ class Memory:
 
     @property
     def in_place(self) -> list[NestedKey]:
-        """Keys of the states that the policy writes over."""
+        """Return the keys of the states that the policy overwrites."""
         return [key for key, written in self.written.items() if key == written]
 
     def example(self, input_spec: Composite) -> Entries:
-        """Any entries in the middle of an episode, always the same, ``(ROWS, ...)`` each."""
+        """Return any entries in the middle of an episode, always the same, ``(ROWS, ...)`` each."""
         entries = {key: example(input_spec, key) for key in self.observations}
         entries |= {key: example(self.spec, key) for key in self.written}
         return entries | {IS_INIT: torch.zeros(ROWS, 1, dtype=torch.bool)}
@@ -89,13 +89,13 @@ class Trial:
         self.policy, self.exploration_type = copy.deepcopy(policy).eval(), exploration_type
 
     def __call__(self, entries: Entries) -> Entries:
-        """All entries after a call, which always draws the same random numbers."""
+        """Return all entries after a call, which always draws the same random numbers."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(SEED)
             return call(self.policy, entries, self.exploration_type)
 
     def kept(self) -> dict[str, torch.Tensor]:
-        """Tensors that the policy's modules hold in addition to their weights, by name, copied."""
+        """Return copies of the tensors that the policy's modules hold in addition to their weights, by name."""
         found = dict(self.policy.named_buffers())
         for path, module in self.policy.named_modules():
             for name, value in vars(module).items():
@@ -110,7 +110,7 @@ class Trial:
 
 
 def initialise(policy: TensorDictModuleBase, input_spec: Composite) -> None:
-    """Give the policy's lazy layers their sizes, in place, by a call with any entries; nothing where there are none.
+    """Give the policy's lazy layers their sizes, in place, by a call with any entries; do nothing if there are none.
 
     Raises:
         ProfileError: the policy fails.
@@ -129,7 +129,7 @@ def initialise(policy: TensorDictModuleBase, input_spec: Composite) -> None:
 
 
 def call(policy: TensorDictModuleBase, entries: Entries, exploration_type: ExplorationType) -> Entries:
-    """All entries after a call of the policy, without gradients.
+    """Return all entries after a call of the policy, without gradients.
 
     Raises:
         KeyError: the policy reads an entry that is not there.
@@ -204,7 +204,7 @@ def find_memory(policy: TensorDictModuleBase, input_spec: Composite, exploration
 
 
 def example(spec: Composite, key: NestedKey) -> torch.Tensor:
-    """Any values of an entry, always the same, ``(ROWS, ...)``."""
+    """Return any values of an entry, always the same, ``(ROWS, ...)``."""
     entry, generator = spec[key], torch.Generator().manual_seed(SEED)
     shape = (ROWS, *entry.shape)
     if entry.dtype == torch.uint8:
@@ -223,7 +223,7 @@ def example(spec: Composite, key: NestedKey) -> torch.Tensor:
 
 
 def disturbed(tensor: torch.Tensor) -> torch.Tensor:
-    """Other values in the place of a tensor's."""
+    """Return other values with a tensor's shape and dtype."""
     if tensor.dtype == torch.bool:
         return ~tensor
     if not tensor.dtype.is_floating_point:
@@ -237,7 +237,7 @@ def unbatched(tensor: torch.Tensor) -> TensorSpec:
 
 
 def differing(ones: Entries, others: Entries, keys: Iterable[NestedKey]) -> set[NestedKey]:
-    """Return the keys whose tensors differ; one that is missing differs."""
+    """Return the keys whose tensors differ; a missing tensor counts as different."""
     return {
         key
         for key in keys
@@ -247,10 +247,10 @@ def differing(ones: Entries, others: Entries, keys: Iterable[NestedKey]) -> set[
 
 
 def depending(trial: Trial, entries: Entries, candidates: Entries, decisions: list[NestedKey]) -> list[NestedKey]:
-    """Return the candidates whose old entry changes a decision in one step or several, by its value or by existing.
+    """Return the candidates whose old entry, by its value or existence, changes a decision in one step or several.
 
-    What an entry does may depend on the others, as a count of steps decides whether a plan is read at all. So each is
-    changed, and left out, among several values of the others.
+    The effect of an entry may depend on others; for example, a count of steps decides whether a plan is read at all. So
+    each entry is changed, and left out, with several values of the others.
     """
     watched = [*decisions, *candidates]
     reached: dict[NestedKey, set[NestedKey]] = {key: set() for key in candidates}
@@ -273,7 +273,7 @@ def depending(trial: Trial, entries: Entries, candidates: Entries, decisions: li
 
 
 def attempt(trial: Trial, entries: Entries) -> Entries | None:
-    """All entries after a call, or none where the policy fails."""
+    """Return all entries after a call, or none if the policy fails."""
     try:
         return trial(entries)
     except (KeyError, UserError):
@@ -281,7 +281,7 @@ def attempt(trial: Trial, entries: Entries) -> Entries | None:
 
 
 def starts_otherwise(trial: Trial, entries: Entries, in_place: list[NestedKey], decisions: list[NestedKey]) -> bool:
-    """Whether a policy whose entries in place are missing does not do what it does where they are zeros."""
+    """Return whether a policy decides differently without the entries that it writes in place than with zeros there."""
     begins = entries | {IS_INIT: torch.ones(ROWS, 1, dtype=torch.bool)}
     try:
         missing = trial({key: tensor for key, tensor in begins.items() if key not in in_place})
@@ -292,7 +292,7 @@ def starts_otherwise(trial: Trial, entries: Entries, in_place: list[NestedKey], 
 
 
 def refuse_hidden(trial: Trial, kept: dict[str, torch.Tensor], first: Entries, entries: Entries) -> None:
-    """Hold a second call against the first.
+    """Compare a second call with the first.
 
     Raises:
         ProfileError: a module keeps something from call to call, or draws random numbers that are not PyTorch's.

@@ -60,7 +60,7 @@ class Agent:
 
 
 def observation_keys(policy: TensorDictModuleBase) -> list[NestedKey]:
-    """Return what a policy reads of its environment."""
+    """Return the keys of what a policy reads from its environment."""
     states = state_keys(policy)
     return [key for key in policy.in_keys if key not in states and key != IS_INIT]
 
@@ -95,7 +95,7 @@ def _make_agent(name: str, profile: Profile) -> Agent:
 
 
 def try_action(policy: TensorDictModuleBase, input_spec: Composite) -> torch.Tensor:
-    """Return an action of a policy's, ``(batch, ...)``.
+    """Return an action of a policy, ``(batch, ...)``.
 
     Raises:
         ProfileError: as :func:`~policy_export.program.memory.find_memory`, or the policy fails.
@@ -105,17 +105,17 @@ def try_action(policy: TensorDictModuleBase, input_spec: Composite) -> torch.Ten
 
 
 def is_one_hot(action: torch.Tensor, action_spec: TensorSpec) -> bool:
-    """Whether actions ``(batch, n)`` are one-hot vectors of an environment's choices, TorchRL's own default."""
+    """Return whether actions ``(batch, n)`` are one-hot vectors of an environment's choices, TorchRL's own default."""
     if not isinstance(action_spec, Categorical) or action_spec.shape or action.shape[1:] != (action_spec.n,):
         return False
     return bool(((action == 0) | (action == 1)).all())
 
 
 def check_action(action: torch.Tensor, action_spec: TensorSpec) -> None:
-    """Hold a policy's actions, ``(batch, ...)``, against what its environment takes.
+    """Compare a policy's actions, ``(batch, ...)``, with what its environment takes.
 
     Raises:
-        ProfileError: they are of another shape, or are numbers where a choice is taken, or the other way round.
+        ProfileError: they have another shape, or are numbers where a choice is expected, or the other way round.
     """
     found, expected = tuple(action.shape[1:]), tuple(action_spec.shape)
     if found != expected or action.dtype.is_floating_point != action_spec.dtype.is_floating_point:
@@ -143,9 +143,9 @@ def import_factory(params: Policy) -> Factory:
 
 
 def find_env(profile: Profile) -> Env:
-    """Return a profile's environment. Where only the factory's module registers it, the id names that module too.
+    """Return a profile's environment. If only the factory's module registers it, the id names that module too.
 
-    ``gymnasium.make`` then makes it anywhere, as a player does that knows of no factory.
+    ``gymnasium.make`` can then make it anywhere, for example in a player that has no factory.
 
     Raises:
         ProfileError: the factory cannot be imported.
@@ -183,7 +183,7 @@ def call_factory(
 
 
 def factory_arguments(name: str, factory: Factory, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Arguments that a factory takes, checked against its signature: their names, and their types where it has any."""
+    """Return a factory's arguments, checked against its signature: their names, and their types where it has any."""
     parameters = list(inspect.signature(factory).parameters.values())[2:]  # after the specs
     hints = typing.get_type_hints(factory, include_extras=True)
     fields: dict[str, Any] = {}
@@ -200,7 +200,7 @@ def factory_arguments(name: str, factory: Factory, arguments: dict[str, Any]) ->
 
 
 def _digest(tensors: dict[str, torch.Tensor]) -> str:
-    """SHA-256 of names, dtypes, shapes and values, independent of how a file lays them out."""
+    """Return the SHA-256 of names, dtypes, shapes and values, independent of how a file lays them out."""
     sha = hashlib.sha256()
     for name in sorted(tensors):
         sha.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
@@ -223,8 +223,8 @@ def load_weights(path: Path, policy: str, network: nn.Module) -> None:
     """Load what :func:`save_weights` wrote into ``network``.
 
     Raises:
-        UserError: the file is missing, damaged, another policy's, or of a network with other weights; then a line
-            tells of each that is missing, superfluous, or of another dtype or shape.
+        UserError: the file is missing, damaged, another policy's, or of a network with other weights; then there is a
+            line for each that is missing, superfluous, or of another dtype or shape.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -244,7 +244,7 @@ def load_weights(path: Path, policy: str, network: nn.Module) -> None:
 
 
 def _kinds(tensors: dict[str, torch.Tensor]) -> dict[str, str]:
-    """Dtype and shape of each, as ``float32[3, 5]``."""
+    """Return dtype and shape of each, as ``float32[3, 5]``."""
     return {name: f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}" for name, tensor in tensors.items()}
 
 

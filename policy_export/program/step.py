@@ -53,7 +53,7 @@ class Signature:
 
 
 def flat_name(key: NestedKey) -> str:
-    """``group0_agent0_obs`` for ``("group0", "agent0", "obs")``."""
+    """Return a key as one name: ``group0_agent0_obs`` for ``("group0", "agent0", "obs")``."""
     return key if isinstance(key, str) else "_".join(key)
 
 
@@ -96,7 +96,7 @@ class Step(nn.Module):
         self.forward = self._named_forward()
 
     def decide(self, entries: TensorDict) -> TensorDictBase:
-        """Call the policy; the rows whose episode starts have no entries that it writes in place."""
+        """Call the policy; rows whose episode starts do not have the entries that it writes in place."""
         in_place = self.memory.in_place
         if not in_place:
             return self.policy(entries)
@@ -112,7 +112,7 @@ class Step(nn.Module):
         return going_on
 
     def _named_forward(self) -> Callable[..., dict[str, torch.Tensor]]:
-        """``forward`` with the inputs' names as its parameters, which is where ``torch.export`` takes them from."""
+        """Return ``forward`` with the inputs' names as its parameters, from which ``torch.export`` takes them."""
 
         def forward(**inputs: torch.Tensor) -> dict[str, torch.Tensor]:
             batch = next(iter(inputs.values())).shape[:1]
@@ -132,7 +132,7 @@ class Step(nn.Module):
         return forward
 
     def example_inputs(self, batch: int) -> dict[str, torch.Tensor]:
-        """Zeros for every input, at the start of an episode, with ``batch`` rows; a mask leaves all choices."""
+        """Return zeros for every input, at the start of an episode, with ``batch`` rows; a mask allows all choices."""
         examples = {}
         for name, key in self.inputs.items():
             if key == IS_INIT:
@@ -165,7 +165,7 @@ def load_agent(policy: str, profile: Profile) -> Agent:
 
 
 def load_step(policy: str, profile: Profile, exploration_type: ExplorationType = ExplorationType.DETERMINISTIC) -> Step:
-    """Return the trained policy as eager PyTorch, which is what every program is held against.
+    """Return the trained policy as eager PyTorch, with which every program is compared.
 
     Raises:
         UserError: as :func:`load_agent`.
@@ -180,12 +180,12 @@ def make_step(agent: Agent, exploration_type: ExplorationType) -> Step:
 
 
 def _like(flags: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-    """One flag a row, ``(batch,)``, in as many dimensions as ``tensor`` has."""
+    """Return the flags ``(batch,)``, one per row, with as many dimensions as ``tensor`` has."""
     return flags.view(-1, *[1] * (tensor.ndim - 1))
 
 
 def _expected_values(policy: TensorDictModuleBase) -> Callable[[TensorDictBase], torch.Tensor] | None:
-    """How the values that a distributional policy chooses by are computed: ``(batch, actions)`` float32."""
+    """Return a function for the values from which a distributional policy chooses: ``(batch, actions)`` float32."""
     hooks = [hook for module in policy.modules() for hook in part(module, "_forward_hooks").values()]
     modules = [*policy.modules(), *(hook.qvalue_model for hook in hooks if isinstance(hook, QValueHook))]
     chooser = next((module for module in modules if isinstance(module, DistributionalQValueModule)), None)

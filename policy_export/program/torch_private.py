@@ -33,7 +33,7 @@ INTERFACE = "codegen/aoti_runtime/interface.cpp"
 
 
 class MovedError(UserError):
-    """Something private of PyTorch's is no longer what this project takes it for."""
+    """Something private in PyTorch is no longer what this project expects."""
 
     def __init__(self, what: str, why: str) -> None:
         super().__init__(
@@ -42,7 +42,7 @@ class MovedError(UserError):
 
 
 def require(condition: object, what: str, why: str) -> None:
-    """Fail where something private is not as it is taken to be.
+    """Fail if something private is not as expected.
 
     Raises:
         MovedError: ``condition`` does not hold.
@@ -64,7 +64,7 @@ def part(owner: Any, name: str) -> Any:
 
 
 def operator(name: str) -> OpOverloadPacket:
-    """Return an operator of PyTorch's whose name begins with an underscore: a module's call ends in it all the same.
+    """Return an operator of PyTorch whose name begins with an underscore, although a module's public call ends in it.
 
     Raises:
         MovedError: there is none of that name.
@@ -97,8 +97,8 @@ def compile_package(program: ExportedProgram, path: Path, options: Mapping[str, 
 def load_package(path: Path) -> Any:
     """Load an AOTInductor package for one thread at a time, on the CPU.
 
-    ``torch._inductor.aoti_load_package`` compiles a program first, to find out what the processor is, and loads what
-    the processor cannot run.
+    ``torch._inductor.aoti_load_package`` first compiles a program, to find out what the processor is, and also loads
+    what the processor cannot run.
 
     Raises:
         MovedError: PyTorch has another loader.
@@ -139,7 +139,7 @@ def package_signature(loader: Any) -> tuple[list[str], list[str]]:
 def compiling_for(vectors: str) -> Iterator[None]:
     """Let PyTorch generate code for an instruction set, whatever this processor has.
 
-    Its options have none for this: the list of instruction sets that it finds on the processor is replaced.
+    PyTorch has no option for this: the list of instruction sets that it finds on the processor is replaced.
 
     Args:
         vectors: PyTorch's class for it, such as ``VecAVX2``.
@@ -172,7 +172,7 @@ def keep_stacks(frames: Container[tuple[str, str]]) -> AbstractContextManager[ob
 
 
 def without_modes() -> AbstractContextManager[object]:
-    """Compute with real tensors while a program is traced: constants of what takes its place."""
+    """Compute with real tensors while a program is traced, for the constants of its replacement."""
     from torch.utils import _python_dispatch
 
     entered: AbstractContextManager[object] = part(_python_dispatch, "_disable_current_modes")()
@@ -198,7 +198,7 @@ def lstm_by_steps(*arguments: Any) -> tuple[torch.Tensor, list[Any]]:
 
 
 def compiler_lowerings() -> tuple[dict[Any, Callable[..., Any]], dict[Any, Callable[..., Any]], type[Exception]]:
-    """Return how AOTInductor writes each operator, what users have put in the place of that, and an error.
+    """Return AOTInductor's way of writing each operator, the users' replacements for these, and an error.
 
     The error says that there is no kernel for a product. There is no public way to register a lowering.
     """
@@ -212,17 +212,17 @@ def compiler_lowerings() -> tuple[dict[Any, Callable[..., Any]], dict[Any, Calla
 
 
 class _LoweredError(BaseException):
-    """The compiler has come to where it would write code."""
+    """The compiler has reached the point where it would write code."""
 
 
 @contextmanager
 def stopped_before_code(note: Callable[[str, torch.fx.Node | None], None]) -> Iterator[None]:
-    """Let AOTInductor stop where it has chosen how each operator is computed.
+    """Let AOTInductor stop once it has chosen how each operator is computed.
 
-    It tells of what it calls PyTorch's library for only in the code that it writes, minutes later for a large policy.
+    Otherwise only the code that it writes shows where it calls PyTorch's library, minutes later for a large policy.
 
     Args:
-        note: is told each operator that it would call PyTorch's library for, and its node.
+        note: is called with each operator that it would leave to PyTorch's library, and its node.
 
     Raises:
         MovedError: the compiler has other steps.
@@ -258,7 +258,7 @@ def stopped_before_code(note: Callable[[str, torch.fx.Node | None], None]) -> It
 
 
 def read_ending(archive: zipfile.ZipFile, ending: str) -> bytes:
-    """Return the one file of a package whose name ends so.
+    """Return the one file of a package whose name has this ending.
 
     Raises:
         MovedError: there is none, or there are several.
@@ -284,7 +284,7 @@ def package_metadata(path: Path) -> Mapping[str, str]:
 def generated_code(archive: zipfile.ZipFile) -> str:
     """Return a model's generated code without its interface for many models and threads.
 
-    That takes a fifth of the compiler's time, and nothing of the native library calls it.
+    The interface takes a fifth of the compiler's time, and nothing in the native library calls it.
 
     Raises:
         MovedError: there is no such code, or it does not contain the interface as PyTorch's folder has it.

@@ -1,4 +1,4 @@
-"""Modules of TorchRL that do not export as they are, and what takes their place in a program.
+"""Replacements in a program for modules of TorchRL that do not export as they are.
 
 A twin computes what its module does, in a way that ``torch.export`` can trace for any batch size. A policy keeps its
 own modules everywhere else: in training, and as the reference of every check. Each twin says why it is needed;
@@ -71,12 +71,12 @@ class EpsilonGreedy(TensorDictModuleBase):
     """TorchRL's epsilon-greedy exploration.
 
     The library's ``forward`` expands its spec to the batch at hand, which fixes the batch size of an exported program.
-    It also draws twice, whether to explore and how. Here both come from one operator: ONNX Runtime seeds the second
+    It also draws twice: whether to explore, and which action. Here both come from one operator: ONNX Runtime seeds the second
     operator of a program by the first one's seed plus a small number, and its generator is linear, so that what the two
     draw differs by the same sequence after every start.
 
     Raises:
-        ProfileError: the action's spec is of a kind that has no draw here.
+        ProfileError: the action's spec is of a kind that cannot be sampled here.
     """
 
     def __init__(self, module: EGreedyModule) -> None:
@@ -114,7 +114,7 @@ class EpsilonGreedy(TensorDictModuleBase):
         return tensordict.set(self.action_key, torch.where(explores, sampled.to(action.dtype), action))
 
     def sample(self, uniform: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """Any action, each with the same chance, from uniform numbers, ``(batch, ...)`` float32."""
+        """Return any action, each with the same probability, from uniform numbers, ``(batch, ...)`` float32."""
         if not self.sizes:
             return self.sample_between(uniform)
         if not self.many:
@@ -125,14 +125,14 @@ class EpsilonGreedy(TensorDictModuleBase):
         return torch.cat(sampled, -1) if self.one_hot else torch.stack(sampled, -1)
 
     def sample_between(self, uniform: torch.Tensor) -> torch.Tensor:
-        """Numbers between the bounds, both of which are drawn where they are whole numbers."""
+        """Return numbers between the bounds; whole numbers include both bounds."""
         if self.low.dtype.is_floating_point:
             return self.low + (self.high - self.low) * uniform
         number = self.high.to(torch.int64) - self.low.to(torch.int64) + 1
         return self.low + (uniform.to(torch.float64) * number).to(torch.int64).minimum(number - 1)
 
     def sample_choice(self, uniform: torch.Tensor, number: int, mask: torch.Tensor | None) -> torch.Tensor:
-        """One of ``number`` choices, or of those that a mask leaves, as an index or as a one-hot vector."""
+        """Return one of ``number`` choices, or of those that a mask allows, as an index or as a one-hot vector."""
         if mask is None:
             index = (uniform * number).to(torch.int64).clamp(max=number - 1)
         else:
@@ -143,7 +143,7 @@ class EpsilonGreedy(TensorDictModuleBase):
 
 
 def choices(spec: TensorSpec) -> list[int]:
-    """How many choices each part of an action has; none where an action is no choice."""
+    """Return the number of choices of each part of an action; none where an action is no choice."""
     match spec:
         case MultiOneHot():
             return [space.n for space in spec.space]
@@ -210,8 +210,8 @@ class TracedTanhDelta(TanhDelta):
 class TracedTruncatedNormal(TruncatedNormal):
     """TorchRL's ``TruncatedNormal``, which writes into ``.data`` of what it draws, and branches in its ``log_prob``.
 
-    The branch is on whether any value is beyond the bounds; what is computed then changes no other value. ``erfinv``
-    stands here in operators that ONNX has.
+    It branches on whether any value is beyond the bounds; what it then computes changes no other value. ``erfinv`` is
+    written here with operators that ONNX has.
     """
 
     def rsample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> torch.Tensor:
@@ -253,7 +253,7 @@ def polynomial(value: torch.Tensor, *coefficients: float) -> torch.Tensor:
 
 
 def refuse_vmap(_module: VmapModule) -> nn.Module:
-    """There is no twin for it.
+    """Refuse the module, as there is no twin for it.
 
     Raises:
         ProfileError: always.
@@ -280,7 +280,7 @@ DISTRIBUTIONS: dict[type[torch.distributions.Distribution], type[torch.distribut
 
 
 def twin_of(module: nn.Module) -> nn.Module:
-    """Return what takes a module's place in a program: its twin, or the module itself.
+    """Return a module's replacement in a program: its twin, or the module itself.
 
     A subclass that computes something else has no twin.
     """
@@ -290,7 +290,7 @@ def twin_of(module: nn.Module) -> nn.Module:
 
 
 def use_plain_flags(module: nn.Module) -> None:
-    """Turn buffers of one truth value into plain ones, in place.
+    """Turn buffers with a single truth value into plain values, in place.
 
     ``ObservationNorm`` keeps ``standard_normal`` in such a buffer and branches on it, and a graph has no branches.
     """
@@ -304,7 +304,7 @@ def exportable(policy: TensorDictModuleBase) -> TensorDictModuleBase:
     """Return a copy of a policy in which all modules export, in evaluation mode.
 
     Raises:
-        ProfileError: a module of TorchRL's is used in a way that its twin does not know.
+        ProfileError: a module of TorchRL is used in a way that its twin does not support.
     """
     policy = copy.deepcopy(policy)
     for parent in list(policy.modules()):
