@@ -1,4 +1,4 @@
-"""Hold every exported program against the trained policy: the same values, the same decisions, the same episodes."""
+"""Compare every exported program with the trained policy: the same values, the same decisions, the same episodes."""
 
 from __future__ import annotations
 

@@ -9,9 +9,12 @@
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <limits>
+#include <map>
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "golden.h"
@@ -105,20 +108,30 @@ int selftest(const std::string &path) {
     return 0;
 }
 
-template <typename Real>
-void print_reals(const char *data, size_t bytes, int digits) {
-    for (size_t at = 0; at < bytes; at += sizeof(Real)) {
-        Real number = 0;
+template <typename Number>
+void print_all(const char *data, size_t bytes) {
+    for (size_t at = 0; at < bytes; at += sizeof(Number)) {
+        Number number = 0;
         std::memcpy(&number, data + at, sizeof number);
-        std::printf(" %.*g", digits, static_cast<double>(number));
+        if constexpr (std::is_floating_point_v<Number>) {
+            std::printf(" %.*g", std::numeric_limits<Number>::max_digits10, static_cast<double>(number));
+        } else {
+            std::printf(" %" PRId64, static_cast<int64_t>(number));
+        }
     }
 }
 
 void print_numbers(const char *dtype, const char *data, size_t bytes) {
-    if (std::strcmp(dtype, "float64") == 0) {
-        print_reals<double>(data, bytes, 17);
+    static const std::map<std::string, void (*)(const char *, size_t)> kinds = {
+        {"float32", print_all<float>},  {"float64", print_all<double>}, {"int64", print_all<int64_t>},
+        {"int32", print_all<int32_t>},  {"int16", print_all<int16_t>},  {"int8", print_all<int8_t>},
+        {"uint8", print_all<uint8_t>},  {"bool", print_all<uint8_t>},
+    };
+    const auto found = kinds.find(dtype);
+    if (found != kinds.end()) {
+        found->second(data, bytes);
     } else {
-        print_reals<float>(data, bytes, 9);
+        std::printf(" (%s)", dtype);  // of 16 bits, for which C++20 has no type
     }
 }
 

@@ -42,18 +42,8 @@ constexpr bool others_are_states_or_is_init() {
     return true;
 }
 
-constexpr bool is_real(const char *dtype) { return same(dtype, "float32") || same(dtype, "float64"); }
-
-constexpr bool values_are_real() {
-    for (std::size_t i = 1; i <= facts::values; ++i) {
-        if (!is_real(facts::output_arrays[i].dtype)) return false;
-    }
-    return true;
-}
-
 static_assert(first_is_the_observation() && others_are_states_or_is_init(),
               "the native library takes one observation, which is the first input, states and is_init");
-static_assert(values_are_real(), "what a policy chooses its action by must be float32 or float64");
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "golden decisions are read on little-endian processors only");
 
 struct policy {

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 def open_package(path: Path) -> Any:
-    """Load an AOTInductor package, once it is known to run on this processor.
+    """Load an AOTInductor package, after checking that it can run on this processor.
 
-    PyTorch would only warn, after it has compiled a program to find out what this processor is.
+    PyTorch would compile a program to find out what this processor is, and then only warn.
 
     Raises:
         UserError: the package was compiled for instructions that this processor lacks.

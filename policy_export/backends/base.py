@@ -1,4 +1,4 @@
-"""What a back end is: a runtime, the programs that it runs, and how they are loaded and taken apart."""
+"""Back ends: a runtime, the programs that it runs, and how they are loaded and inspected."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 class Settings(NamedTuple):
-    """How a program is to run.
+    """Settings for running a program.
 
     Attributes:
         threads: cores of its runtime.
         onnx_session: of ONNX Runtime, as the manifest has them.
-        explores: whether the program draws random numbers; then it must draw others after every load.
+        explores: whether the program draws random numbers; then they must be different after every load.
     """
 
     threads: int
@@ -37,15 +37,15 @@ class Backend:
     Attributes:
         name: in ``programs`` of a profile, in reports and in tables.
         file: of the deterministic program, in the model folder.
-        content: what the manifest says that the files are.
+        content: the manifest's description of the files.
         load: opens a program as a function of named arrays; raises :class:`UserError` if it cannot.
         inspect: finds the first tensor of the program that differs from the policy's.
         run_by: libraries whose versions decide how it runs.
         random_file: of the program that explores; none if the runtime has none.
         owns_file: whether the program is its own; otherwise another back end makes the file.
         folder: of the model folder, with all files of the back end, if it has one.
-        other_files: what the manifest says of the other files in that folder, by their names.
-        required: whether all other programs are made from this one, so that no policy can do without.
+        other_files: the manifest's descriptions of the other files in that folder, by their names.
+        required: whether all other programs are made from this one, so that every policy needs it.
         default: whether policies have it unless they say otherwise.
         refuse: raises :class:`UserError` where it cannot have a program, in seconds, before anything is trained; given
             the deterministic program and its inputs (``name``, ``dtype``, ``shape``). None if it is not tried.
@@ -71,12 +71,12 @@ class Backend:
 
     @property
     def suffix(self) -> str:
-        """The ending by which its files are known: ``.aoti.pt2`` of ``policy.aoti.pt2``."""
+        """Return the ending that identifies its files: ``.aoti.pt2`` of ``policy.aoti.pt2``."""
         return "".join(Path(self.file).suffixes)
 
     @property
     def outputs(self) -> dict[str, str]:
-        """The files that it makes outside of its folder, and what they are."""
+        """Return the files that it makes outside of its folder, with a description of each."""
         if not self.owns_file or self.folder is not None:
             return {}
         kinds = {self.file: "DETERMINISTIC"} | ({self.random_file: "RANDOM"} if self.random_file else {})

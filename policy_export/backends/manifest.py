@@ -33,7 +33,7 @@ def read_program(path: Path, policy: str) -> dict[str, Any]:
 
 
 def read_signature(folder: Path, policy: str, weights_sha256: str) -> dict[str, Any]:
-    """Return the facts of a policy's programs; of those that explore only where they take and give more.
+    """Return the facts of a policy's programs; for those that explore, only if they have more inputs or outputs.
 
     Raises:
         UserError: a program is missing, damaged, or was made from other weights.
@@ -49,7 +49,7 @@ def read_signature(folder: Path, policy: str, weights_sha256: str) -> dict[str, 
 
 
 def contents(backend: Backend) -> dict[str, str]:
-    """Return what a back end's files are, by the end of their paths."""
+    """Return descriptions of a back end's files, by the end of their paths."""
     inside = {Path(backend.file).name: backend.content, **backend.other_files} if backend.folder is not None else {}
     return backend.outputs | inside
 

@@ -22,7 +22,7 @@ def load(path: Path, _: Settings) -> Run:
 
 
 def inspect(case: Case, path: Path) -> Location:
-    """Look at ``policy.pt2``, which may have the same fault: nothing inside a native library can be seen."""
+    """Look at ``policy.pt2``, which may have the same fault; a native library's inside cannot be inspected."""
     from policy_export.localise.case import locate_in_origin, no_location
 
     outputs = load_native(path)(case.inputs)

@@ -40,7 +40,7 @@ def inspect(case: Case, path: Path) -> Location:
 
 
 def _first_wrong_level(path: Path, case: Case) -> str:
-    """Return the least of ONNX Runtime's optimisation levels that makes an output wrong."""
+    """Return the lowest of ONNX Runtime's optimisation levels that makes an output wrong."""
     for level in ("basic", "extended"):
         if case.wrong(load_onnx(path, {"optimization": level})(case.inputs)):
             return level

@@ -20,7 +20,7 @@ def load(path: Path, settings: Settings) -> Run:
     """Compile a program for one row at a time or many, in float32 throughout.
 
     Raises:
-        UserError: OpenVINO is not installed, or does not take the program.
+        UserError: OpenVINO is not installed, or does not accept the program.
     """
     try:
         import openvino
@@ -54,7 +54,7 @@ def _describe(spec: Any) -> dict[str, Any]:
 
 
 def inspect(case: Case, path: Path) -> Location:
-    """Look for the fault in the program itself, by ONNX Runtime: nothing that OpenVINO computes inside can be seen."""
+    """Look for the fault in the program itself, with ONNX Runtime: OpenVINO's intermediate results cannot be read."""
     from policy_export.localise.case import no_location
 
     if not case.wrong(load(path, Settings(1))(case.inputs)):

@@ -1,4 +1,4 @@
-"""``torch.export`` programs, which all others are made from; run by PyTorch, operator by operator."""
+"""``torch.export`` programs, from which all others are made; run by PyTorch, operator by operator."""
 
 from __future__ import annotations
 

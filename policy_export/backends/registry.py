@@ -17,7 +17,7 @@ RANDOM = "_random"  # ends the name of a program that explores
 
 @functools.cache
 def backends() -> dict[str, Backend]:
-    """Return every back end by its name, those first that need the most to run."""
+    """Return every back end by its name; those that need the most to run come first."""
     package = __name__.rpartition(".")[0]
     modules = [importlib.import_module(f"{package}.{found.name}") for found in pkgutil.iter_modules([str(_FOLDER)])]
     found = [module.BACKEND for module in modules if hasattr(module, "BACKEND")]
@@ -39,7 +39,7 @@ def choose(names: Iterable[str], key: str) -> list[str]:
         key: of ``params.yaml``, for messages.
 
     Raises:
-        UserError: a name is unknown or stands there twice, or one is missing that all others need.
+        UserError: a name is unknown or occurs twice, or one that all others need is missing.
     """
     known, wanted = backends(), list(names)
     for name in wanted:
@@ -59,7 +59,7 @@ def choose(names: Iterable[str], key: str) -> list[str]:
 
 
 def by_file(path: Path) -> Backend:
-    """Return the back end whose program a file is, by the ending of its name."""
+    """Return the back end to which a program file belongs, by the ending of its name."""
     found = [backend for backend in backends().values() if backend.owns_file and path.name.endswith(backend.suffix)]
     return max(found, key=lambda backend: len(backend.suffix))
 

@@ -20,7 +20,7 @@ EAGER = "eager"  # the trained policy itself; ``eager_random`` explores
 
 
 def read_model(policy: str) -> tuple[dict[str, Any], dict[str, Path]]:
-    """Read the manifest of a policy's folder, and the paths of its programs, all of them the files it was written for.
+    """Read the manifest of a policy's folder and the paths of its programs, and check that these are the files listed.
 
     Raises:
         UserError: a file is missing, damaged, or not of this policy.
@@ -38,13 +38,13 @@ def read_model(policy: str) -> tuple[dict[str, Any], dict[str, Path]]:
 
 
 def load(path: Path, threads: int, onnx_session: dict[str, Any] | None = None, *, explores: bool = False) -> Run:
-    """Load a program of any kind, known by its file's name, to run on ``threads`` cores.
+    """Load a program of any kind, identified by its file's name, to run on ``threads`` cores.
 
     Args:
         path: of the program.
         threads: of its runtime.
-        onnx_session: settings of ONNX Runtime that a manifest has; the player's own where there are none.
-        explores: whether it draws random numbers; then it draws others after every load.
+        onnx_session: a manifest's settings of ONNX Runtime; the player's own where there are none.
+        explores: whether it draws random numbers; then they are different after every load.
 
     Raises:
         UserError: the file is missing or damaged, or does not run here.
@@ -56,7 +56,7 @@ def load(path: Path, threads: int, onnx_session: dict[str, Any] | None = None, *
 def load_by_name(policy: str, name: str, threads: int) -> Run:
     """Load a policy's program, or the trained policy itself: ``eager``, and ``eager_random``, which explores.
 
-    It is loaded once a process; meant for processes that only serve one stage, while which no file changes.
+    It is loaded once per process, and is meant for processes that serve only one stage, during which no file changes.
 
     Raises:
         UserError: a file is missing or damaged.

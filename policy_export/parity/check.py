@@ -1,11 +1,11 @@
 """Compare every exported program with the trained policy: the same values, the same decisions, the same episodes.
 
 In open loop the programs see the recorded observations, and every output is compared. Some of these rows are shown
-alone, in other batches and in another order, among odd ones. In closed loop every program plays environments of its own for full
-episodes: actions and states must stay identical, but for ties within rounding, after which an episode goes on with the
-policy's action; or, where the action is a vector, each must be what the policy would have done there. The programs
-that explore must have the same values, and draw their actions as often and as independently as the policy does. The
-report is written first; then the stage fails if anything in it did.
+alone, in other batches and in another order, among odd ones. In closed loop every program plays full episodes in
+environments of its own: actions and states must stay identical, except for ties within rounding, after which an episode
+goes on with the policy's action; or, where the action is a vector, each must be what the policy would have done there.
+The programs that explore must have the same values, and sample their actions as often and as independently as the
+policy does. The report is written first; then the stage fails if anything in it failed.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ def noise_states(manifest: dict[str, Any]) -> dict[str, str]:
 
 
 def complete(inputs: Arrays, manifest: dict[str, Any]) -> Arrays:
-    """Return a deterministic program's inputs, completed for a program that explores, whose own states are at their start.
+    """Return a deterministic program's inputs, completed for one that explores, whose own states are at their start.
 
     These states are zeros; ``is_init`` is true where the deterministic program does not take it.
     """

@@ -42,7 +42,7 @@ def rate_bound(count: int, trials: int) -> float:
 
 
 def flip_bounds(open_loop: Comparison, episodes: int) -> dict[str, float]:
-    """Return bounds on how often the program differs from eager, ties included, as shares of decisions and of episodes."""
+    """Return bounds on how often actions differ from eager's, ties included: shares of decisions and of episodes."""
     seeds = {failure.place.seed for failure in open_loop.failures} | {tie["seed"] for tie in open_loop.ties}
     flips = open_loop.different_actions + len(open_loop.ties)
     return {

@@ -1,4 +1,4 @@
-"""A policy that draws its action: from a categorical distribution, or, for a vector, from a squashed normal one."""
+"""A policy that samples its action from a categorical distribution or, for a vector, from a squashed normal one."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from policy_export.policies.networks import make_network, only_observation
 def make_policy(
     observation_spec: Composite, action_spec: TensorSpec, *, conv: list[Convolution], hidden: list[Count]
 ) -> ProbabilisticActor:
-    """From the one observation to the parameters of a distribution and ``action``.
+    """Return modules from the one observation to the parameters of a distribution and ``action``.
 
-    ``logits`` ``(*batch, actions)`` float32 and ``action`` ``(*batch,)`` int64 where there are actions to choose from;
+    ``logits`` ``(*batch, actions)`` float32 and ``action`` ``(*batch,)`` int64 for discrete actions;
     else ``loc`` and ``scale`` of the normal distribution before the squashing and ``action``, each ``(*batch, k)``
     float32. Under ``DETERMINISTIC`` the action is the mode of the categorical distribution, or the squashed ``loc``.
 

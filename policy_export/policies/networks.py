@@ -30,23 +30,23 @@ class Network(nn.Sequential):
 def make_network(
     observation: TensorSpec, conv: list[Convolution], hidden: list[int], num_outputs: int | None, place: str = "policy"
 ) -> tuple[Network, int]:
-    """Convolutions, then fully connected layers; LayerNorm and ReLU after each, and then a last layer without.
+    """Make convolutions, then fully connected layers, each with LayerNorm and ReLU, and a last layer without these.
 
-    The normalisation is what keeps Q-learning without a target network stable (Gallici et al., 2024, "Simplifying Deep
+    The normalisation keeps Q-learning without a target network stable (Gallici et al., 2024, "Simplifying Deep
     Temporal Difference Learning").
 
     Args:
         observation: spec of one float observation: images ``(channels, h, w)`` where there are convolutions.
         conv: ``[channels, kernel, stride]`` a convolution.
         hidden: units of the fully connected layers.
-        num_outputs: units of the last layer; none for no such layer.
+        num_outputs: units of the last layer; none if there is no such layer.
         place: where these parameters stand, for messages.
 
     Returns:
         the network, from ``(*batch, *observation.shape)`` to ``(*batch, outputs)`` float32, and its number of outputs.
 
     Raises:
-        ProfileError: an image is too small, or is none.
+        ProfileError: an image is too small, or the observation is not an image.
     """
     shape = tuple(observation.shape)
     layers: list[nn.Module] = []
@@ -72,7 +72,7 @@ def make_network(
 
 
 def only_observation(observation_spec: Composite) -> tuple[NestedKey, TensorSpec]:
-    """Key and spec of the one entry that there is.
+    """Return key and spec of the only entry.
 
     Raises:
         ProfileError: there are more, or it is not of float32 numbers.
@@ -86,10 +86,10 @@ def only_observation(observation_spec: Composite) -> tuple[NestedKey, TensorSpec
 
 
 def number_of_actions(action_spec: TensorSpec) -> int:
-    """How many there are to choose from.
+    """Return the number of actions to choose from.
 
     Raises:
-        ProfileError: the action is no choice.
+        ProfileError: the action is not discrete.
     """
     if not isinstance(action_spec, Categorical):
         raise ProfileError(f"policy.factory: is for actions to choose from, found {tuple(action_spec.shape)} numbers")

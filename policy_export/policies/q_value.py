@@ -1,4 +1,4 @@
-"""A feed-forward Q policy: values of all actions, the best of which is taken, or with chance epsilon any other."""
+"""A feed-forward Q policy: it computes values of all actions, and takes the best, or any with probability epsilon."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def make_policy(
     hidden: list[Count],
     epsilon: Probability,
 ) -> TensorDictSequential:
-    """From the one observation to ``action_value`` ``(*batch, actions)`` float32 and ``action`` ``(*batch,)`` int64.
+    """Return modules from the one observation to ``action_value`` ``(*batch, actions)`` float32 and ``action`` ``(*batch,)`` int64.
 
     Args:
         observation_spec: of the one observation, without batch.
@@ -37,9 +37,9 @@ def make_policy(
 
 
 def choose(num_actions: int, epsilon: float) -> list[nn.Module]:
-    """Modules from ``action_value`` to ``action``.
+    """Return modules from ``action_value`` to ``action``.
 
-    Here epsilon is no weight: it is not in the exploration's ``state_dict``.
+    Here epsilon is not a weight: it is not in the exploration's ``state_dict``.
     """
     spec = Categorical(num_actions)
     explore = EGreedyModule(spec, epsilon, epsilon, annealing_num_steps=1)

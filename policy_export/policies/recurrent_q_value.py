@@ -1,4 +1,4 @@
-"""A recurrent Q policy: one observation at a time, and a memory of those before in an LSTM or GRU."""
+"""A recurrent Q policy: one observation at a time, and a memory of earlier ones in an LSTM or GRU."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def make_policy(
     rnn_size: Count,
     epsilon: Probability,
 ) -> TensorDictSequential:
-    """As the feed-forward policy, with states ``hidden0`` (and for an LSTM ``hidden1``) and ``is_init``.
+    """Make a policy as the feed-forward one, with states ``hidden0`` (and for an LSTM ``hidden1``) and ``is_init``.
 
     Args:
         observation_spec: of the one observation, without batch.

@@ -10,10 +10,10 @@ from torchrl.modules import ConvNet, EGreedyModule, QValueModule
 
 
 def make_policy(_observation_spec: Composite, action_spec: TensorSpec) -> TensorDictSequential:
-    """From the raw screen ``observation`` to ``action_value`` ``(*batch, actions)`` float32 and ``action`` int64.
+    """Return modules from the raw screen ``observation`` to ``action_value`` ``(*batch, actions)`` float32 and ``action`` int64.
 
-    The transforms, the layers, which are lazy, and the exploration are the tutorial's, word for word; there the screen
-    is called ``pixels``.
+    The transforms, the lazy layers and the exploration are copied word for word from the tutorial, which calls the
+    screen ``pixels``.
 
     Args:
         action_spec: categorical.

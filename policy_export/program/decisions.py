@@ -22,7 +22,7 @@ def is_choice(actions: npt.NDArray[Any]) -> bool:
 def chosen_by(outputs: Arrays) -> npt.NDArray[Any] | None:
     """Return a number for each action that could have been chosen, ``(batch, actions)``.
 
-    These are the first of ``VALUES`` with such numbers; none where there are none, or where actions are not single indices.
+    These are the first of ``VALUES`` with such numbers; none without them, or where actions are not single indices.
     """
     if not is_choice(outputs["action"]) or outputs["action"].ndim > 1:
         return None
@@ -31,7 +31,7 @@ def chosen_by(outputs: Arrays) -> npt.NDArray[Any] | None:
 
 
 def describe(outputs: Arrays, row: int = 0) -> str:
-    """Return a row's action and the values from which it was chosen, without distributions, which are too long to read."""
+    """Return a row's action and the values from which it was chosen, but no distributions, as these are too long."""
     told = [name for name in VALUES if name in outputs and outputs[name][row].ndim <= 1]
     values = [f"{name} {np.round(outputs[name][row], 6).tolist()}" for name in told]
     return ", ".join([f"action {outputs['action'][row]}", *values])

@@ -2,8 +2,9 @@
 
 A policy declares a state by reading a key and writing it under ``("next", key)``. Some of TorchRL's modules write the
 key itself instead, as ``OrnsteinUhlenbeckProcessModule`` does with its noise, and rely on the environment to pass the
-entry back at the next step. Such an entry is found by trying: it is a state if what the policy decides depends on its old value.
-What a module keeps in itself, outside of the entries, is found as well, and refused: a program has no such place.
+entry back at the next step. Such an entry is found by trying: it is a state if what the policy decides depends on its
+old value. What a module keeps in itself, outside of the entries, is found as well, and refused: a program has no such
+place.
 """
 
 from __future__ import annotations

@@ -71,9 +71,9 @@ class EpsilonGreedy(TensorDictModuleBase):
     """TorchRL's epsilon-greedy exploration.
 
     The library's ``forward`` expands its spec to the batch at hand, which fixes the batch size of an exported program.
-    It also draws twice: whether to explore, and which action. Here both come from one operator: ONNX Runtime seeds the second
-    operator of a program by the first one's seed plus a small number, and its generator is linear, so that what the two
-    draw differs by the same sequence after every start.
+    It also draws twice: whether to explore, and which action. Here both come from one operator: ONNX Runtime seeds the
+    second operator of a program by the first one's seed plus a small number, and its generator is linear, so that what
+    the two draw differs by the same sequence after every start.
 
     Raises:
         ProfileError: the action's spec is of a kind that cannot be sampled here.
