@@ -97,7 +97,7 @@ def model(workspace, tmp_path) -> Path:
 @pytest.fixture(scope="session")
 def truncate():
     def cut(path: Path) -> None:
-        """Half of a file, as an interrupted copy leaves it."""
+        """Cut a file to its first half, as an interrupted copy leaves it."""
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
     return cut

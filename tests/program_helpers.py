@@ -1,4 +1,4 @@
-"""Programs of a policy beside the policy itself, as functions of named tensors."""
+"""Programs of a policy with the policy itself, as functions of named tensors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ROWS, STEPS = 3, 4
 
 
 def inputs_of(step, generator):
-    """Any observations, ``ROWS`` of them."""
+    """Return any observations, ``ROWS`` of them."""
     entries = {}
     for key in step.memory.observations:
         spec = step.input_spec[key]

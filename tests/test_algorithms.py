@@ -61,7 +61,7 @@ LEARN = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LEARN)
 def test_algorithm_learns(tmp_path, monkeypatch, name):
-    """A policy that chooses at random keeps the pole up for 22 steps on average, and 70 at most in 5 episodes."""
+    """Check the mean score: a random policy keeps the pole up for 22 steps on average, at most 70 in 5 episodes."""
     monkeypatch.chdir(tmp_path)
     YAML().dump({"policies": {"small": LEARN[name]}}, Path("params.yaml"))
     train("small")
@@ -71,7 +71,7 @@ def test_algorithm_learns(tmp_path, monkeypatch, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LEARN)
 def test_same_parameters_give_the_same_weights(tmp_path, monkeypatch, name):
-    """However the thread that learns and the one that collects meet."""
+    """Check that the timing of the learning thread and the collecting thread has no effect."""
     weights = []
     for run in ("first", "second"):
         (tmp_path / run).mkdir()
@@ -86,7 +86,7 @@ def test_same_parameters_give_the_same_weights(tmp_path, monkeypatch, name):
 
 
 def test_returns_of_several_steps_end_where_they_end():
-    """Every target is what the definition says: rewards up to an end, or to ``n`` steps and a value from there."""
+    """Compare targets with the definition: rewards up to an end, or over ``n`` steps plus the value from there."""
     torch.manual_seed(0)
     gamma, n, (rows, steps), value = 0.9, 3, (4, 12), 10.0
     reward, ends = torch.randn(rows, steps, 1), torch.rand(rows, steps, 1) < 0.2
@@ -175,7 +175,7 @@ def test_what_a_cut_off_episode_led_to_is_valued_with_its_own_memory(monkeypatch
 
 
 def one_hot_values():
-    """Values as TorchRL's tutorials make them, with its own default of an action."""
+    """Return a policy with values as in TorchRL's tutorials, and TorchRL's default encoding of an action."""
     return TensorDictSequential(
         TensorDictModule(nn.Linear(4, 2), in_keys=["observation"], out_keys=["action_value"]),
         QValueModule(action_space="one_hot"),
@@ -197,7 +197,7 @@ def one_hot_actor():
     [(pqn, "pqn", one_hot_values), (dqn, "dqn", one_hot_values), (ppo, "ppo", one_hot_actor)],
 )
 def test_policy_whose_actions_are_one_hot(tmp_path, monkeypatch, algorithm, name, make):
-    """It is trained and evaluated as any other."""
+    """Check that it is trained and evaluated like any other policy."""
     monkeypatch.chdir(tmp_path)
     short = {"total_steps": 512, "num_envs": 4, "rollout_steps": 16, "eval_episodes": 2}
     short |= {"learning_starts": 100} if name == "dqn" else {"minibatch_size": 32}

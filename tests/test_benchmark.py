@@ -40,7 +40,7 @@ def test_as_many_queries_are_needed_as_loadgen_says(percentile, queries):
 
 
 def test_percentile_is_exceeded_as_rarely_as_claimed():
-    """Over many runs, what is reported as p90 lies below the true one in at most 1 of 100."""
+    """Check that, over many runs, the reported p90 is below the true one in at most 1 of 100."""
     random, true = np.random.default_rng(0), -np.log(1 - 0.9)
     reported = [percentile_of((random.exponential(size=500) * 1e9).astype(np.int64), 0.9) for _ in range(2000)]
     assert np.mean(np.array(reported) < true * 1e9) <= 0.01
@@ -210,7 +210,7 @@ def becomes(process: int, letter: str) -> bool:
 
 
 def test_environment_beside_ends_with_its_starter(workspace):
-    """In whatever way that ends, though it is paused."""
+    """Check that it ends however its starter ends, even while it is paused."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", STARTER]
     with subprocess.Popen(
@@ -246,7 +246,7 @@ def test_few_rounds_tell_nothing():
 
 
 def test_interval_holds_the_true_ratio():
-    """As often as claimed, whatever the distribution of the noise."""
+    """Check that it does so as often as claimed, whatever the distribution of the noise."""
     random = np.random.default_rng(0)
     pairs = [(random.lognormal(0, 0.3, 24), 3 * random.lognormal(0, 0.3, 24)) for _ in range(400)]
     assert (
@@ -256,7 +256,7 @@ def test_interval_holds_the_true_ratio():
 
 
 def test_the_same_twice_has_no_winner():
-    """Rounds that differ by 3 %: of two that are the same, one is called faster in at most 1 of 20."""
+    """Check that, with rounds that differ by 3 %, one of two equal programs is called faster in at most 1 of 20."""
     random = np.random.default_rng(0)
     winners = sum(
         fastest({name: random.normal(100, 3, 24).tolist() for name in ("one", "other")}, LEAST) is not None
@@ -274,7 +274,7 @@ def test_fastest_is_found_outside_the_noise_only():
 
 
 def test_no_program_is_named_fastest_where_the_fastest_is_invalid():
-    """Otherwise the fastest of the rest would be called so."""
+    """Check that the fastest of the others is not named instead."""
     found = {"onnx": measured(rounds=24, queries=280, scale=1.0), "pt2": measured(rounds=24, queries=280, scale=2.0)}
     described = {name: one.describe(0.25) for name, one in found.items()}
     assert name_fastest(found, described, LEAST) == "onnx"

@@ -97,7 +97,7 @@ def seal(model, name="policy.onnx"):
 
 
 def eager_episode(workspace, monkeypatch, seed):
-    """Score and number of decisions of the policy itself, on an emulator of its own."""
+    """Return the score and the number of decisions of the policy itself, on an emulator of its own."""
     monkeypatch.chdir(workspace)
     manifest = read_manifest(workspace / "models/dqn")
     player = Player(wrap(load_step("dqn", load_profile("dqn"))), manifest)
@@ -166,7 +166,7 @@ def test_model_folder_is_all_that_a_device_needs(start, model, tmp_path, workspa
 
 
 def test_copy_plays_the_folder_that_is_named(start, model):
-    """And its own only where none is."""
+    """Check that it plays its own folder only if none is named."""
     other = shutil.copytree(model, model.with_name("other"))
     (other / "policy.onnx").unlink()
     done = start("models/dqn/player", "models/other")
@@ -224,7 +224,7 @@ gymnasium.register("Mine-v0", entry_point=Mine)
 
 
 def test_environment_s_module_lies_beside_the_copy(start, model):
-    """As the message tells where it is missing."""
+    """Check that the module is found where the error message says to put it."""
     environment = {"id": "mine:Mine-v0", "max_episode_steps": 5}
     change_manifest(model, lambda manifest: manifest.update(environment=environment))
     done = start("models/dqn/player")
@@ -339,7 +339,7 @@ def screens(manifest, actions, seed=0):
 
 
 def test_action_index_goes_through_the_manifest(manifest):
-    """Index 2 is ALE's action 3; with the table turned round the same game takes the mirrored indices."""
+    """Check that index 2 is ALE's action 3, and that a reversed table gives the same game with reversed indices."""
     assert [action.value for action in make_environment(manifest, 0).actions] == [0, 1, 3, 4, 11, 12]
     actions = [step // 5 % 6 for step in range(60)]
     played = screens(manifest, actions)
@@ -372,7 +372,7 @@ def test_game_that_is_not_there(manifest):
 
 
 class TestPlayer:
-    """The memory, with a program that tells what it was given."""
+    """Tests of the memory, with a program that reports its inputs."""
 
     MANIFEST = {  # noqa: RUF012
         "inputs": [
@@ -385,7 +385,7 @@ class TestPlayer:
 
     @staticmethod
     def count(inputs):
-        """Return steps since the start of each episode."""
+        """Return the number of steps since the start of each episode."""
         steps = np.where(inputs["is_init"], 0, inputs["count"]) + 1
         return {"action": steps[:, 0].astype(np.int64), "next_count": steps.astype(np.float32)}
 

@@ -54,7 +54,7 @@ def test_torchrl_accepts_the_environment(profile, transformed):
     [(90, "truncated", 26), (27000, "terminated", 2)],  # these random actions lose a game in 1175 and in 1098 steps
 )
 def test_rows_are_the_emulator_that_devices_run(variant, max_episode_steps, ends, at_least):
-    """Screens, rewards and ends of every row are the bare emulator's with that row's seed, over several episodes."""
+    """Compare every row's screens, rewards and ends with the bare emulator's for its seed, over several episodes."""
     knobs = variant(env={"max_episode_steps": max_episode_steps}).env
     env = AtariEnv(knobs, 2, seed=5)
     emulators = [make_emulator(knobs, seed) for seed in (5, 6)]
@@ -96,7 +96,7 @@ def test_screens_stay_when_the_environment_goes_on(profile):
 
 @pytest.mark.parametrize("steps", [15, 30])
 def test_same_seed_starts_the_same_games(variant, steps):
-    """Also where the new seed is set at the end of an episode, when the emulators have already begun the next one."""
+    """Check this also at the end of an episode, when the emulators have already begun the next one."""
     env = AtariEnv(variant(env={"max_episode_steps": 30}).env, 2, seed=7)
     actions = random_actions(60, 2)
     first = roll(env, env.reset(), actions)
@@ -125,7 +125,7 @@ def test_row_that_is_reset_begins_and_the_other_goes_on(profile):
 
 @pytest.mark.parametrize("frames", [1, 2, 4])
 def test_frames_are_stacked_row_by_row(variant, frames):
-    """Truncations and one reset that was asked for: a row that begins shows its first frame, others are untouched."""
+    """Check, with truncations and a requested reset, that a new row shows its first frame and others do not change."""
     profile = variant(env={"max_episode_steps": 25}, preprocess={"frames": frames}, policy={"conv": []})
     env = make_env(profile.env, profile.preprocess, 2, seed=1)
     raw = AtariEnv(profile.env, 2, seed=1)
@@ -204,7 +204,7 @@ def test_facts_of_a_choice_and_of_a_vector():
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
 def test_row_is_the_environment_that_devices_run(env_id):
-    """Same observations, rewards and ends, for as long as the first episode lasts."""
+    """Compare observations, rewards and ends until the first episode ends."""
     env = make_env(gym(env_id), None, 2, seed=7)
     entries = env.reset()
     device = make_environment(environment_facts(gym(env_id)), 0)
@@ -221,7 +221,7 @@ def test_row_is_the_environment_that_devices_run(env_id):
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
 def test_environment_is_the_one_that_torchrl_makes(env_id):
-    """Specs, and with the same seed every entry of some episodes."""
+    """Compare the specs and, with the same seed, every entry of some episodes."""
     library = SerialEnv(3, lambda: LibraryGymEnv(env_id, max_episode_steps=20, categorical_action_encoding=True))
     library.set_seed(5)
     rollouts = []
@@ -233,7 +233,7 @@ def test_environment_is_the_one_that_torchrl_makes(env_id):
 
 
 class Bare(gymnasium.Env):
-    """Without ``__init__``, and with observations of another dtype than it tells of."""
+    """An environment without ``__init__``, whose observations have another dtype than its space says."""
 
     observation_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
     action_space = gymnasium.spaces.Discrete(3)
@@ -264,7 +264,7 @@ def test_class_without_init():
 
 @pytest.mark.parametrize("made", ["atari", "preprocessed", "gym"])
 def test_actions_may_be_one_hot(profile, made):
-    """The same actions in both encodings lead to the same entries."""
+    """Check that the same actions in both encodings lead to the same entries."""
     env, preprocess = {
         "atari": (profile.env, None),
         "preprocessed": (profile.env, profile.preprocess),

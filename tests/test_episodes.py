@@ -160,7 +160,7 @@ def test_file_of_something_else(path):
 
 
 def test_any_damage_to_the_header_is_a_user_error_at_most(path):
-    """Another seed or epsilon cannot be told; replaying it is what fails then."""
+    """Check that no other error is raised; a changed seed or epsilon shows only when the episode is replayed."""
     content = path.read_bytes()
     for position in range(8 + int.from_bytes(content[:8], "little")):
         damaged = bytearray(content)

@@ -64,7 +64,7 @@ def test_stage_gets_its_policy(monkeypatch):
 
 
 def test_errors_of_ours_keep_their_traceback(monkeypatch):
-    """Only what the user can mend is told in a line; a bug must show where it is."""
+    """Check that a bug shows where it is; only errors that the user can fix are one line."""
     monkeypatch.setattr(sys, "argv", ["stage", "dqn"])
     with pytest.raises(ZeroDivisionError):
         errors.run(lambda policy: 1 / 0, "Does something.")  # noqa: ARG005

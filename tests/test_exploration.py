@@ -1,4 +1,4 @@
-"""A policy whose noise has a state, exported, and what the check makes of it and of its faults."""
+"""A policy whose noise has a state, exported, and the check's results for it and for its faults."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Noisy:
 
     @property
     def recorded_inputs(self) -> Arrays:
-        """Inputs of a deterministic program."""
+        """Return inputs of a deterministic program."""
         return {"observation": np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)}
 
 
@@ -148,7 +148,7 @@ def test_exploring_programs_pass_in_open_loop(noisy):
 
 
 def test_noise_is_handed_on_in_open_loop(noisy):
-    """From nothing, with eager's observations, and row by row where an episode has ended."""
+    """Check that noise starts at zero, continues with eager's observations, and ends with a row's episode."""
     seen, run = [], noisy.programs["pt2_random"]
 
     def watch(inputs: Arrays) -> Arrays:
@@ -199,7 +199,7 @@ def test_without_noise_nothing_is_taken_away(noisy):
 
 @pytest.mark.parametrize("name", ["pt2_random", "onnx_random"])
 def test_noise_of_programs_is_the_policys(noisy, name):
-    """At one step and over time, in PyTorch and in ONNX Runtime."""
+    """Compare them at one step and over time, in PyTorch and in ONNX Runtime."""
     inputs, states = complete(noisy.recorded_inputs, noisy.manifest), noise_states(noisy.manifest)
     eager, *sampled = (sample(run, inputs, 16) for run in (noisy.eager_random, *[noisy.programs[name]] * 3))
     assert all(finding.p > LEVEL for finding in run_tests(eager, sampled[0], (sampled[1], sampled[2]), TOLERANCE))
@@ -224,7 +224,7 @@ def test_exported_fault_of_noise_is_found(noisy, noise, what):
 
 @pytest.mark.parametrize("noise", [None, Restarts])
 def test_stage_lets_programs_act_where_their_noise_has_a_state(noisy, tmp_path, monkeypatch, noise):
-    """The whole check, in this process, with programs by their names."""
+    """Run the whole check, in this process, with programs by their names."""
     programs = {"pt2": noisy.eager, "onnx": noisy.eager, "eager": noisy.eager, "eager_random": noisy.eager_random}
     programs |= noisy.programs
     if noise is not None:

@@ -1,4 +1,4 @@
-"""What ends an export is one line: the reason, and the line of the user's source."""
+"""Errors that end an export are one line: the reason, and the line of the user's source."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_the_trace_is_kept_until_it_goes_well(network):
 
 
 def test_checks_are_left_out_of_the_program(network):
-    """A program has no branches; what only raises or warns changes no result."""
+    """Check that the program's result is the same: checks that only raise or warn do not change it."""
     step = network("checks")
     program = export(step)
     inputs = {"observation": torch.randn(5, 4)}

@@ -69,7 +69,7 @@ def test_flags_are_the_kernel_s():
     ],
 )
 def test_package_for_another_processor_is_refused(tmp_path, facts, message):
-    """Before any of its code is loaded: there is none in this one."""
+    """Check that it is refused before any of its code is loaded: this package has no code."""
     path = tmp_path / "policy.aoti.pt2"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("policy/data/aotinductor/model/code.wrapper_metadata.json", json.dumps(facts))

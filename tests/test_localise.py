@@ -1,4 +1,4 @@
-"""Real artefacts that are wrong in a known place, and whether that place is named."""
+"""Real artefacts that are wrong in a known place, which must be named."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def write_program(policy: str, program: str, step: Step) -> None:
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory) -> Path:
-    """Untrained policies of two kinds with weights, program and model, all of them right."""
+    """Return a folder with two kinds of untrained policies: weights, program and model, all without faults."""
     folder = tmp_path_factory.mktemp("bundles")
     changes = {f"policies.{policy}.policy.{key}": v for policy, keys in POLICIES.items() for key, v in keys.items()}
     write_params(folder, TINY | changes)
@@ -79,7 +79,7 @@ def project(bundles, tmp_path, monkeypatch) -> Path:
 
 
 def make_inputs(policy: str) -> Arrays:
-    """Three rows, the second of which is at the start of an episode."""
+    """Return inputs with three rows; the second is at the start of an episode."""
     random, arrays = np.random.default_rng(0), {}
     for name, tensor in load_step(policy, load_profile(policy)).example_inputs(3).items():
         if tensor.dtype == torch.uint8:
@@ -286,7 +286,7 @@ def give(model: onnx.ModelProto, output: str, place: int, array: np.ndarray) -> 
 
 
 def start_early(model: onnx.ModelProto) -> None:
-    """One row of the screen, which lies in 4 pieces."""
+    """Start the window one row of the screen too early; a row has 4 pieces."""
     (places,) = (one for one in model.graph.initializer if one.name == "preprocessing_places")
     give(model, "preprocessing_window", 1, onnx.numpy_helper.to_array(places) - 4)
 
@@ -347,7 +347,7 @@ remember = RecurrentStep.forward
 @pytest.mark.usefixtures("project")
 @pytest.mark.parametrize("program", ["pt2", "onnx"])
 def test_swapped_outputs_are_named(monkeypatch, program):
-    """Two states that change places: every tensor is right."""
+    """Check that two swapped states are named, although every tensor is right."""
     with monkeypatch.context() as patch:
         patch.setattr(RecurrentStep, "forward", swap_states)
         write_program("drqn", program, changed_step("drqn"))
@@ -397,7 +397,7 @@ def test_program_that_cannot_be_taken_to_pieces_is_told():
 
 @pytest.mark.usefixtures("project")
 def test_program_of_an_unknown_back_end_is_reported():
-    """A back end that was removed since, in the middle of explaining a failure."""
+    """Check the report for a back end that has been removed since its program was made."""
     assert str(locate("dqn", "flash")) == "flash cannot be taken to pieces: 'flash'"
 
 
@@ -409,7 +409,7 @@ def compiled() -> list[package.Package]:
 
 @pytest.fixture
 def compile_once(compiled, monkeypatch) -> None:
-    """All faulty packages of ``dqn`` are of the same policy: what they are held against is compiled for the first."""
+    """Compile the reference only once, as all faulty packages of ``dqn`` belong to the same policy."""
     compile_reference = package.compile_reference
 
     def compile_first(program, settings):
@@ -470,7 +470,7 @@ def test_package_without_reset_is_named(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.usefixtures("project")
 def test_package_of_a_faulty_program_has_its_fault():
-    """Found in ``policy.pt2``, without compiling anything."""
+    """Check that the fault is found in ``policy.pt2``, without compiling anything."""
     for program in ("pt2", "aoti"):
         write_program("dqn", program, changed_step(grey=[0.0, 1.0, 0.0]))
     location = locate("dqn", "aoti")

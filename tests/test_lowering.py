@@ -51,7 +51,7 @@ class Vignette(nn.Module):
 
 
 class Behind(nn.Module):
-    """Something that is no preprocessing, behind one."""
+    """An operation after the preprocessing that is not a part of it."""
 
     def __init__(self, preprocessing: nn.Module) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ def test_preprocessing_becomes_a_product_of_bytes(preprocessing):
 
 
 def test_weights_leave_room_for_sixteen_bits():
-    """Processors that add two products in 16 bits must not overflow."""
+    """Check that processors that add two products in 16 bits do not overflow."""
     model = use_integer_preprocessing(as_onnx(screen("bilinear", [80, 64], LUMINANCE, CROP)))
     (weights,) = (
         onnx.numpy_helper.to_array(one) for one in model.graph.initializer if one.data_type == onnx.TensorProto.INT8

@@ -58,7 +58,7 @@ def test_manifest_tells_what_a_device_needs(workspace, profile):
 
 
 def test_programs_that_explore_are_told_of_where_they_take_and_give_more(project, monkeypatch):
-    """As where their noise has a state; otherwise nothing is said of them."""
+    """Check that the manifest has their inputs and outputs only if these differ, as with noise that has a state."""
     assert "random" not in read_manifest(project / "models/dqn")
     noise = {"name": "noise", "dtype": "float32", "shape": ["batch", 1]}
 
@@ -108,7 +108,7 @@ def test_programs_are_listed_with_what_made_them(workspace):
 
 
 def test_player_is_copied_as_it_is(project, root):
-    """And nothing that lay there before."""
+    """Check that nothing from before is left there."""
     source, target = root / "policy_export/device", project / "models/dqn/player"
     (target / "old.py").write_text("")
     (target / "command.py").write_text("")
@@ -121,7 +121,7 @@ def test_player_is_copied_as_it_is(project, root):
 
 
 def test_program_that_the_profile_leaves_out_is_not_listed(project):
-    """The empty files that stand for it are none of the policy's."""
+    """Check that the empty files in its place are not listed."""
     choose_programs(project, "dqn", ["pt2"])
     files = [Path("models/dqn/policy.onnx"), Path("models/dqn/policy_random.onnx")]
     make("dqn", "onnx", lambda: pytest.fail("it is built"), libraries=("onnx",), files=files)
@@ -134,7 +134,7 @@ def test_program_that_the_profile_leaves_out_is_not_listed(project):
 
 
 def test_program_that_runs_another_s_file_lists_no_file_of_its_own(project, monkeypatch):
-    """Its library need not be installed here."""
+    """Check the manifest's entries without the runtime's library installed."""
     before = read_manifest(project / "models/dqn")
     monkeypatch.setattr(manifest, "versions_of", lambda names: dict.fromkeys(names, "1"))
     choose_programs(project, "dqn", ["pt2", "onnx", "openvino"])
@@ -145,7 +145,7 @@ def test_program_that_runs_another_s_file_lists_no_file_of_its_own(project, monk
 
 
 def test_every_file_of_a_folder_is_listed(project):
-    """As the native library's, which is one of many."""
+    """Check this with the native library, which is one of many files."""
     folder, names = Path("models/dqn/native"), ["libpolicy.so", "policy", "policy.h", "golden.bin", "x/libpolicy.so"]
 
     def build() -> None:

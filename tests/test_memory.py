@@ -1,4 +1,4 @@
-"""What a policy hands on from step to step is found, whether it is declared or written in place."""
+"""A policy's memory is found, whether it is declared or written in place."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_memory_is_found(kind, exploration_type, actions, states, in_place, rest
 
 
 def play(step, flags):
-    """Actions ``(steps, ROWS, k)`` on the same observations, with the step's own memory."""
+    """Return actions ``(steps, ROWS, k)`` on the same observations, with the step's own memory."""
     observation = torch.ones(ROWS, 4)
     feed = {name: torch.full_like(tensor, 7) for name, tensor in step.example_inputs(ROWS).items()}
     actions = []
@@ -74,7 +74,7 @@ def some_rows(steps, begin):
 
 
 def test_noise_goes_on_as_its_owner_has_it():
-    """The same actions as TorchRL's own loop gives, in which entries stay in the TensorDict."""
+    """Compare the actions with those of TorchRL's own loop, in which entries stay in the TensorDict."""
     step, flags = step_of("ddpg", RANDOM, VECTORS), some_rows(12, 6)
     torch.manual_seed(1)
     found = play(step, flags)
@@ -116,7 +116,7 @@ def test_memory_in_place_is_reset_in_its_row():
 
 
 class Hidden(nn.Module):
-    """Keeps what it saw in itself, in one of several ways."""
+    """A module that stores what it saw in itself, in one of several ways."""
 
     def __init__(self, way):
         super().__init__()
@@ -158,7 +158,7 @@ def test_hidden_memory_is_refused(way, said):
 
 
 def test_nothing_of_a_trial_is_left():
-    """The policy and PyTorch's random numbers are as they were."""
+    """Check that the policy and PyTorch's random numbers do not change."""
     policy = TensorDictSequential(ObservationNorm(0.5, 2.0, in_keys=["observation"]), *zoo.head(4, ACTIONS))
     policy[1].in_keys = ["observation"]
     policy = policy.train()

@@ -142,7 +142,7 @@ def test_library_is_little_more_than_its_weights(folder, generated):
 
 
 def test_library_starts_without_the_model_s_own_code(folder):
-    """What the loader runs comes before the check of the processor."""
+    """Check this because the loader runs such code before the check of the processor."""
     for path in folder.rglob("libpolicy.so"):
         sections = command("readelf", "--section-headers", "--wide", path)
         assert re.search(r"\bmodel_initialisers\b", sections)
@@ -341,7 +341,7 @@ def test_observation_that_is_cut_off(folder):
 
 
 def test_observation_that_cannot_be_read_is_not_called_cut_off(folder):
-    """Of this process's memory the last bytes of the stack can be read, and none behind them."""
+    """Check this with a file that fails in the middle: the last bytes of this process's stack, and none after them."""
     (stack,) = (line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith("[stack]"))
     with Path("/proc/self/mem").open("rb", buffering=0) as memory:
         memory.seek(int(stack.split()[0].split("-")[1], 16) - 20)
@@ -361,7 +361,7 @@ def test_what_cannot_be_written_is_an_error(folder, words):
 
 
 def test_decisions_come_at_once_and_memory_is_small(folder, tmp_path, monkeypatch):
-    """Whoever pipes screens in one after the other has each decision before the next screen."""
+    """Check that a user who pipes in screens gets each decision before the next screen."""
     monkeypatch.chdir(folder.parents[1])
     measured = Command.of("dqn", read_manifest(folder), tmp_path)
     assert measured is not None
@@ -456,7 +456,7 @@ def test_player_plays_natively_without_onnxruntime(folder):
 
 
 def test_model_folder_without_onnx_plays_natively(folder, tmp_path):
-    """All that it needs lies in it: it is moved to where nothing else is."""
+    """Check that the folder is complete by moving it to a place where nothing else is."""
     project = tmp_path / "project"
     shutil.copytree(folder.parents[1], project)
     with pytest.MonkeyPatch.context() as patch:
@@ -475,7 +475,7 @@ def test_model_folder_without_onnx_plays_natively(folder, tmp_path):
 
 
 def test_native_files_are_recorded_and_listed(folder):
-    """As they are, with what made them."""
+    """Check the records of the files as they are, with the versions that made them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder.parents[1])
         record = read_record("dqn", "native")
@@ -560,7 +560,7 @@ class TakesHistogram(torch.nn.Module):
     ("module", "operator"), [(TakesMode, "the most frequent number (mode)"), (TakesHistogram, "`histc`")]
 )
 def test_operator_that_needs_pytorch_is_named_however_late(tmp_path, module, operator):
-    """What nothing found before it was compiled is called by name, or is missing when it is linked."""
+    """Check operators that are found only in the generated code, by name, or as missing when it is linked."""
     inputs = [{"name": "observation", "dtype": "float32", "shape": ["batch", 4]}]
     program = torch.export.export(module(), (), {"observation": torch.zeros(1, 4)})
     facts = {"policy": "refused", "actions": [], "states": [], "inputs": inputs}
@@ -601,7 +601,7 @@ def driver(source: Path, built: Path, binary: Path, sanitizer: str) -> Path:
 
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
 def test_sanitizers_find_nothing(build, folder, tmp_path, sanitizer):
-    """In handles of many threads, and in the calls and files that a fuzzer makes."""
+    """Run them on handles of many threads, and on the calls and files that a fuzzer makes."""
     built = build(f"-DPOLICY_SANITIZE={sanitizer}")
     golden_file = folder / "native/golden.bin"
     # ThreadSanitizer wants its memory where some kernels put libraries.
@@ -617,7 +617,7 @@ def test_sanitizers_find_nothing(build, folder, tmp_path, sanitizer):
 
 
 def fuzz_files(binary: Path, golden_file: Path, path: Path) -> None:
-    """Golden files that are cut off, changed or made up; the command must end with a line that tells what is wrong."""
+    """Run the command on cut, changed or random golden files; it must end with a line that says what is wrong."""
     few = golden_file.read_bytes()[: 112 + 3 * (1 + 100800 + 32) + 5]
     random = np.random.default_rng(0)
     for number in range(100):
@@ -634,7 +634,7 @@ def fuzz_files(binary: Path, golden_file: Path, path: Path) -> None:
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="is about the levels of x86-64")
 def test_processor_without_the_instructions_is_refused(folder):
-    """Under an emulator of a processor that has less; the library is loaded, and says why it does not run."""
+    """Check this in an emulator of an older processor: the library is loaded, and says why it does not run."""
     emulator = shutil.which("qemu-x86_64") or shutil.which("qemu-x86_64-static")
     if emulator is None:
         pytest.skip("qemu-user is not installed")

@@ -1,4 +1,4 @@
-"""Operators of a policy in the native library, each beside eager's, and what is refused before anything is compiled."""
+"""Operators of a policy in the native library, compared with eager's, and those refused before compiling."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Outputs = dict[str, torch.Tensor]
 
 
 def named(outputs: dict[str, object]) -> Outputs:
-    """Tensors, also in tuples and lists, by the operator's name and their number, contiguous as a policy's are."""
+    """Return tensors, also those in tuples and lists, named by operator and number, contiguous as a policy's are."""
     found = {}
     for name, output in outputs.items():
         for number, tensor in enumerate([output] if isinstance(output, torch.Tensor) else output):
@@ -36,7 +36,7 @@ def named(outputs: dict[str, object]) -> Outputs:
 
 
 class Images(nn.Module):
-    """Of bytes and floats: convolutions, pools, norms, resizes."""
+    """Images of bytes and floats: convolutions, pools, norms, resizes."""
 
     OBSERVATION = ((3, 34, 26), torch.uint8)
 
@@ -157,7 +157,7 @@ class Vectors(nn.Module):
 
 
 class Sequences(nn.Module):
-    """Attention, recurrence, and products of what no weights are in."""
+    """Attention, recurrence, and products without weights."""
 
     OBSERVATION = ((5, 9), torch.float32)
 
@@ -247,7 +247,7 @@ def test_native_library_computes_as_eager(kind, tmp_path):
 
 
 class Refused(nn.Module):
-    """What has no kernel, once through a library's module."""
+    """Operators without a kernel, once in a library's module."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -263,7 +263,7 @@ class Refused(nn.Module):
 
 
 def line_of(text: str) -> int:
-    """Where a text stands first in this file."""
+    """Return the number of the first line of this file that contains a text."""
     lines = Path(__file__).read_text().splitlines()
     return next(number for number, line in enumerate(lines, 1) if text in line)
 

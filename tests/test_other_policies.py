@@ -96,7 +96,7 @@ def test_programs_are_verified_and_measured(built, policy):
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_programs_are_compared_with_what_others_export(built, policy):
-    """The tutorial's own is for screens like Pong's only."""
+    """Check the programs' names and results; the tutorial's program exists only for screens like Pong's."""
     programs = study(built, policy, "comparison")["programs"]
     assert {"pt2", "aoti", "onnx", "native", *NAIVE} <= set(programs)
     assert ("tutorial_onnx" in programs) == (policy == "breakout")
@@ -105,7 +105,7 @@ def test_programs_are_compared_with_what_others_export(built, policy):
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_smaller_programs_have_a_verdict(built, policy):
-    """Whatever is observed and decided; what has one layer only has none to make smaller."""
+    """Check verdicts for all kinds of observations and actions; a network of one layer cannot be made smaller."""
     programs = study(built, policy, "quantised")["programs"]
     convolutions = {"int8_products"} if policy == "breakout" else set()
     assert set(programs) == {"int8", "fp16", "bf16"} | convolutions
@@ -152,7 +152,7 @@ def test_player_draws_no_pendulum(built):
 
 
 def test_own_module_is_a_dependency(built):
-    """Changed, it makes its own policy's stages run again, and no other's."""
+    """Check that a change in it makes its own policy's stages run again, and no others."""
     path = built / "my_policy.py"
     text = path.read_text()
     path.write_text(text.replace("to the side", "the cart to the side"))

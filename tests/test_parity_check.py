@@ -148,7 +148,7 @@ def test_episodes_of_different_lengths_are_compared_to_their_ends(bundle):
 
 
 def test_drift_of_a_state_is_told_per_hundred_steps(bundle):
-    """A program whose memory is a little off after step 60, in episodes of a hundred steps and of seventy."""
+    """Check the drift of a memory that is slightly off after step 60, in episodes of a hundred and of seventy steps."""
     steps, run = itertools.count(), bundle.programs["pt2"]
 
     def drift(inputs: Arrays) -> Arrays:
@@ -162,7 +162,7 @@ def test_drift_of_a_state_is_told_per_hundred_steps(bundle):
 
 
 def test_situations_are_decisions_of_an_episode(bundle):
-    """With the memory of that moment, which holds the frame before."""
+    """Check that each has the memory of its step, which contains the previous frame."""
     episode = bundle.recorded[1]
     places, recorded_inputs = pick_recorded_inputs(bundle.eager, episode, bundle.manifest, 4)
     assert places == [Place(episode.seed, step) for step in (0, 33, 66, 99)]
@@ -298,7 +298,7 @@ def test_other_policy_is_found(bundle):
 
 
 def before_action(model: onnx.ModelProto, *added: onnx.NodeProto) -> None:
-    """Rename what is called ``action``, and let other nodes make that of it."""
+    """Rename the output ``action``, and let other nodes compute ``action`` from it."""
     for node in model.graph.node:
         node.output[:] = ["decided" if name == "action" else name for name in node.output]
     model.graph.node.extend(added)
@@ -361,7 +361,7 @@ def test_closed_loop_failure_tells_where_and_what(bundle, fault, step):
 
 
 def test_closed_loop_compares_the_console(bundle, monkeypatch):
-    """The same actions are not enough: here the program's emulator has other random numbers."""
+    """Check that equal actions are not enough: here the program's emulator has other random numbers."""
     seeds = itertools.count(3)
     monkeypatch.setattr(
         closed_loop_module, "make_environment", lambda manifest, _: make_environment(manifest, next(seeds))
@@ -377,7 +377,7 @@ def test_closed_loop_compares_the_console(bundle, monkeypatch):
 
 
 def tied(run: Run, steps: set[int], *, swapped: bool, off: float = 1e-6) -> Run:
-    """At some steps of all episodes another action is worse by a millionth; or better, and so it is taken."""
+    """Return a program with another action that is almost as good at some steps, or slightly better and so taken."""
     count = itertools.count()
 
     def decide(inputs: Arrays) -> Arrays:
@@ -394,7 +394,7 @@ def tied(run: Run, steps: set[int], *, swapped: bool, off: float = 1e-6) -> Run:
 
 
 def follow(bundle: Bundle, run: Callable[[], Run], eager: Run, *, again: bool = True) -> ClosedLoop:
-    """Both play, and the program once more where it parts at ties; ``run`` starts it anew."""
+    """Let both play, and the program again where it diverges at ties; ``run`` starts it anew."""
     seeds = range(SETTINGS.seed, SETTINGS.seed + SETTINGS.episodes)
     played, own = (play_episodes(Player(program, bundle.manifest, len(seeds)), seeds) for program in (run(), eager))
     guides = part_at_ties(played, own, TOLERANCE) if again else []
@@ -405,7 +405,7 @@ def follow(bundle: Bundle, run: Callable[[], Run], eager: Run, *, again: bool = 
 
 @pytest.mark.parametrize("off", [1e-6, 0.0])
 def test_episode_goes_on_after_a_tie(bundle, off):
-    """With eager's action, whether its values are nearly the same or exactly."""
+    """Check that it continues with eager's action, whether the values are nearly or exactly the same."""
     steps = {20, 21, 60}
 
     def program() -> Run:
@@ -425,7 +425,7 @@ def test_episode_goes_on_after_a_tie(bundle, off):
 
 
 def test_fault_after_a_tie_is_found(bundle):
-    """It tells its own step, and the ties before it stay listed."""
+    """Check that the failure names its own step, and that the ties before it stay listed."""
     result = follow(
         bundle,
         lambda: shift_actions_late(tied(bundle.programs["onnx"], {20}, swapped=True)),
@@ -437,7 +437,7 @@ def test_fault_after_a_tie_is_found(bundle):
 
 
 def test_only_episodes_that_part_at_a_tie_are_followed(bundle):
-    """Other actions for another reason are failures at once, as are those in another state of the console."""
+    """Check that actions that differ for other reasons, or in another state of the console, are not followed."""
     seeds = range(SETTINGS.seed, SETTINGS.seed + SETTINGS.episodes)
     programs = bundle.eager, shift_actions(bundle.programs["onnx"]), tied(bundle.eager, {20}, swapped=True, off=1e-3)
     own, *others = (play_episodes(Player(run, bundle.manifest, len(seeds)), seeds) for run in programs)
@@ -490,7 +490,7 @@ def test_rows_of_programs_pass(bundle, name):
 
 
 def only_alone(run: Run) -> Run:
-    """Right for one row, and for more as if all were the first."""
+    """Return a program that treats all rows of a batch as its first, and so is right for one row only."""
     return lambda inputs: run({name: np.repeat(array[:1], len(array), 0) for name, array in inputs.items()})
 
 
@@ -504,7 +504,7 @@ def only_in_small_batches(run: Run) -> Run:
 
 
 def as_if_contiguous(run: Run) -> Run:
-    """Read memory from where the array starts, whatever its strides."""
+    """Return a program that reads memory from where the array starts, whatever its strides."""
 
     def read(array: np.ndarray) -> np.ndarray:
         return np.lib.stride_tricks.as_strided(array, strides=np.empty(array.shape, array.dtype).strides)
@@ -517,7 +517,7 @@ def reset_for_all(run: Run) -> Run:
 
 
 def skips_black(run: Run) -> Run:
-    """Values of before where nothing is seen."""
+    """Return a program whose values are zero where the screen is black."""
 
     def wrong(inputs: Arrays) -> Arrays:
         outputs = run(inputs)
@@ -542,7 +542,7 @@ def test_fault_of_some_batches_or_inputs_is_found(bundle, fault, context):
 
 
 def test_tie_is_between_eagers_best_and_the_action_taken():
-    """A third action is a fault, however close the two best are."""
+    """Check that a third action is a fault, however close the two best are."""
     result = Comparison(compares_actions=True, tolerance=TOLERANCE, states=set())
     values = np.array([[0.5, 0.5, -9.0]], np.float32)
     eager = {"action": np.array([0]), "action_value": values}
@@ -551,7 +551,7 @@ def test_tie_is_between_eagers_best_and_the_action_taken():
 
 
 def compare(eager: list[float], found: list[float]) -> Comparison:
-    """Two programs that each take their best action, on one screen."""
+    """Compare two programs that each take their best action, on one screen."""
     result = Comparison(compares_actions=True, tolerance=TOLERANCE, states=set())
     rows = [np.array([values], np.float32) for values in (eager, found)]
     result.compare(batch(*({"action": values.argmax(-1), "action_value": values} for values in rows)))
@@ -598,7 +598,7 @@ def test_another_action_for_the_same_values_is_a_fault():
 
 
 def test_exact_tie_is_no_fault():
-    """As where one program takes the first of the best and another the last."""
+    """Check this where one program takes the first of the best actions and the other the last."""
     values, result = np.array([[0.5, 0.1, 0.5]], np.float32), Comparison(True, TOLERANCE, set())  # noqa: FBT003
     rows = [{"action": np.array([action]), "action_value": values} for action in (0, 2)]
     result.compare(batch(*rows))
@@ -628,7 +628,7 @@ def test_means_of_distributions_are_what_an_action_was_chosen_by(second, tied_or
 
 @pytest.mark.parametrize("names", [["action"], ["action", "action_value"]])
 def test_without_a_value_for_each_action_any_other_is_a_fault(names):
-    """Where there is none, or distributions only: no margin can be told."""
+    """Check this where there are no values, or only distributions: then no margin is known."""
     result = Comparison(compares_actions=True, tolerance=TOLERANCE, states=set())
     result.compare(batch(*({name: distributional(action, [0, 0])[name] for name in names} for action in (0, 1))))
     assert (result.ties, result.different_actions, result.margins) == ([], 1, [])
@@ -644,7 +644,7 @@ def test_only_action_has_no_margin():
 
 
 def test_several_indices_are_one_action():
-    """As of MultiDiscrete: whatever the values are, no index has one of its own."""
+    """Check this with MultiDiscrete actions: whatever the values are, no index has a value of its own."""
     result = Comparison(compares_actions=True, tolerance=TOLERANCE, states=set())
     values = np.array([[0.5, 0.5]], np.float32)
     result.compare(batch(*({"action": np.array([[0, last]]), "logits": values} for last in (1, 0))))
@@ -653,7 +653,7 @@ def test_several_indices_are_one_action():
 
 @pytest.mark.parametrize("explores", [False, True])
 def test_vectors_without_values(explores):
-    """All there is to compare of a deterministic actor is its action, and of one that explores nothing."""
+    """Check that only the action of a deterministic actor is compared, and nothing of one that explores."""
     result = Comparison(compares_actions=not explores, tolerance=TOLERANCE, states=set())
     result.compare(batch(*({"action": np.array([[action]], np.float32)} for action in (0.5, 0.6))))
     assert (result.failed, result.observations) == (0 if explores else 1, 1)
@@ -732,7 +732,7 @@ def last_of_the_best(model: onnx.ModelProto) -> None:
 
 @pytest.mark.usefixtures("project")
 def test_stage_passes_where_all_decisions_are_ties(bundle):
-    """A policy whose actions are all as good, of which one program takes another: it moves the paddle."""
+    """Check this with a policy whose actions are all equally good; one program takes one that moves the paddle."""
     agent = make_agent("dqn", load_profile("dqn"))
     load_weights(FOLDER / "policy.safetensors", "dqn", agent.actor)
     with torch.no_grad():

@@ -94,7 +94,7 @@ def code_of(stage: str) -> set[str]:
 
 
 def is_declared(path: str, stage: str) -> bool:
-    """Whether a stage depends on a file, on a folder above it, or on the hash of what its code does."""
+    """Return whether a stage depends on a file, on a folder above it, or on the hash of what its code does."""
     declared = {**STAGES, **STUDIES}[stage]["deps"]
     return any(path == name or path.startswith(f"{name}/") for name in declared) or path in code_of(stage)
 
@@ -113,7 +113,7 @@ def test_every_import_of_a_stage_lies_under_what_it_declares(stage, monkeypatch)
 
 @pytest.mark.parametrize("stage", STUDIES)
 def test_every_own_module_of_a_study_is_declared(stage, monkeypatch):
-    """What the policy's programs are made of has been judged before; a study depends on those."""
+    """Check only the study's own modules: those of the policy's programs have been checked before."""
     monkeypatch.chdir(ROOT)
     needed = {path.as_posix() for path in needed_files([f"studies.{stage}"])}
     own = {path for path in needed if path.startswith("studies/")} - {"studies/settings.py"}
@@ -170,7 +170,7 @@ def pipeline(unchanged) -> Iterator[Repo]:
 
 @pytest.fixture
 def _kept_facts(tmp_path) -> Iterator[None]:
-    """Give what machine has written, put back after the test; to find it again means to try policies again."""
+    """Restore what the stage machine has written after the test, as finding it again means trying policies again."""
     kept = [shutil.copytree(f"results/{name}", tmp_path / name) for name in ("code", "sources")]
     yield
     for folder in kept:
@@ -180,7 +180,7 @@ def _kept_facts(tmp_path) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def downstream(unchanged) -> dict[str, set[str]]:
-    """All stages that come after each stage."""
+    """Return, for each stage, all stages that come after it."""
     graph = unchanged.index.graph  # its edges point to what a stage needs
     return {name_of(stage): {name_of(later) for later in nx.ancestors(graph, stage)} for stage in graph}
 
@@ -201,7 +201,7 @@ def reruns(repo: Repo, downstream: dict[str, set[str]]) -> set[str]:
 
 
 def stages_of(stages: set[str], policies: Iterable[str]) -> set[str]:
-    """Stages by the names that DVC has for them, for each of some policies."""
+    """Return stages by DVC's names for them, for each of some policies."""
     chosen = list(policies)
     shared = stages & NO_POLICY if chosen else set()
     return {f"{stage}@{policy}" for stage in stages - NO_POLICY for policy in chosen} | shared
@@ -256,7 +256,7 @@ def test_changed_parameter_of_a_study_reruns(pipeline, downstream, key, stages):
     ],
 )
 def test_another_machine_or_version_reruns(pipeline, downstream, file, key, stages):
-    """Nothing is trained again, and nothing is made again that would come out the same."""
+    """Check that nothing is trained again, and that nothing is made again that would be the same."""
     path = Path(f"results/{file}.json")
     text = path.read_text()
     path.write_text(json.dumps(json.loads(text) | {key: "another"}))

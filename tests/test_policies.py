@@ -1,4 +1,4 @@
-"""Policies of every kind: what their factories make, and how a mistake is told."""
+"""Policies of every kind: what their factories make, and how a mistake is reported."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_memory_has_the_names_of_the_contract(recurrent):
 
 
 def test_sequences_are_learned_from_as_they_were_played(recurrent):
-    """Values of whole sequences are those of one step after the other, also where an episode ends within."""
+    """Compare values of whole sequences with those of single steps, also where an episode ends within a sequence."""
     actor, states = recurrent.actor, state_keys(recurrent.actor)
     envs, steps = 3, 12
     pixels, is_init = torch.randn(envs, steps, 1, 40, 40), torch.zeros(envs, steps, 1, dtype=torch.bool)
@@ -117,7 +117,7 @@ def test_sequences_are_learned_from_as_they_were_played(recurrent):
 
 
 def test_exported_cell_is_the_trained_one(recurrent):
-    """Also for rows that begin, whatever is in their memory."""
+    """Compare them, also for rows that begin, whatever is in their memory."""
     inputs = random_inputs(recurrent, 6)
     inputs["is_init"][[1, 4]] = True
     inputs["hidden0"][4] = float("nan")
@@ -203,7 +203,7 @@ def test_arguments_that_do_not_fit(name, policy, said):
 
 
 def test_profiles_are_read_alone(tmp_path):
-    """A mistake in another profile, or in a stage's section, is not this policy's."""
+    """Check that a mistake in another profile, or in a stage's section, does not affect this policy."""
     path = tmp_path / "params.yaml"
     path.write_text((ROOT / "params.yaml").read_text().replace("Pendulum-v1", "5").replace("opset:", "ospet:"))
     assert load_profile("dqn", path) == load_profile("dqn", ROOT / "params.yaml")

@@ -50,7 +50,7 @@ def test_weights_come_back(path, network):
 
 
 def test_same_weights_make_the_same_file(path, network):
-    """Otherwise every stage behind the training runs again."""
+    """Check that saving again gives the same bytes; otherwise every stage after the training would run again."""
     first = path.read_bytes()
     for _ in range(10):
         save_weights(path, "dqn", network)
@@ -77,7 +77,7 @@ def test_one_flipped_bit_in_the_weights(path, position):
 
 
 def test_any_damage_to_the_header(path, network):
-    """A flipped byte is refused, or changes nothing."""
+    """Check that a flipped byte is refused, or changes nothing."""
     content = path.read_bytes()
     expected = network.state_dict()
     for position in range(8 + int.from_bytes(content[:8], "little")):
@@ -154,7 +154,7 @@ def test_agent_is_greedy_and_its_policy_explores(variant):
 
 
 def test_weights_that_share_memory_come_back(tmp_path):
-    """As tied layers do, and the support of TorchRL's distributional actor, which two modules hold."""
+    """Check this for tied layers; TorchRL's distributional actor also has a support that two modules share."""
     network = make_small(seed=0)
     network.add_module("again", next(network.children()))
     save_weights(tmp_path / "weights.safetensors", "dqn", network)

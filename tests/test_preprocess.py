@@ -153,7 +153,7 @@ def test_stack_of_any_batch(preprocess, batch):
     ("frames", "resize", "size"), [(1, "nearest", [80, 80]), (2, "nearest", [80, 80]), (4, "area", [42, 40])]
 )
 def test_program_sees_what_training_saw(variant, frames, resize, size):
-    """Two games side by side, over the ends of episodes: the environment's pixels are the program's, bit for bit."""
+    """Check in two games, over the ends of episodes, that the environment's pixels are exactly the program's."""
     profile = variant(
         env={"max_episode_steps": 20},
         preprocess={"frames": frames, "resize": resize, "size": size, "crop": COURT},

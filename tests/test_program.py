@@ -28,7 +28,7 @@ FACTS = {"policy": "dqn", "environment": {"id": "ALE/Pong-v5"}}
 
 @pytest.fixture(scope="module")
 def profiles(variant):
-    """Policies of every kind that params.yaml can ask for, by a name each."""
+    """Return policies of every kind that params.yaml can describe, by name."""
     return {
         "shipped": variant(),
         "one frame": variant(preprocess={"frames": 1}),
@@ -113,7 +113,7 @@ def test_two_entries_of_one_name(in_keys, out_keys, name):
 
 
 class Tally(nn.Module):
-    """Sums its observations up, and acts by the sum's sign."""
+    """A policy that sums up its observations, and acts by the sum's sign."""
 
     def forward(self, obs, total, is_init):
         total = torch.where(is_init, 0.0, total) + obs.sum(-1, keepdim=True)
@@ -241,7 +241,7 @@ def test_random_program_is_mostly_greedy(variant, make_step):
 
 
 def test_exploration_type_is_the_program_s_own(profiles, make_step):
-    """Whatever is set around the call: a deterministic step stays so."""
+    """Check that a deterministic step stays deterministic, whatever is set around the call."""
     policy = make_step(profiles["shipped"], DETERMINISTIC)
     (explore,) = (module for module in policy.modules() if isinstance(module, EGreedyModule))
     explore.eps.fill_(1.0)
@@ -261,7 +261,7 @@ def test_programs_of_the_stage_know_what_they_are(workspace):
 
 
 class Checking(nn.Module):
-    """Asks for its values in checks that only raise, in all ways that are left out of a program."""
+    """A module that reads its values in checks that only raise, in all the ways that are left out of a program."""
 
     def forward(self, obs):
         beyond = obs.abs() > 1000
@@ -279,7 +279,7 @@ class Checking(nn.Module):
 
 
 class Branching(nn.Module):
-    """Computes something else where its check fails."""
+    """A module that computes something else where its check fails."""
 
     def forward(self, obs):
         if (obs.abs() > 1000).any().item():

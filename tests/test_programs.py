@@ -1,4 +1,4 @@
-"""Which programs a policy has: chosen in params.yaml, left out, refused; the others go on."""
+"""The programs that a policy has: chosen in params.yaml, left out, refused; the others go on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Programs of fewer bits: what is made, and what it takes to be accepted."""
+"""Programs of fewer bits: how they are made, and when they are accepted."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def test_other_scores_and_too_few_are_not_shown_to_be_the_same(episodes, shift):
 
 
 def test_scores_a_margin_apart_are_rarely_called_the_same():
-    """As rarely as the significance says."""
+    """Check that this is as rare as the significance level says."""
     pairs = [(RANDOM.normal(19, 1.4, 100), RANDOM.normal(18, 2.0, 100)) for _ in range(1000)]
     assert np.mean([quantise.compare_scores(*pair, 1.0, 0.05).same for pair in pairs]) < 0.08
 
@@ -202,7 +202,7 @@ def test_scores_that_never_vary():
 
 @pytest.mark.parametrize(("score", "verdict"), [(18.0, "accepted"), (15.0, "rejected")])
 def test_only_what_is_faster_plays(workspace, monkeypatch, score, verdict):
-    """With times and scores of our own: whether a smaller program is faster is the machine's business."""
+    """Check this with made-up times and scores, as the real times depend on the machine."""
     path = str(workspace / "models/dqn/policy.onnx")
     candidates = {name: Candidate(path, 1) for name in ("onnx", "int8", "slow")}
     times = {"onnx": 100_000, "int8": 80_000, "slow": 120_000}
@@ -238,7 +238,7 @@ def test_answers_that_are_no_numbers_are_told(workspace, screens):
 
 @pytest.mark.slow
 def test_damaged_quantisation_is_rejected_by_its_score(cartpole):
-    """As long as the pole is balanced by what was quantised, and not by its weights of other signs."""
+    """Check that the quantised program balances the pole, and that the one with negated weights does not."""
     study = settings.load().quantise
     path = cartpole / "models/balance/policy.onnx"
     written = json.loads((path.parent / "manifest.json").read_text())

@@ -42,5 +42,5 @@ def test_remarks_are_dropped_and_warnings_are_not(tmp_path):
     ],
 )
 def test_remarks_are_still_made(file, remark):
-    """Otherwise they need not be dropped any more."""
+    """Check that PyTorch still makes these remarks; otherwise they need not be dropped any more."""
     assert remark in (Path(torch.__file__).parent / file).read_text()

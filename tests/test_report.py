@@ -21,7 +21,7 @@ def test_bound_of_all():
 
 
 def compared(values: list[list[float]], off: float) -> Comparison:
-    """Decisions of one episode, and a program whose values are off in the last of them."""
+    """Return the comparison for one episode with a program whose values are off in the last decision."""
     eager = np.array(values, np.float32)
     found = eager.copy()
     found[-1] += off
@@ -34,7 +34,7 @@ def compared(values: list[list[float]], off: float) -> Comparison:
 
 
 def test_ties_count_as_flips_and_an_episode_once():
-    """The bounds are of all that differs, whether it can be explained or not."""
+    """Check that the bounds cover all differences, whether these can be explained or not."""
     tied = compared([[1.0, 0.0], [1.0, 1.0 - 2e-6]], off=2e-6)
     assert (tied.different_actions, len(tied.ties)) == (0, 1)
     assert report.flip_bounds(tied, episodes=20) == {

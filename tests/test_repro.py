@@ -126,7 +126,7 @@ def manifest(built) -> dict:
 
 
 def test_nothing_but_outputs_is_left(built):
-    """New to git are the outputs that are kept there, and nothing half-written or forgotten."""
+    """Check that the only files new to git are the outputs kept there, and nothing half-written or forgotten."""
     outputs = [out for stage in STAGES.values() for kind in ("outs", "metrics", "plots") for out in stage.get(kind, [])]
     kept = {path for out in outputs if isinstance(out, dict) for path, options in out.items() if not options["cache"]}
     expected = {"dvc.lock", f"{MODEL}/.gitignore", *(path.replace("${item.policy}", "dqn") for path in kept)}
@@ -222,7 +222,7 @@ def sections(annotation: Any) -> list[type[Section]]:
 
 
 def leaves(model: type[Section], prefix: str = "") -> Iterator[tuple[tuple[str, str], str]]:
-    """Model and field of every parameter, and its dotted key."""
+    """Yield the model and field of every parameter, and its dotted key."""
     for name, field in model.model_fields.items():
         if name == "policies":
             continue
@@ -320,7 +320,7 @@ def test_metrics_and_plots_are_shown(project):
 
 
 def test_the_same_program_twice_has_no_winner(built, tmp_path, monkeypatch):
-    """Of 20 comparisons of a program with itself, at most one names a winner."""
+    """Check that, of 20 comparisons of a program with itself, at most one names a winner."""
     monkeypatch.chdir(built)
     settings = params.load().bench
     with running_emulator("dqn") as emulator:

@@ -79,7 +79,7 @@ def test_stages_are_short():
 
 
 def test_no_circle_between_files():
-    """A file that needs itself, by way of others, cannot be read by itself."""
+    """Check that no file needs itself by way of others: such files cannot be understood one at a time."""
     files = {path: imports(path) - {path} for path in PACKAGE if path.stat().st_size}
     standing = dict(files)
     while free := [path for path, needed in standing.items() if not needed & set(standing)]:

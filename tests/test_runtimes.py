@@ -118,7 +118,7 @@ def test_memory_may_lie_in_any_way(programs, inputs, name):
 
 @pytest.mark.parametrize(("change", "message"), WRONG)
 def test_player_s_program_refuses_the_same(workspace, inputs, change, message):
-    """Without anything of the pipeline."""
+    """Check this without any code of the pipeline."""
     with pytest.raises(UserError, match=re.escape(message)):
         load_onnx(workspace / "models/dqn/policy.onnx")(change(inputs))
 
@@ -162,7 +162,7 @@ def test_model_of_another_policy(project):
 
 
 def test_model_whose_manifest_lists_no_programs(project):
-    """As the one of an earlier version."""
+    """Check the error for a manifest such as that of an earlier version."""
     path = project / "manifest.json"
     content = json.loads(path.read_text())
     del content["programs"]
@@ -172,7 +172,7 @@ def test_model_whose_manifest_lists_no_programs(project):
 
 
 def test_onnx_runtime_is_set_as_the_manifest_says(project, monkeypatch):
-    """With as many threads as are asked for."""
+    """Check the settings, with as many threads as requested."""
     asked = []
     monkeypatch.setattr(onnx, "load_onnx", lambda path, settings: asked.append((path, settings)))
     session = read_manifest(project)["onnx_session"] | {"optimization": "basic", "threads": 7}
@@ -191,7 +191,7 @@ def test_onnx_runtime_is_set_as_the_manifest_says(project, monkeypatch):
 
 
 def test_records_of_back_ends():
-    """Those that start without PyTorch come last, and every file has one back end that makes it."""
+    """Check that those that start without PyTorch come last, and that exactly one back end makes each file."""
     assert next(iter(backends())) == "pt2"
     assert [name for name, backend in backends().items() if backend.required] == ["pt2"]
     assert {name for name, backend in backends().items() if backend.default} == {"pt2", "aoti", "onnx", "native"}
@@ -235,7 +235,7 @@ runtimes.load(Path(sys.argv[1]), 1)
 
 @pytest.mark.slow
 def test_package_is_loaded_without_a_compiler(compiled, tmp_path):
-    """PyTorch's own loader compiles a program to find out what the processor is, where it has not done so before."""
+    """Check this because PyTorch's own loader first compiles a program to find out what the processor is."""
     root = Path(__file__).parents[1]
     environment = {"PATH": "/nowhere", "PYTHONPATH": str(root), "HOME": str(tmp_path)}
     environment["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path / "cache")

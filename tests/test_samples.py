@@ -1,4 +1,4 @@
-"""The tests that a program's draws are put to: what is faultless passes, and every fault is found and named."""
+"""The tests of a program's samples: a faultless program passes, and every fault is found and named."""
 
 from __future__ import annotations
 
@@ -297,7 +297,7 @@ def test_noise_that_becomes_no_number_is_a_fault():
 
 
 def test_noise_that_restarts_has_the_same_draws():
-    """Which is why one step is not enough."""
+    """Check that samples of one step do not show this fault, so that several steps are needed."""
     inputs = {
         "recorded input": np.arange(len(GREEDY)),
         "noise": np.zeros((len(GREEDY), 2), np.float32),
@@ -310,7 +310,7 @@ def test_noise_that_restarts_has_the_same_draws():
 
 
 class Sticky(Explorer):
-    """Explores for five steps on average, with one action: its state is that action, or none where it is negative."""
+    """A program that explores with one action for five steps on average: its state, negative if it does not explore."""
 
     stays = 0.8
 
@@ -339,7 +339,7 @@ def test_choices_that_stay_are_told_from_those_that_are_drawn_anew():
 
 
 def test_persistence_is_autocorrelation():
-    """Of a walk of 40 steps a little less than the process's own, as its mean is estimated; of what is constant, 1."""
+    """Check that it is a little less than the process's own for a walk of 40 steps, and 1 for a constant."""
     actions = acted(Process(3))[..., 0][:, :BEGINS_ANEW]
     found = persistence(actions, 1, TOLERANCE)
     assert found.shape == (len(GREEDY), ROWS)

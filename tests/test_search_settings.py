@@ -119,7 +119,7 @@ def test_saved_graph_gives_the_same(recorded, tmp_path):
     [("onnx", {"threads": (1, 2), "optimization": ("none", "all")}), ("aoti", {"freezing": (False, True)})],
 )
 def test_table_has_a_row_a_setting(recorded, monkeypatch, runtime, tried):
-    """Of some settings: all take minutes."""
+    """Check this for some settings only, as all would take minutes."""
     monkeypatch.setattr(search_settings, "ONNX_SESSION" if runtime == "onnx" else "COMPILE_AOTI", tried)
     monkeypatch.setattr(search_settings, "ONNX_TOGETHER", ())
     everything = params.load()

@@ -1,4 +1,4 @@
-"""What counts as a change of code."""
+"""Changes that count as a change of code."""
 
 from __future__ import annotations
 

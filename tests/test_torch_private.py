@@ -1,4 +1,4 @@
-"""What is private to PyTorch: once it moves, an error says so, and nothing goes on with something else."""
+"""Private parts of PyTorch: once one moves, an error says so, and nothing continues with something else."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_package_without_what_it_was_compiled_for(tmp_path, files, what):
 
 
 def test_code_whose_interface_has_changed(tmp_path):
-    """The replacement would do nothing, and nobody would notice."""
+    """Check that this is an error: otherwise the replacement would do nothing, and nobody would notice."""
     interface = (Path(torch.__file__).with_name("_inductor") / torch_private.INTERFACE).read_text()
     path = write_package(tmp_path / "same.pt2", {"a.wrapper.cpp": f"{interface}int kernel;\n"})
     with zipfile.ZipFile(path) as archive:

@@ -1,4 +1,4 @@
-"""What becomes of each class of ``torchrl.modules`` in a policy, and that the documentation says the same."""
+"""The treatment of each class of ``torchrl.modules`` in a policy, which the documentation must also describe."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def seeded(run):
 
 
 def by_twin(policy):
-    """Whether any module of a policy has a twin."""
+    """Return whether any module of a policy has a twin."""
     distributions = {getattr(module, "distribution_class", None) for module in policy.modules()}
     return bool(distributions & set(DISTRIBUTIONS)) or any(
         isinstance(module, tuple(TWINS)) for module in policy.modules()
@@ -85,7 +85,7 @@ def test_a_policy_exports(case):
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.how == BOTH], ids=lambda case: case.id)
 def test_rows_begin_on_their_own(case):
-    """Whatever the memory holds where an episode begins, and whenever that is."""
+    """Check this with any memory where an episode begins, and with beginnings at any step."""
     step = step_of(case, DETERMINISTIC)
     program = export(step).module()
     generator = torch.Generator().manual_seed(0)
@@ -102,7 +102,7 @@ def test_rows_begin_on_their_own(case):
 
 
 def check_exploring(case, step: Step, program: ExportedProgram):
-    """Hold an exploring program against its policy: in all that is not drawn, or in all if the draws are the same."""
+    """Compare an exploring program with its policy: outputs that are not random, or all with equal random numbers."""
     runs = [seeded(step), seeded(program.module()), onnx_program(program, step)]
     drawn = {"action", *step.states.values()} if random_operators(program) else set()
     for expected, eager, onnx in play(step, runs):
@@ -117,7 +117,7 @@ def check_exploring(case, step: Step, program: ExportedProgram):
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.how == REFUSED], ids=lambda case: case.id)
 def test_a_policy_is_refused(case):
-    """By one of its programs, in one line."""
+    """Check that one of its programs refuses it, in one line."""
     with pytest.raises(UserError, match=re.escape(case.says)) as caught:
         make_programs(case)
     assert "\n" not in str(caught.value)
@@ -146,7 +146,7 @@ def test_a_policy_has_what_its_entry_tells(case):
 
 
 def test_every_name_of_torchrl_has_an_entry():
-    """A new version of TorchRL fails here until somebody has looked at what is new in it."""
+    """Check this so that a new version of TorchRL fails until somebody has looked at its new classes."""
     tried = {name for case in CASES for name in case.names}
     assert not tried & set(NO_PART)
     assert set(modules.__all__) - tried - set(NO_PART) == set()

@@ -1,4 +1,4 @@
-"""Training: what is learned from, that it gives the same again, and that it can be interrupted anywhere."""
+"""Training: its targets, its reproducibility, and its interruption at any point."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_truncated_step_leads_to_the_old_episode(profile, monkeypatch):
 
 
 def lambda_returns(rollout: TensorDict, gamma: float, lambda_: float, *, ends_at_reward: bool) -> torch.Tensor:
-    """Return the definition, one step after the other: ``(num_envs, steps)``."""
+    """Return the returns by definition, one step after the other: ``(num_envs, steps)``."""
     reward, value, done, terminated = (rollout[name][..., 0] for name in ("reward", "next_value", "done", "terminated"))
     returns = torch.zeros_like(reward)
     for env, step in torch.cartesian_prod(*map(torch.arange, reward.shape)).flip(0).tolist():
@@ -82,7 +82,7 @@ def lambda_returns(rollout: TensorDict, gamma: float, lambda_: float, *, ends_at
 
 @pytest.mark.parametrize("ends_at_reward", [True, False])
 def test_network_learns_the_lambda_return(profile, ends_at_reward):
-    """A table that holds one value a step ends up with what the definition gives."""
+    """Check that a table with one value per step learns the returns of the definition."""
     envs, steps, actions = 2, 8, 3
     flags = torch.zeros(2, envs, steps, 1, dtype=torch.bool)
     flags[0, 0, 2] = flags[0, 1, 4] = flags[1, 1, 4] = True  # env 0 is truncated, env 1 comes to its end
@@ -166,7 +166,7 @@ def test_checkpoint_is_of_one_policy_one_profile_and_one_code(profile):
 
 
 def test_checkpoint_outlives_a_reworded_error(profile):
-    """Half of a training is worth more than a text."""
+    """Check that a changed text does not make a checkpoint invalid, but changed code does."""
     mine = Profile.model_validate(profile.model_dump() | {"policy": {"factory": "mine:make"}})
     source = 'def make(spec):\n    """Make it."""\n    if spec is None:\n        raise ValueError("no spec")\n'
     Path("mine.py").write_text(source)
@@ -202,7 +202,7 @@ def curve(folder: Path) -> list[dict[str, float]]:
 
 
 def assert_complete(folder: Path) -> None:
-    """All outputs of a training, with a row in the curve for every update since the first episodes ended."""
+    """Check all outputs of a training, with a row in the curve for every update since the first episodes ended."""
     profile = load_profile("dqn", folder / "params.yaml")
     load_weights(folder / WEIGHTS, "dqn", make_agent("dqn", profile).actor)
     metrics = json.loads((folder / METRICS).read_text())

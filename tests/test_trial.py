@@ -1,4 +1,4 @@
-"""What the first stage finds out about a user's policy, and what it makes of it when nothing has changed."""
+"""The first stage's findings about a user's policy, and its behaviour when nothing has changed."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def make_project(folder: Path, policies: dict[str, dict], environment: str = ENV
 
 
 def machine(folder: Path, status: int = 0) -> list[str]:
-    """Run the stage; the lines of its errors."""
+    """Run the stage; returns the lines of its errors."""
     return python("-m", "stages.machine", cwd=folder, status=status).stderr.splitlines()
 
 
@@ -92,7 +92,7 @@ def sources(folder: Path, policy: str = "mine") -> dict[str, str]:
 
 
 def imports(folder: Path) -> int:
-    """How often the factory's module has been imported by now, in whatever process."""
+    """Return how often the factory's module has been imported so far, in any process."""
     log = folder / "imports.log"
     return len(log.read_text().split()) if log.exists() else 0
 
@@ -231,7 +231,7 @@ def test_files_and_modules_that_a_profile_names(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_other_policies_files_stay_as_they_are(tmp_path):
-    """By DVC itself, which removes what a stage writes before the stage is run; and an edit runs the policy again."""
+    """Check this with DVC, which removes a stage's outputs before running it; an edit must run the policy again."""
     copy_project(tmp_path)
     make_project(tmp_path, {"mine": {}})
     for name in ("dqn", "forgotten"):

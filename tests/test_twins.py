@@ -1,4 +1,4 @@
-"""Modules that take the place of TorchRL's in a program do what those do."""
+"""Modules that replace TorchRL's in a program do the same as those."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def explore(module, action, mask=None, exploration_type=ExplorationType.RANDOM):
 
 
 def frequencies(actions):
-    """How often each action comes out."""
+    """Return how often each action occurs."""
     index = actions if actions.ndim == 1 else actions.argmax(-1)
     assert actions.ndim == 1 or bool((actions.sum(-1) == 1).all())
     return torch.bincount(index, minlength=ACTIONS) / ROWS
@@ -84,7 +84,7 @@ def test_other_specs_are_refused():
 
 
 def test_one_operator_draws():
-    """ONNX Runtime's second random operator of a program would depend on the first."""
+    """Check that there is only one, as ONNX Runtime's second random operator would depend on the first."""
     policy = TensorDictSequential(
         TensorDictModule(nn.Linear(4, ACTIONS), ["observation"], ["action_value"]), *choose(ACTIONS, 0.5)
     )

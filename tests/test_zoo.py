@@ -45,7 +45,7 @@ def agent(request):
 
 
 def test_programs_decide_as_the_policy(agent):
-    """Also in the middle of an episode, where what is in the memory at the start of it has no effect."""
+    """Check this also in the middle of an episode, where the memory's content at its start has no effect."""
     _, made = agent
     step = make_step(made, DETERMINISTIC)
     program = export(step)

@@ -1,4 +1,4 @@
-"""The smallest policy of each class of ``torchrl.modules`` that can be a part of one, and what becomes of it.
+"""The smallest policy with each class of ``torchrl.modules`` that can be in one, and how it is exported.
 
 A class that can be no part of a policy is in ``NO_PART``, with the reason; both together are all that TorchRL exports.
 ``docs/policies.md`` has the same as a table.
@@ -38,7 +38,7 @@ SPECS = {
 
 @dataclass(frozen=True)
 class Case:
-    """A policy and what becomes of it.
+    """A policy and how it is exported.
 
     Attributes:
         names: of the classes that it is made of.
@@ -65,7 +65,7 @@ CASES: list[Case] = []
 
 
 def case(*names, how=AS_IT_IS, reads=("observation",), says="", one_hot=False):
-    """Enter a policy into the catalogue."""
+    """Add a policy to the catalogue."""
 
     def enter(make):
         CASES.append(Case(names, make, how, reads, says, one_hot))
@@ -160,7 +160,7 @@ def radial_basis_functions():
 
 @case("MultiAgentNetBase", "MultiAgentMLP", "MultiAgentConvNet", reads=("agents", "agents_pixels"))
 def agents():
-    """With weights of their own, and with shared ones."""
+    """Return a policy of several agents, with weights of their own and with shared ones."""
     how = {"n_agents": AGENTS, "centralized": False}
     seeing = modules.MultiAgentConvNet(share_params=True, num_cells=[4], kernel_sizes=[4], strides=[4], **how)
     own = {"depth": 1, "num_cells": 8, "share_params": False}
@@ -218,7 +218,7 @@ def layers_over_a_window():
 
 
 class Window(nn.Module):
-    """What a recurrent layer makes of each of a window's observations."""
+    """A recurrent layer's output for each of a window's observations."""
 
     def __init__(self, rnn):
         super().__init__()

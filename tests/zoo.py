@@ -42,7 +42,7 @@ def perceptron(inputs, outputs):
 
 
 def q_actor(network, actions):
-    """Values of all actions, the best of which is taken, or now and then any other."""
+    """Return a policy that computes values of all actions, and takes the best or, sometimes, any other."""
     explore = EGreedyModule(actions, eps_init=0.3, eps_end=0.3)
     return TensorDictSequential(QValueActor(network, in_keys=["observation"], spec=actions), explore)
 
@@ -60,7 +60,7 @@ def c51(observations, actions):
 
 
 def one_hot(observations, actions):
-    """TorchRL's own default encoding of an action, also where it explores."""
+    """Return a policy with TorchRL's default encoding of an action, also where it explores."""
     network = perceptron(observations["observation"].shape[-1], actions.n)
     explore = EGreedyModule(OneHot(actions.n), eps_init=0.3, eps_end=0.3)
     return TensorDictSequential(QValueActor(network, in_keys=["observation"], action_space="one_hot"), explore)
@@ -73,7 +73,7 @@ def one_hot_actor(observations, actions):
 
 
 def dueling(_observations, actions):
-    """On stacked frames, with layers that find their sizes by themselves."""
+    """Return a policy on stacked frames, with layers that find their sizes by themselves."""
     convolutions = {"num_cells": [8, 16], "kernel_sizes": [8, 4], "strides": [4, 2]}
     network = DuelingCnnDQNet(actions.n, cnn_kwargs=convolutions, mlp_kwargs={"num_cells": [32], "depth": 1})
     value = TensorDictModule(network, in_keys=["pixels"], out_keys=["action_value"])
@@ -90,7 +90,7 @@ def td3(observations, actions):
 
 
 def ddpg(_observations, actions):
-    """With noise that goes on from step to step."""
+    """Return a policy with noise that continues from step to step."""
     network = DdpgMlpActor(actions.shape[-1], mlp_net_kwargs={"num_cells": [32, 32], "depth": 2})
     return TensorDictSequential(
         TensorDictModule(network, in_keys=["observation"], out_keys=["param"]),
@@ -113,7 +113,7 @@ def sac(observations, actions):
 
 
 def free_log_std(observations, actions):
-    """Return a deviation that is a weight of its own, and an action that is cut off at its bounds."""
+    """Return a policy with a deviation that is a weight of its own, and an action that is clipped at its bounds."""
     size = actions.shape[-1]
     network = nn.Sequential(
         perceptron(observations["observation"].shape[-1], size), AddStateIndependentNormalScale(size)
@@ -129,7 +129,7 @@ def free_log_std(observations, actions):
 
 
 def gsde(observations, actions):
-    """Noise that depends on the state, drawn once an episode."""
+    """Return a policy with noise that depends on the state, drawn once per episode."""
     size, outputs = observations["observation"].shape[-1], actions.shape[-1]
     noise = TensorDictModule(
         gSDEModule(outputs, size, transform=TanhTransform()),  # which keeps actions within their bounds
@@ -175,7 +175,7 @@ class Window(nn.Module):
 
 
 class Remembering(TensorDictModule):
-    """A module of the user's own that tells the shape of its memory as TorchRL's do."""
+    """A user's own module that declares the shape of its memory as TorchRL's modules do."""
 
     def __init__(self, module, key, shape, **keys):
         super().__init__(module, **keys)
@@ -204,14 +204,14 @@ class Trace(nn.Module):
 
 
 def trace(observations, actions):
-    """Return a memory that is written over in place."""
+    """Return a policy with a memory that is overwritten in place."""
     size = observations["observation"].shape[-1]
     keys = {"in_keys": ["observation", "trace"], "out_keys": ["features", "trace"]}
     return TensorDictSequential(Remembering(Trace(), "trace", (size,), **keys), *head(size, actions))
 
 
 class Depthwise(nn.Sequential):
-    """A convolution a channel, then one of all channels a pixel, as in small networks for devices."""
+    """A convolution for each channel, then one over all channels for each pixel, as in small networks for devices."""
 
     def __init__(self, channels, actions):
         super().__init__(
@@ -233,7 +233,7 @@ def depthwise(observations, actions):
 
 
 def antialiased(_observations, actions):
-    """TorchRL's transforms with their defaults, in the policy."""
+    """Return a policy with TorchRL's transforms and their defaults in it."""
     network = nn.Sequential(
         ConvNet(in_features=1, num_cells=[4, 8], kernel_sizes=[5, 3], strides=[3, 2]),
         nn.LazyLinear(actions.n),

@@ -16,7 +16,7 @@ from policy_export.policies.networks import make_network, only_observation
 def make_policy(
     observation_spec: Composite, action_spec: TensorSpec, *, conv: list[Convolution], hidden: list[Count]
 ) -> ProbabilisticActor:
-    """Return modules from the one observation to the parameters of a distribution and ``action``.
+    """Make a policy from the one observation to the parameters of a distribution and ``action``.
 
     ``logits`` ``(*batch, actions)`` float32 and ``action`` ``(*batch,)`` int64 for discrete actions;
     else ``loc`` and ``scale`` of the normal distribution before the squashing and ``action``, each ``(*batch, k)``

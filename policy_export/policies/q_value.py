@@ -19,7 +19,7 @@ def make_policy(
     hidden: list[Count],
     epsilon: Probability,
 ) -> TensorDictSequential:
-    """Return modules from the one observation to ``action_value`` ``(*batch, actions)`` float32 and ``action`` ``(*batch,)`` int64.
+    """Make a policy that computes ``action_value`` ``(*batch, actions)`` float32 and ``action`` ``(*batch,)`` int64.
 
     Args:
         observation_spec: of the one observation, without batch.

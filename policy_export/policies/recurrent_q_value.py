@@ -26,7 +26,7 @@ def make_policy(
     rnn_size: Count,
     epsilon: Probability,
 ) -> TensorDictSequential:
-    """Make a policy as the feed-forward one, with states ``hidden0`` (and for an LSTM ``hidden1``) and ``is_init``.
+    """Make a policy like the feed-forward one, with states ``hidden0`` (and for an LSTM ``hidden1``) and ``is_init``.
 
     Args:
         observation_spec: of the one observation, without batch.

@@ -10,7 +10,7 @@ from torchrl.modules import ConvNet, EGreedyModule, QValueModule
 
 
 def make_policy(_observation_spec: Composite, action_spec: TensorSpec) -> TensorDictSequential:
-    """Return modules from the raw screen ``observation`` to ``action_value`` ``(*batch, actions)`` float32 and ``action`` int64.
+    """Make a policy from raw ``observation`` to ``action_value`` ``(*batch, actions)`` float32 and ``action`` int64.
 
     The transforms, the lazy layers and the exploration are copied word for word from the tutorial, which calls the
     screen ``pixels``.
