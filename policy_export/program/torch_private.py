@@ -27,7 +27,7 @@ __all__ = ["MovedError", "OpOverload", "OpOverloadPacket"]  # the types of opera
 
 MODEL_HEADER = "#include <torch/csrc/inductor/aoti_runtime/model.h>\n"
 # How files inside of AOTInductor's packages end: no function of PyTorch's tells where they are.
-METADATA, CODE, KERNELS, WEIGHTS = ".wrapper_metadata.json", ".wrapper.cpp", ".kernel.cpp", "_weights.blob"
+METADATA, CODE, WEIGHTS = ".wrapper_metadata.json", ".wrapper.cpp", "_weights.blob"
 CALLED_BY_NAME = ".wrapper.json"
 INTERFACE = "codegen/aoti_runtime/interface.cpp"
 

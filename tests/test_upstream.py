@@ -1,0 +1,89 @@
+"""Faults of libraries that are worked around, each as small as possible: once one is mended, its workaround can go."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torchrl.data import Categorical, Composite
+from torchrl.envs.utils import ExplorationType, exploration_type, set_exploration_type
+from torchrl.modules import EGreedyModule, GRUModule, LSTMModule
+
+BATCH = torch.export.Dim("batch", min=1, max=1024)
+
+
+class AsFunction(torch.nn.Module):
+    """A TensorDict module as a function of tensors."""
+
+    def __init__(self, module: torch.nn.Module, output: str) -> None:
+        super().__init__()
+        self.module, self.output = module, output
+
+    def forward(self, **inputs):
+        return self.module(TensorDict(inputs, [next(iter(inputs.values())).shape[0]]))[self.output]
+
+
+def export(module: torch.nn.Module, output: str, **inputs: torch.Tensor) -> None:
+    sizes = {name: {0: BATCH} for name in inputs}
+    with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
+        torch.export.export(AsFunction(module, output), (), inputs, dynamic_shapes={"inputs": sizes})
+
+
+def test_epsilon_greedy_fixes_the_batch():
+    """Twin: ``EpsilonGreedy`` of ``policy_export/program/twins.py``."""
+    module = EGreedyModule(Composite(action=Categorical(3)), eps_init=0.5, eps_end=0.5)
+    with pytest.raises(Exception, match=r"(?i)batch|dynamic|constrain|specializ|expand"):
+        export(module, "action", action=torch.zeros(2, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(("kind", "states"), [(LSTMModule, 2), (GRUModule, 1)])
+def test_recurrent_modules_fix_the_batch(kind, states):
+    """Twin: ``RecurrentStep`` of ``policy_export/program/twins.py``."""
+    names = [f"state{number}" for number in range(states)]
+    module = kind(
+        input_size=3,
+        hidden_size=4,
+        in_keys=["observation", *names],
+        out_keys=["features", *(("next", name) for name in names)],
+        python_based=True,
+    )
+    inputs = {name: torch.zeros(2, 1, 4) for name in names} | {"is_init": torch.zeros(2, 1, dtype=torch.bool)}
+    with pytest.raises(Exception, match=r"(?i)batch|dynamic|constrain|specializ|guard"):
+        export(module, "features", observation=torch.zeros(2, 3), **inputs)
+
+
+def test_exploration_type_is_the_whole_process_s():
+    """Training sets it once, around all threads, in ``policy_export/algorithms/training.py``."""
+    seen = []
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        thread = threading.Thread(target=lambda: seen.append(exploration_type()))
+        thread.start()
+        thread.join()
+    assert seen == [ExplorationType.DETERMINISTIC]
+
+
+TWO_OPERATORS = """
+import numpy, onnxruntime
+from onnx import parser
+model = parser.parse_model('''<ir_version: 8, opset_import: ["" : 18]>
+random (float[64] x) => (float[64] one, float[64] other) {
+    one = RandomUniformLike (x)
+    other = RandomUniformLike (x)
+}''')
+session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+one, other = session.run(None, {"x": numpy.zeros(64, numpy.float32)})
+print(*numpy.round((other - one) % 1, 4))
+"""
+
+
+def test_second_random_operator_depends_on_the_first():
+    """Epsilon-greedy programs have one, as ``EpsilonGreedy`` says; a policy with two fails the check where it shows."""
+    differences = {
+        subprocess.run([sys.executable, "-c", TWO_OPERATORS], capture_output=True, text=True, check=True).stdout
+        for _ in range(3)
+    }
+    assert len(differences) == 1
