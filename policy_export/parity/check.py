@@ -196,7 +196,7 @@ def parity_check(policy: str) -> None:
         failures += [f"{name}: {failure}" for failure in found]
         verdict = "passed" if not found else "FAILED"
         differences = "  ".join(f"{key} {value:.1e}" for key, value in open_loop.max_abs_difference.items())
-        print(f"parity_check {policy}  {name:<12}{verdict}  largest differences: {differences}", flush=True)
+        print(f"parity_check {policy}  {name:<16}{verdict}  largest differences: {differences}", flush=True)
     report.write_tables(folder, results.open_loop, programs)
     path = folder / "parity.json"
     content = {
@@ -209,7 +209,7 @@ def parity_check(policy: str) -> None:
     if failures:
         divergences = explain_failures(policy, recorded, results, closed_loop, settings)
         for name, divergence in divergences.items():
-            print(f"parity_check {policy}  {name:<12}first difference: {divergence['first_difference']}", flush=True)
+            print(f"parity_check {policy}  {name:<16}first difference: {divergence['first_difference']}", flush=True)
         content["divergences"] = divergences
     write_json(path, report.finite(content | {"flip_rate_bound_is_of": report.ASSUMES}))
     if failures:
