@@ -50,12 +50,14 @@ def device(model):
 
 
 @pytest.fixture
-def start(device, root):
+def start(device, root, tmp_path_factory):
     """Start Python in that folder, where it finds the repository only if ``way`` is the package."""
+    absent = tmp_path_factory.mktemp("absent")  # though the repository is installed
+    (absent / "policy_export.py").write_text("""raise ModuleNotFoundError("No module named 'policy_export'")""")
 
     def run(*words, way="copy", cwd=device):
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        environment |= {"PYTHONPATH": str(root)} if way == "package" else {}
+        environment |= {"PYTHONPATH": str({"package": root}.get(way, absent))}
         command = [sys.executable, *words]
         return subprocess.run(
             command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=60

@@ -31,6 +31,8 @@ from policy_export.program.policy import load_weights, make_agent, save_weights
 from policy_export.program.step import Step, load_step
 from policy_export.program.twins import RecurrentStep
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-5
 SMALL = {"conv": [[4, 5, 3]], "hidden": [16]}
 POLICIES = {"dqn": SMALL, "drqn": SMALL | {"rnn_size": 16}}
@@ -367,6 +369,7 @@ from test_localise import DecidesOtherwiseWhenExported
 from torchrl.data import Composite
 from torchrl.modules import QValueModule
 
+
 def make_policy(observation_spec, action_spec):
     values = TensorDictModule(DecidesOtherwiseWhenExported(), in_keys=["observation"], out_keys=["action_value"])
     return TensorDictSequential(values, QValueModule(spec=Composite(action=action_spec)))
@@ -419,14 +422,12 @@ def compile_once(compiled, monkeypatch) -> None:
     monkeypatch.setattr(package, "compile_reference", compile_first)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("project")
 def test_clean_package_has_no_difference():
     write_program("drqn", "aoti", changed_step("drqn"))
     assert str(locate("drqn", "aoti")) == NOTHING
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("project", "compile_once")
 @pytest.mark.parametrize(("fault", "tensor", "note", "source"), WEIGHTS)
 def test_wrong_weight_of_a_package_is_named(fault, tensor, note, source):
@@ -439,7 +440,6 @@ def test_wrong_weight_of_a_package_is_named(fault, tensor, note, source):
     assert location.source.endswith(source)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("project", "compile_once")
 @pytest.mark.parametrize(
     ("preprocess", "tensor", "source", "code"),
@@ -456,7 +456,6 @@ def test_wrong_preprocessing_of_a_package_is_named(preprocess, tensor, source, c
     assert code in location.note
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("project", "compile_once")
 def test_package_without_reset_is_named(monkeypatch):
     with monkeypatch.context() as patch:
@@ -467,7 +466,6 @@ def test_package_without_reset_is_named(monkeypatch):
     assert location.source.startswith(PREPROCESS)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("project")
 def test_package_of_a_faulty_program_has_its_fault():
     """Check that the fault is found in ``policy.pt2``, without compiling anything."""
@@ -478,7 +476,6 @@ def test_package_of_a_faulty_program_has_its_fault():
     assert "policy.pt2, which the package is compiled from, has the same fault" in location.note
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("project")
 def test_native_library_s_fault_is_its_origin_s_or_its_own():
     write_program("dqn", "pt2", changed_step(grey=[0.0, 1.0, 0.0]))

@@ -49,6 +49,9 @@ from stages.export_onnx import export_onnx
 from stages.export_pt2 import export_pt2
 from stages.record import record
 
+pytestmark = pytest.mark.slow
+
+
 FOLDER = Path("models/dqn")
 TOLERANCE = 1e-5
 SETTINGS = params.ParityCheck(

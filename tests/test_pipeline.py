@@ -21,7 +21,7 @@ from policy_export.device.errors import UserError
 from policy_export.stage.sources import needed_files
 
 # DVC's own use of a library of its own.
-pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")]
 
 YAML_READER = YAML(typ="safe", pure=True)
 STAGES = YAML_READER.load((ROOT / "dvc.yaml").read_text())["stages"]

@@ -68,10 +68,11 @@ def get(self, name):
         READS.add((type(self).__name__, name))
     return GET(self, name)
 
-def read_all(self):
-    for value in [getattr(self, name) for name in type(self).model_fields]:
+def read_all(self, options):
+    excluded = options.get("exclude") or ()
+    for value in [getattr(self, name) for name in type(self).model_fields if name not in excluded]:
         if isinstance(value, Section):
-            read_all(value)
+            read_all(value, {})
 
 def check(*arguments, **options):
     before = set(READS)
@@ -85,8 +86,8 @@ def write():
             print(sys.modules["__main__"].__spec__.name, model, name, file=file)
 
 Section.__getattribute__ = get
-Section.model_dump = lambda self, **options: (read_all(self), DUMP(self, **options))[1]
-Section.model_dump_json = lambda self, **options: (read_all(self), DUMP_JSON(self, **options))[1]
+Section.model_dump = lambda self, **options: (read_all(self, options), DUMP(self, **options))[1]
+Section.model_dump_json = lambda self, **options: (read_all(self, options), DUMP_JSON(self, **options))[1]
 atexit.register(write)
 """
 

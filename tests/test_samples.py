@@ -23,6 +23,9 @@ from policy_export.parity.samples import (
 )
 from policy_export.stage.processes import processes
 
+pytestmark = pytest.mark.slow
+
+
 ACTIONS, CALLS, LEVEL, TOLERANCE = 6, 128, 1e-6 / 100, 1e-5
 GREEDY = np.array([0, 5, 2, 2, 1, 4, 3, 3])  # of eight recorded inputs
 

@@ -26,6 +26,7 @@ from policy_export.program.twins import DISTRIBUTIONS, TWINS, EpsilonGreedy, erf
 
 # What TorchRL tells of ordinal distributions, and PyTorch of a switch that tensordict asks for; in training as well.
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:deterministic_sample wasn't found"),
     pytest.mark.filterwarnings("ignore:torch._dynamo.config.inline_inbuilt_nn_modules"),
 ]

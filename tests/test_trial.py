@@ -16,6 +16,8 @@ from policy_export.config.profile import Profile, check, check_files, named_file
 from policy_export.machine.facts import HASHED_STAGES
 from policy_export.machine.trial import try_policy
 
+pytestmark = pytest.mark.slow
+
 POLICY = """
 from pathlib import Path
 import torch
@@ -66,6 +68,7 @@ import json
 from policy_export.environments.env import environment_facts
 from policy_export.program.policy import find_env
 from policy_export.config.profile import load_profile
+
 print(json.dumps(environment_facts(find_env(load_profile("mine")))["environment"]))
 """
 CARTPOLE = {"env": {"id": "CartPole-v1", "max_episode_steps": 10}}
@@ -229,7 +232,6 @@ def test_files_and_modules_that_a_profile_names(tmp_path, monkeypatch):
     assert named_modules(made) == ["my_policy", "my_env"]
 
 
-@pytest.mark.slow
 def test_other_policies_files_stay_as_they_are(tmp_path):
     """Check this with DVC, which removes a stage's outputs before running it; an edit must run the policy again."""
     copy_project(tmp_path)

@@ -14,6 +14,9 @@ from policy_export.program.export import export, random_operators
 from policy_export.program.policy import make_agent
 from policy_export.program.step import make_step
 
+pytestmark = pytest.mark.slow
+
+
 CHOICES = (
     *("feed_forward", "c51", "one_hot", "one_hot_actor", "two_layer_gru", "lstm_with_dropout", "transformer", "trace"),
     *("observation_norm", "lazy", "dropout", "consistent_dropout", "noisy"),
