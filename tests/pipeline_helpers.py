@@ -18,7 +18,7 @@ from policy_export.backends.registry import backends
 from policy_export.program.made import read_programs, write_record
 
 ROOT = Path(__file__).parents[1]
-OUTPUTS = ("models/", "results/", "data/", "dvc.lock")
+OUTPUTS = ("models/", "results/", "data/", "dvc.lock", "studies/results/", "studies/dvc.lock")
 
 # A training of seconds. Nothing in it depends on how well the policy plays.
 TINY = {
