@@ -162,5 +162,9 @@ def test_own_module_is_a_dependency(built):
     finally:
         path.write_text(text)
         python("-m", "stages.machine", cwd=built, project=built)
-    changed = {stage for stage, reasons in status.items() if any("changed deps" in reason for reason in reasons)}
+    changed = {
+        stage
+        for stage, reasons in status.items()
+        if not stage.startswith("studies/") and any("changed deps" in reason for reason in reasons)
+    }
     assert changed == {f"{stage}@mine" for stage in ("train", "record", "export_pt2", "parity_check", "bench")}
