@@ -155,7 +155,7 @@ def test_own_module_is_a_dependency(built):
     """Check that a change in it makes its own policy's stages run again, and no others."""
     path = built / "my_policy.py"
     text = path.read_text()
-    path.write_text(text.replace("to the side", "the cart to the side"))
+    path.write_text(text.replace("push = observation", "push = 2 * observation"))
     try:
         python("-m", "stages.machine", cwd=built, project=built)
         status = json.loads(python("-m", "dvc", "status", "--json", cwd=built, project=built).stdout)
