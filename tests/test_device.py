@@ -23,6 +23,8 @@ from policy_export.device.player import Player
 from policy_export.program.calls import wrap
 from policy_export.program.step import load_step
 
+pytestmark = pytest.mark.slow
+
 # The player as a device has it: nothing else of this repository, and none of what only training needs.
 ON_A_DEVICE = """
 import runpy, sys

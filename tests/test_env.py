@@ -17,6 +17,8 @@ from policy_export.environments.env import AtariEnv, environment_facts, make_env
 from policy_export.environments.preprocess import OBSERVATION, PIXELS, Screen
 from policy_export.program.policy import make_agent
 
+pytestmark = pytest.mark.slow
+
 PONG = [0, 1, 3, 4, 11, 12]
 
 
