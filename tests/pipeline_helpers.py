@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 
 from policy_export.backends.manifest import write_manifest
 from policy_export.backends.registry import backends
+from policy_export.config import params
 from policy_export.program.made import read_programs, write_record
 
 ROOT = Path(__file__).parents[1]
@@ -35,6 +36,18 @@ TINY = {
     "parity_check.episodes": 2,
     "parity_check.random_calls": 4,
 }
+
+# The check of a few short episodes, with every comparison that a long one has.
+SHORT_CHECK = params.ParityCheck(
+    processes=2,
+    min_observations=1,
+    tolerance=1e-5,
+    seed=3,
+    episodes=2,
+    random_inputs=4,
+    random_calls=4,
+    random_error_rate=1e-6,
+)
 
 
 def copy_project(folder: Path) -> None:

@@ -12,12 +12,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from pipeline_helpers import SHORT_CHECK
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
 from torchrl.data import Composite, Unbounded
 from torchrl.envs.utils import ExplorationType
 
 from policy_export.backends import runtimes
-from policy_export.config import params
 from policy_export.device.arrays import Arrays, Run
 from policy_export.device.errors import UserError
 from policy_export.device.manifest import SCHEMA_VERSION
@@ -37,16 +37,6 @@ from policy_export.program.step import Step
 from policy_export.stage.files import write_json
 
 LEVEL, TOLERANCE, OPSET = 1e-8, 1e-5, 21
-SETTINGS = params.ParityCheck(
-    processes=2,
-    min_observations=1,
-    tolerance=TOLERANCE,
-    seed=3,
-    episodes=2,
-    random_inputs=4,
-    random_calls=4,
-    random_error_rate=1e-6,
-)
 FACTS = {"policy": "noisy", "environment": {"id": "Pendulum-v1", "max_episode_steps": 40}}
 
 
@@ -140,7 +130,7 @@ def test_inputs_are_completed_by_the_start_of_an_episode(noisy):
 
 
 def test_exploring_programs_pass_in_open_loop(noisy):
-    results = check_open_loop(noisy.eager, noisy.programs, noisy.recorded, noisy.manifest, SETTINGS)
+    results = check_open_loop(noisy.eager, noisy.programs, noisy.recorded, noisy.manifest, SHORT_CHECK)
     for result in results.values():
         assert result.failures == []
         assert result.observations == 2 * len(range(0, 40, EXPLORING_STRIDE))
@@ -156,7 +146,7 @@ def test_noise_is_handed_on_in_open_loop(noisy):
         return outputs
 
     recorded = [noisy.recorded[0], dataclasses.replace(noisy.recorded[1], actions=noisy.recorded[1].actions[:20])]
-    check_open_loop(noisy.eager, {"pt2_random": watch}, recorded, noisy.manifest, SETTINGS)
+    check_open_loop(noisy.eager, {"pt2_random": watch}, recorded, noisy.manifest, SHORT_CHECK)
     assert [len(inputs["observation"]) for inputs, _ in seen] == [2, 2, 2, 1, 1]
     assert seen[0][0]["is_init"].all()
     assert not any(inputs["is_init"].any() for inputs, _ in seen[1:])
@@ -169,7 +159,9 @@ def test_values_must_not_depend_on_the_noise(noisy):
     def wrong(inputs: Arrays) -> Arrays:
         return (outputs := noisy.programs["pt2_random"](inputs)) | {"loc": outputs["loc"] + outputs["next_noise"]}
 
-    (result,) = check_open_loop(noisy.eager, {"pt2_random": wrong}, noisy.recorded, noisy.manifest, SETTINGS).values()
+    (result,) = check_open_loop(
+        noisy.eager, {"pt2_random": wrong}, noisy.recorded, noisy.manifest, SHORT_CHECK
+    ).values()
     assert "loc differs by" in str(result.failures[0])
 
 
@@ -187,7 +179,7 @@ def test_values_must_not_depend_on_the_noise(noisy):
 def test_other_outputs_than_the_manifests_are_found(noisy, change, message):
     programs = {"pt2_random": lambda inputs: change(noisy.programs["pt2_random"](inputs))}
     with pytest.raises(UserError, match=f"^pt2_random: {message}"):
-        check_open_loop(noisy.eager, programs, noisy.recorded, noisy.manifest, SETTINGS)
+        check_open_loop(noisy.eager, programs, noisy.recorded, noisy.manifest, SHORT_CHECK)
 
 
 def test_without_noise_nothing_is_taken_away(noisy):
@@ -236,14 +228,14 @@ def test_stage_lets_programs_act_where_their_noise_has_a_state(noisy, tmp_path, 
     episodes.save(Path("data/noisy/episodes.safetensors"), "noisy", noisy.recorded)
     monkeypatch.setattr(runtimes, "load_by_name", lambda _, name, threads: programs[name])  # noqa: ARG005
     monkeypatch.setattr(stage, "processes", lambda *_, **__: ThreadPoolExecutor(1))
-    results = stage.run_programs("noisy", manifest, noisy.recorded, SETTINGS)
+    results = stage.run_programs("noisy", manifest, noisy.recorded, SHORT_CHECK)
     assert set(results.acted) == {"eager_random", "pt2_random", "onnx_random"}
-    checked = check_samples(results.samples, results.first_samples, SETTINGS, results.acted)
+    checked = check_samples(results.samples, results.first_samples, SHORT_CHECK, results.acted)
     assert checked["pt2_random"].failures == []
     assert [failure.split(":")[0] for failure in checked["onnx_random"].failures[:1]] == (
         [] if noise is None else ["correlation of action[0] with that of 1 steps before"]
     )
     assert (
         checked["pt2_random"].tests
-        > check_samples(results.samples, results.first_samples, SETTINGS)["pt2_random"].tests
+        > check_samples(results.samples, results.first_samples, SHORT_CHECK)["pt2_random"].tests
     )

@@ -17,13 +17,12 @@ import onnx
 import pytest
 import torch
 from PIL import Image
-from pipeline_helpers import ROOT, TINY, accept_files, change_params, choose_programs, write_params
+from pipeline_helpers import ROOT, SHORT_CHECK, TINY, accept_files, change_params, choose_programs, write_params
 from torchrl.envs.utils import ExplorationType
 
 from policy_export.backends import runtimes
 from policy_export.backends.manifest import write_manifest
 from policy_export.backends.registry import RANDOM
-from policy_export.config import params
 from policy_export.config.profile import Profile, load_profile
 from policy_export.device.arrays import Arrays, Run
 from policy_export.device.environments import make_environment
@@ -54,16 +53,6 @@ pytestmark = pytest.mark.slow
 
 FOLDER = Path("models/dqn")
 TOLERANCE = 1e-5
-SETTINGS = params.ParityCheck(
-    processes=2,
-    min_observations=1,
-    tolerance=TOLERANCE,
-    seed=3,
-    episodes=2,
-    random_inputs=4,
-    random_calls=4,
-    random_error_rate=1e-6,
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,17 +100,17 @@ def bundle(tmp_path_factory) -> Bundle:
 
 
 def open_loop(bundle: Bundle, name: str, run: Run) -> Comparison:
-    return check_open_loop(bundle.eager, {name: run}, bundle.recorded, bundle.manifest, SETTINGS)[name]
+    return check_open_loop(bundle.eager, {name: run}, bundle.recorded, bundle.manifest, SHORT_CHECK)[name]
 
 
 def closed_loop(bundle: Bundle, run: Run) -> ClosedLoop:
-    seeds = range(SETTINGS.seed, SETTINGS.seed + SETTINGS.episodes)
+    seeds = range(SHORT_CHECK.seed, SHORT_CHECK.seed + SHORT_CHECK.episodes)
     played = [play_episodes(Player(program, bundle.manifest, len(seeds)), seeds) for program in (run, bundle.eager)]
     return compare_episodes(*played, TOLERANCE)
 
 
 def test_programs_of_the_same_policy_pass(bundle):
-    results = check_open_loop(bundle.eager, bundle.programs, bundle.recorded, bundle.manifest, SETTINGS)
+    results = check_open_loop(bundle.eager, bundle.programs, bundle.recorded, bundle.manifest, SHORT_CHECK)
     assert set(results) == {"pt2", "pt2_random", "onnx", "onnx_random"}
     steps = [len(episode.actions) for episode in bundle.recorded]
     for name, result in results.items():
@@ -142,7 +131,7 @@ def test_episodes_of_different_lengths_are_compared_to_their_ends(bundle):
         for episode, steps in zip(bundle.recorded, (40, 100, 70), strict=True)
     ]
     programs = {"pt2": bundle.programs["pt2"], "onnx": shift_actions_late(bundle.programs["onnx"])}
-    results = check_open_loop(bundle.eager, programs, recorded, bundle.manifest, SETTINGS)
+    results = check_open_loop(bundle.eager, programs, recorded, bundle.manifest, SHORT_CHECK)
     assert [result.observations for result in results.values()] == [210, 210]
     assert not results["pt2"].failures
     found = [(episode.seed, step) for step in range(50, 100) for episode in recorded if step < len(episode.actions)]
@@ -279,7 +268,7 @@ def test_fault_is_found_in_open_loop(bundle, name, fault):
 
 def test_faults_of_one_program_are_not_the_other_programs(bundle):
     programs = bundle.programs | {"onnx": not_a_number(bundle.programs["onnx"])}
-    results = check_open_loop(bundle.eager, programs, bundle.recorded, bundle.manifest, SETTINGS)
+    results = check_open_loop(bundle.eager, programs, bundle.recorded, bundle.manifest, SHORT_CHECK)
     assert {name for name, result in results.items() if result.failures} == {"onnx"}
 
 
@@ -398,7 +387,7 @@ def tied(run: Run, steps: set[int], *, swapped: bool, off: float = 1e-6) -> Run:
 
 def follow(bundle: Bundle, run: Callable[[], Run], eager: Run, *, again: bool = True) -> ClosedLoop:
     """Let both play, and the program again where it diverges at ties; ``run`` starts it anew."""
-    seeds = range(SETTINGS.seed, SETTINGS.seed + SETTINGS.episodes)
+    seeds = range(SHORT_CHECK.seed, SHORT_CHECK.seed + SHORT_CHECK.episodes)
     played, own = (play_episodes(Player(program, bundle.manifest, len(seeds)), seeds) for program in (run(), eager))
     guides = part_at_ties(played, own, TOLERANCE) if again else []
     player = Player(run(), bundle.manifest, len(guides))
@@ -441,7 +430,7 @@ def test_fault_after_a_tie_is_found(bundle):
 
 def test_only_episodes_that_part_at_a_tie_are_followed(bundle):
     """Check that actions that differ for other reasons, or in another state of the console, are not followed."""
-    seeds = range(SETTINGS.seed, SETTINGS.seed + SETTINGS.episodes)
+    seeds = range(SHORT_CHECK.seed, SHORT_CHECK.seed + SHORT_CHECK.episodes)
     programs = bundle.eager, shift_actions(bundle.programs["onnx"]), tied(bundle.eager, {20}, swapped=True, off=1e-3)
     own, *others = (play_episodes(Player(run, bundle.manifest, len(seeds)), seeds) for run in programs)
     assert [part_at_ties(traces, own, TOLERANCE) for traces in (own, *others)] == [[], [], []]
@@ -482,7 +471,7 @@ def batch(eager: Arrays, outputs: Arrays) -> Batch:
 
 def rows(bundle: Bundle, run: Run) -> Comparison:
     recorded_inputs = pick_recorded_inputs(bundle.eager, bundle.recorded[-1], bundle.manifest, 70)
-    return check_batch_invariance(bundle.eager, {"pt2": run}, recorded_inputs, bundle.manifest, SETTINGS)["pt2"]
+    return check_batch_invariance(bundle.eager, {"pt2": run}, recorded_inputs, bundle.manifest, SHORT_CHECK)["pt2"]
 
 
 @pytest.mark.parametrize("name", ["onnx", "pt2"])
@@ -668,9 +657,9 @@ def test_samples_that_are_no_numbers_are_a_fault():
     names = ("eager_random", "pt2_random", "onnx_random")
     sampled = {name: random.standard_normal((2, 8, ROWS, 1)).astype(np.float32) for name in names}
     first = [{name: random.standard_normal((2, 2, ROWS, 1)).astype(np.float32) for name in names} for _ in range(2)]
-    assert not any(result.failures for result in check_samples(sampled, first, SETTINGS).values())
+    assert not any(result.failures for result in check_samples(sampled, first, SHORT_CHECK).values())
     sampled["onnx_random"][0, 0, 0] = np.nan
-    results = check_samples(sampled, first, SETTINGS)
+    results = check_samples(sampled, first, SHORT_CHECK)
     assert {name for name, result in results.items() if result.failures} == {"onnx_random"}
 
 
