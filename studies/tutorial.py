@@ -24,11 +24,13 @@ FILES = {"tutorial_aoti": "tutorial.aoti.pt2", "tutorial_onnx": "tutorial.onnx"}
 
 def make_policy() -> tuple[TensorDictModuleBase, torch.Tensor]:
     """Return the policy, and an example of the one screen that it takes, ``(210, 160, 3)`` uint8."""
+    import ale_py
     import torch
     from tensordict.nn import TensorDictModule, TensorDictSequential
     from torchrl.envs import Compose, GrayScale, GymEnv, Resize, ToTensorImage, TransformedEnv
     from torchrl.modules import ConvNet, EGreedyModule, QValueModule
 
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # no banner
     torch.manual_seed(0)
     transforms = Compose(ToTensorImage(), Resize(84, interpolation="nearest"), GrayScale())
     env = TransformedEnv(GymEnv("ALE/Pong-v5", categorical_action_encoding=True), transforms)

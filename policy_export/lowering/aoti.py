@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 from policy_export.config import params
 from policy_export.program.archive import EXPORTS, load_program
@@ -27,6 +28,7 @@ def inductor_options(settings: params.CompileAoti) -> dict[str, Any]:
         "max_autotune": settings.max_autotune,
         "max_autotune_gemm_backends": ",".join(settings.gemm_backends),
         "autotune_fallback_to_aten": True,
+        "autotune_num_choices_displayed": 0,
     }
 
 
@@ -41,11 +43,16 @@ def compile_to(
     path: Path, program: torch.export.ExportedProgram, facts: dict[str, Any], settings: params.CompileAoti
 ) -> None:
     """Compile a program into a package that knows its facts."""
-    from policy_export.program.torch_private import compile_package
+    from torch._inductor import select_algorithm
+
+    from policy_export.program.torch_private import compile_package, part
 
     metadata = {"policy": facts["policy"], "facts": json.dumps(facts)}
     options = inductor_options(settings) | {"aot_inductor.metadata": metadata}
-    with replacing(path) as temporary:
+    # What it measures of the kernels that it chooses from, it writes to standard error: no option switches that off.
+    telling = "_log_autotune_choices_stats"
+    part(select_algorithm, telling)
+    with replacing(path) as temporary, mock.patch.object(select_algorithm, telling):
         compile_package(lower(program, settings), temporary, options)
 
 

@@ -8,7 +8,7 @@ import logging
 REMARKS = {
     "torch.utils.cpp_extension": "No CUDA runtime is found",  # nothing here is compiled for a GPU
     "torch._inductor.ir": "is missing a c-shim implementation",  # the package calls PyTorch's library, as it may
-    "root": "Please consider to run pre-processing before quantization",  # the graph is optimised already
+    "root": "pre-processing before quantization",  # that it is wise; the graph is optimised already
 }
 
 

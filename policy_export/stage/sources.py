@@ -11,6 +11,8 @@ from policy_export.device.errors import UserError, one_line
 
 PACKAGE = Path(__file__).parents[1]
 OURS = {PACKAGE.name, "stages"}  # found next to this package, whatever the working folder is
+# How a stage is started, and what of libraries' remarks is shown: nothing that it makes depends on these.
+PRINTING = {Path(PACKAGE.name, "stage", name) for name in ("command.py", "quiet.py")}
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -69,13 +71,13 @@ def imported_names(path: Path) -> set[str]:
 def needed_files(modules: Iterable[str]) -> set[Path]:
     """Return the files of some modules and, directly or not, of all modules of this project that they import.
 
-    Modules that are elsewhere are left out, and so are empty files.
+    Modules that are elsewhere are left out, and so are empty files and what only prints.
     """
     found: set[Path] = set()
     unread = [*_files_of(modules)]
     while unread:
         path = unread.pop()
-        if path in found or not _locate(path).stat().st_size:
+        if path in found or path in PRINTING or not _locate(path).stat().st_size:
             continue
         found.add(path)
         unread += _files_of(imported_names(path))
