@@ -139,7 +139,8 @@ def test_program_that_runs_another_s_file_lists_no_file_of_its_own(project, monk
     monkeypatch.setattr(manifest, "versions_of", lambda names: dict.fromkeys(names, "1"))
     choose_programs(project, "dqn", ["pt2", "onnx", "openvino"])
     written = write()
-    assert written["programs"]["openvino"] == written["programs"]["onnx"]
+    assert written["programs"]["openvino"]["file"] == written["programs"]["onnx"]["file"]
+    assert written["programs"]["openvino"]["random_file"] is None
     assert written["versions"]["openvino"] == "1"
     assert set(written["files"]) == set(before["files"])
 
