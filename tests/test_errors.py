@@ -25,6 +25,7 @@ def run(folder, root):
     return python
 
 
+@pytest.mark.slow
 def test_policy_that_params_do_not_have(run, folder):
     done = run("stages.export_pt2", "nosuch")
     assert done.returncode == 1

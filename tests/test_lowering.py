@@ -120,6 +120,7 @@ def screen(resize: str, size: list[int], grey: list[float], crop: dict[str, int]
         "tutorial",
     ],
 )
+@pytest.mark.slow
 def test_preprocessing_becomes_a_product_of_bytes(preprocessing):
     before = as_onnx(preprocessing)
     after = use_integer_preprocessing(before)

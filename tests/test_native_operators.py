@@ -323,6 +323,7 @@ def test_too_many_numbers_are_counted():
     assert re.fullmatch(r"`sort` of 5,000 numbers at .*test_native_operators\.py:\d+", found)
 
 
+@pytest.mark.slow
 def test_nothing_is_found_where_all_is_written():
     row = {"observation": draw(*Sequences.OBSERVATION)[:1]}
     with warnings.catch_warnings():

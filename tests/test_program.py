@@ -21,6 +21,8 @@ from policy_export.program.export import export, random_operators
 from policy_export.program.step import Step
 from policy_export.program.torch_private import compile_package
 
+pytestmark = pytest.mark.slow
+
 DETERMINISTIC, RANDOM = ExplorationType.DETERMINISTIC, ExplorationType.RANDOM
 WITH_MEMORY = ["shipped", "four frames"]
 FACTS = {"policy": "dqn", "environment": {"id": "ALE/Pong-v5"}}

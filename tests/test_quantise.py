@@ -30,6 +30,8 @@ from stages.export_pt2 import export_pt2
 from stages.record import record
 from studies import quantise, settings
 
+pytestmark = pytest.mark.slow
+
 RANDOM = np.random.default_rng(0)
 BALANCE = '''
 import torch

@@ -30,6 +30,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_compiler_that_chooses_between_kernels_prints_nothing(tmp_path):
     program = """
 import sys
@@ -55,6 +56,7 @@ compile_to(Path("policy.aoti.pt2"), exported, {"policy": "layer"}, settings)
     assert (done.stdout, done.stderr) == ("", "")
 
 
+@pytest.mark.slow
 def test_tutorials_environment_has_no_banner(tmp_path):
     done = python("-c", "from studies.tutorial import make_policy; make_policy()", cwd=tmp_path)
     assert (done.stdout, done.stderr) == ("", "")
