@@ -6,8 +6,11 @@ import subprocess
 import sys
 import threading
 
+import numpy as np
+import openvino
 import pytest
 import torch
+from onnx import TensorProto, helper
 from tensordict import TensorDict
 from torchrl.data import Categorical, Composite
 from torchrl.envs.utils import ExplorationType, exploration_type, set_exploration_type
@@ -87,3 +90,18 @@ def test_second_random_operator_depends_on_the_first():
         for _ in range(3)
     }
     assert len(differences) == 1
+
+
+def test_openvino_draws_the_same_at_every_call(tmp_path):
+    """The reason why ``policy_export/backends/openvino.py`` has no program that explores."""
+    draw = helper.make_node("Multinomial", ["logits"], ["action"], sample_size=1)
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [64, 6])
+    action = helper.make_tensor_value_info("action", TensorProto.INT32, [64, 1])
+    model = helper.make_model(
+        helper.make_graph([draw], "draw", [logits], [action]), opset_imports=[helper.make_opsetid("", 20)]
+    )
+    (tmp_path / "draw.onnx").write_bytes(model.SerializeToString())
+    program = openvino.Core().compile_model(tmp_path / "draw.onnx", "CPU")
+    first, second = (program([np.zeros((64, 6), np.float32)])[0].copy() for _ in range(2))
+    assert len(set(first.ravel().tolist())) > 1
+    np.testing.assert_array_equal(first, second)
