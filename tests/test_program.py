@@ -154,6 +154,17 @@ def test_nested_entries_have_flat_names(nested, tmp_path, runtime):
     np.testing.assert_allclose(found["next_group0_total"][:, 0], total, rtol=0, atol=1e-5)
 
 
+def test_compilers_side_by_side_share_no_file(nested, tmp_path, monkeypatch):
+    """PyTorch names its folder after the code: the files of a like program would be those of this one."""
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(cache))
+    for name in ("first", "second"):
+        path = tmp_path / f"{name}.aoti.pt2"
+        compile_package(export(nested), path, {"aot_inductor.metadata": {"facts": name}})
+        assert open_package(path).get_metadata()["facts"] == name
+    assert not list(cache.rglob("*_metadata.json"))
+
+
 @pytest.mark.parametrize("rows", [1, 2, 7])
 @pytest.mark.parametrize("runtime", ["pt2", "onnx"])
 def test_program_does_what_the_policy_does_at_any_batch_size(step, runtimes, runtime, rows):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import zipfile
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -76,7 +77,9 @@ def operator(name: str) -> OpOverloadPacket:
 def compile_package(program: ExportedProgram, path: Path, options: Mapping[str, Any]) -> None:
     """Compile a program with AOTInductor, and write the package to ``path``.
 
-    PyTorch documents the call under this private name only.
+    PyTorch documents the call under this private name only. It names the folder of its generated files after the code
+    that it compiles: two processes that compile like programs, such as a policy that does not explore and its exploring
+    program, write the same files, and one packs what the other has just emptied. So each call has a folder of its own.
 
     Args:
         program: exported.
@@ -87,8 +90,11 @@ def compile_package(program: ExportedProgram, path: Path, options: Mapping[str, 
         MovedError: PyTorch has another compiler.
     """
     import torch._inductor
+    from torch._inductor import config
 
-    with torch.no_grad():
+    generated = "aot_inductor.output_path"
+    require(hasattr(config.aot_inductor, "output_path"), generated, "there is no such option")
+    with tempfile.TemporaryDirectory() as folder, config.patch({generated: folder}), torch.no_grad():
         part(part(torch, "_inductor"), "aoti_compile_and_package")(
             program, package_path=str(path), inductor_configs=dict(options)
         )
