@@ -82,7 +82,7 @@ def export_naive(policy: str) -> None:
         whole = agent.policy
         if profile.preprocess is not None:
             whole = make_naive(whole, NaiveScreen(profile.preprocess, channels_first=name.endswith("channels_first")))
-        step = Step(whole, agent.input_spec, ExplorationType.DETERMINISTIC, one_hot=agent.one_hot)
+        step = Step(whole, agent.input_spec, ExplorationType.DETERMINISTIC, agent.actions)
         model = translate(export(step), step.signature.as_dict(), opset).model_proto
         path = naive_path(policy, name)
         with replacing(path) as temporary:

@@ -16,6 +16,7 @@ from policy_export.stage.command import run
 from policy_export.stage.files import write_json
 from policy_export.stage.processes import processes
 from studies import settings
+from studies.faults import environment
 from studies.faults.catalogue import FAULTS, RANDOM_FAULTS
 from studies.faults.subject import EPISODES, Subject, find_policies
 
@@ -90,10 +91,16 @@ def fault_suite() -> None:
             if kind in policies
             for name in faults
         }
+        caught |= {
+            f"environment, {name}": executor.submit(environment.find, name, study.seed)
+            for name in environment.ENVIRONMENT_FAULTS
+        }
         alarms, every = {}, [(policy, program) for policy, names in programs.items() for program in names]
         for number in range(study.clean_runs):
             (policy, program), seed = every[number % len(every)], study.seed + 2 * EPISODES * (number + 1)
             alarms[f"{policy}, {program}, seed {seed}"] = executor.submit(check_unmodified, policy, program, seed)
+        for name in environment.ENVIRONMENT_FAULTS:
+            alarms[f"environment, {name}"] = executor.submit(environment.find, name, study.seed, faulty=False)
         for name, checked in (caught | alarms).items():
             print(f"fault_suite  {name}: {checked.result() or 'nothing found'}", flush=True)
         found = {name: checked.result() for name, checked in caught.items()}

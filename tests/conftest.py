@@ -11,8 +11,9 @@ from ruamel.yaml import YAML
 
 from policy_export.backends.manifest import write_manifest
 from policy_export.config.profile import Profile, load_profile
-from policy_export.program.policy import Agent, make_agent, save_weights
+from policy_export.program.policy import Agent, make_agent
 from policy_export.program.step import Step
+from policy_export.program.weights import save_weights
 from stages.export_onnx import export_onnx
 from stages.export_pt2 import export_pt2
 

@@ -27,9 +27,10 @@ from policy_export.lowering.onnx import convert
 from policy_export.parity.locate import localise
 from policy_export.program.archive import load_program, save_program
 from policy_export.program.export import export
-from policy_export.program.policy import load_weights, make_agent, save_weights
+from policy_export.program.policy import make_agent
 from policy_export.program.step import Step, load_step
 from policy_export.program.twins import RecurrentStep
+from policy_export.program.weights import load_weights, save_weights
 
 pytestmark = pytest.mark.slow
 

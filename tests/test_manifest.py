@@ -17,7 +17,8 @@ from policy_export.device.errors import UserError
 from policy_export.device.manifest import SCHEMA_VERSION, check_file, read_manifest
 from policy_export.program.archive import read_facts
 from policy_export.program.made import make, record_path
-from policy_export.program.policy import make_agent, save_weights
+from policy_export.program.policy import make_agent
+from policy_export.program.weights import save_weights
 
 
 @pytest.fixture

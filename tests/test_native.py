@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -27,17 +28,19 @@ from policy_export.benchmark.command import Command
 from policy_export.config import params
 from policy_export.device.command import main
 from policy_export.device.errors import UserError
-from policy_export.device.golden import read_golden, selftest
+from policy_export.device.golden import aligned, read_golden, selftest
 from policy_export.device.manifest import read_manifest, sha256
 from policy_export.device.native_library import NATIVE, load_native
 from policy_export.device.onnx_session import load_onnx
 from policy_export.device.player import Player
+from policy_export.environments.episodes import Episode
 from policy_export.lowering.batch_one import lower_batch_one
-from policy_export.lowering.golden import pick_steps
+from policy_export.lowering.golden import pick_steps, write_golden
 from policy_export.lowering.instructions import TARGETS, find_target
 from policy_export.lowering.native import build as build_library
 from policy_export.lowering.native import compile_target, generate, prove, write_facts
 from policy_export.program.archive import load_program
+from policy_export.program.calls import wrap
 from policy_export.program.made import read_record
 from policy_export.stage.processes import processes
 from stages.compile_native import compile_native
@@ -48,7 +51,7 @@ pytestmark = pytest.mark.slow
 
 ALLOWED = {"libc.so.6", "libm.so.6", "libstdc++.so.6", "libgcc_s.so.1", "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"}
 WARNINGS = "-Wall;-Wextra;-Wpedantic;-Wconversion;-Wshadow;-Werror"
-OK, ARGUMENT, FILE, DAMAGED, WRONG = 0, 1, 4, 5, 6
+OK, ARGUMENT, FILE, DAMAGED, WRONG, SEVERAL = 0, 1, 4, 5, 6, 8
 
 
 def command(*words: str | Path, status: int = 0, stdin: bytes | None = None) -> str:
@@ -158,12 +161,13 @@ def test_library_decides_as_the_policy(folder, name):
         if expected["starts"]:
             native.reset()
             onnx.reset()
-        found, other = native.step(expected["observation"][None]), onnx.step(expected["observation"][None])
+        observations = aligned(expected["observations"])
+        found, other = native.step(observations), onnx.step(observations)
         assert list(found) == list(other)
         for output, array in other.items():
             assert (found[output].dtype, found[output].shape) == (array.dtype, array.shape)
             np.testing.assert_allclose(found[output], array, rtol=0, atol=tolerance)
-        assert found["action"][0] == expected["action"]
+        assert found["action"][0] == expected["outputs"]["action"]
 
 
 def test_rows_are_calls(folder):
@@ -186,11 +190,11 @@ def test_step_keeps_the_memory_and_reset_forgets_it(folder, library):
     for expected in decisions:
         if expected["starts"]:
             assert library.policy_reset(handle) == library.policy_reset(other) == OK
-        screen = np.ascontiguousarray(expected["observation"])
+        screen = np.ascontiguousarray(expected["observations"]["observation"])
         place = ctypes.c_void_p(values.ctypes.data)
         assert library.policy_step(handle, ctypes.c_void_p(screen.ctypes.data), ctypes.byref(action), place) == OK
-        assert action.value == expected["action"]
-        np.testing.assert_allclose(values, expected["action_value"], rtol=0, atol=tolerance)
+        assert action.value == expected["outputs"]["action"]
+        np.testing.assert_allclose(values, expected["outputs"]["action_value"], rtol=0, atol=tolerance)
         # Without values the decision is the same, and moves on all the same.
         assert library.policy_step(other, ctypes.c_void_p(screen.ctypes.data), ctypes.byref(same), None) == OK
         assert same.value == action.value
@@ -218,8 +222,8 @@ def test_misuse_is_an_error_code(library, folder):
     assert library.policy_selftest(handle, golden_file, nothing) == OK
     library.policy_close(handle)
     library.policy_close(nothing)
-    messages = {library.policy_message(status) for status in range(9)}
-    assert len(messages) == 9
+    messages = {library.policy_message(status) for status in range(10)}
+    assert len(messages) == 10
     assert b"unknown status" in messages
 
 
@@ -290,15 +294,19 @@ int main(void) {
 """
 
 
+def count_allocations(player: str, built: Path, folder: Path) -> str:
+    """Run a program in C that plays with a library, and return what it prints."""
+    (folder / "counter.c").write_text(COUNTER)
+    (folder / "player.c").write_text(player)
+    flags = ["-std=gnu11", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'native/include'}", "-O1"]
+    sources = [folder / "player.c", folder / "counter.c"]
+    binary = folder / "player"
+    command("gcc", *flags, *sources, f"-L{built}", "-lpolicy", f"-Wl,-rpath,{built}", "-pthread", "-o", binary)
+    return command(binary)
+
+
 def test_nothing_is_allocated_after_open(folder, tmp_path):
-    (tmp_path / "counter.c").write_text(COUNTER)
-    (tmp_path / "player.c").write_text(PLAYER)
-    native = folder / "native"
-    flags = ["-std=gnu11", "-Wall", "-Wextra", "-Werror", f"-I{native}", "-O1"]
-    sources = [tmp_path / "player.c", tmp_path / "counter.c"]
-    binary = tmp_path / "player"
-    command("gcc", *flags, *sources, f"-L{native}", "-lpolicy", f"-Wl,-rpath,{native}", "-pthread", "-o", binary)
-    assert command(binary).splitlines()[-1] == "0 0 0"
+    assert count_allocations(PLAYER, folder / "native", tmp_path).splitlines()[-1] == "0 0 0"
 
 
 def test_command(folder, tmp_path):
@@ -310,9 +318,9 @@ def test_command(folder, tmp_path):
     assert "input observation uint8[1, 210, 160, 3]" in told
     assert "action 2 RIGHT" in told
     played = command(native / "policy", "play", native / "golden.bin").splitlines()
-    assert [int(line.split()[1]) for line in played] == decisions["action"].tolist()
+    assert [int(line.split()[1]) for line in played] == decisions["outputs"]["action"].tolist()
     first = decisions[: np.flatnonzero(decisions["starts"])[1]]
-    screens = first["observation"].tobytes()
+    screens = first["observations"].tobytes()
     (tmp_path / "screens").write_bytes(screens)
     assert command(native / "policy", "play", tmp_path / "screens").splitlines() == played[: len(first)]
     assert command(native / "policy", "play", "-", stdin=screens).splitlines() == played[: len(first)]
@@ -574,6 +582,266 @@ def test_operator_that_needs_pytorch_is_named_however_late(tmp_path, module, ope
 
     with pytest.raises(UserError, match=rf"only PyTorch's library computes: {re.escape(operator)}"):
         compile_it()
+
+
+class TakesSeveral(torch.nn.Module):
+    """Chooses one of six, as far as a mask allows it, and pushes in two directions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image, self.vector = torch.nn.Linear(84, 8), torch.nn.Linear(5, 8, dtype=torch.float64)
+        self.memory = torch.nn.GRUCell(16, 4)
+        self.logits, self.push = torch.nn.Linear(4, 6), torch.nn.Linear(4, 2)
+
+    def forward(
+        self,
+        image: torch.Tensor,
+        vector: torch.Tensor,
+        mask: torch.Tensor,
+        memory: torch.Tensor,
+        is_init: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        seen = torch.cat([self.image(image.flatten(1) / 255), self.vector(vector).float()], -1)
+        after = self.memory(seen, torch.where(is_init, 0.0, memory))
+        logits = torch.where(mask, self.logits(after), -torch.inf)
+        return {
+            "choice": logits.argmax(-1),
+            "push": self.push(after).tanh(),
+            "logits": logits,
+            "sum": vector.sum(-1),
+            "next_memory": after,
+        }
+
+
+SEVERAL_FACTS = {
+    "policy": "several",
+    "action_names": ["choice", "push"],
+    "actions": {
+        "entries": {"choice": {"kind": "index", "sizes": [6]}, "push": {"kind": "vector", "low": None, "high": None}}
+    },
+    "states": [{"input": "memory", "output": "next_memory"}],
+    "inputs": [
+        {"name": "image", "dtype": "uint8", "shape": ["batch", 4, 7, 3]},
+        {"name": "vector", "dtype": "float64", "shape": ["batch", 5]},
+        {"name": "mask", "dtype": "bool", "shape": ["batch", 6]},
+        {"name": "memory", "dtype": "float32", "shape": ["batch", 4]},
+        {"name": "is_init", "dtype": "bool", "shape": ["batch", 1]},
+    ],
+    "outputs": [
+        {"name": "choice", "dtype": "int64", "shape": ["batch"]},
+        {"name": "push", "dtype": "float32", "shape": ["batch", 2]},
+        {"name": "logits", "dtype": "float32", "shape": ["batch", 6]},
+        {"name": "sum", "dtype": "float64", "shape": ["batch"]},
+        {"name": "next_memory", "dtype": "float32", "shape": ["batch", 4]},
+    ],
+}
+SEVERAL_BYTES = 84 + 5 * 8 + 6  # of its observations
+STEPS = 12
+
+
+class Several(NamedTuple):
+    """A policy with three observations and two actions: what its library is built from, and what it should decide."""
+
+    generated: Path
+    built: Path
+    golden: Path
+    observations: dict[str, np.ndarray]
+    outputs: list[dict[str, np.ndarray]]
+
+    def at(self, step: int) -> dict[str, np.ndarray]:
+        return {name: np.ascontiguousarray(array[step])[None] for name, array in self.observations.items()}
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory) -> Several:
+    torch.manual_seed(0)
+    random = np.random.default_rng(0)
+    observations = {
+        "image": random.integers(256, size=(STEPS, 4, 7, 3), dtype=np.uint8),
+        "vector": random.normal(size=(STEPS, 5)),
+        "mask": random.integers(2, size=(STEPS, 6)).astype(bool) | np.eye(6, dtype=bool)[np.arange(STEPS) % 6],
+    }
+    inputs = SEVERAL_FACTS["inputs"]
+    examples = {
+        spec["name"]: torch.zeros([1, *spec["shape"][1:]], dtype=getattr(torch, spec["dtype"])) for spec in inputs
+    }
+    program = torch.export.export(TakesSeveral(), (), examples)
+    generated, built = tmp_path_factory.mktemp("several"), tmp_path_factory.mktemp("several_built")
+    target = find_target("native")
+    generate(lower_batch_one(program, inputs), target, generated)
+    write_facts(generated / "facts.h", SEVERAL_FACTS, generated / "weights.bin")
+    build_library(generated, target, built, f"-DPOLICY_WARNINGS={WARNINGS}")
+    run = wrap(program.module())
+    nothing = np.zeros(STEPS)
+    episode = Episode(0, 0.0, np.empty((STEPS, 0)), nothing.astype(np.float32), nothing.astype(np.uint64), observations)
+    path = built / "golden.bin"
+    assert write_golden(path, run, episode, SEVERAL_FACTS, count=8, tolerance=1e-5) == 8
+    player, outputs = Player(run, SEVERAL_FACTS), []
+    made = Several(generated, built, path, observations, outputs)
+    outputs.extend(player.step(made.at(step)) for step in range(STEPS))
+    return made
+
+
+def load_several(several: Several) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(several.built / "libpolicy.so"))
+    library.policy_message.restype = ctypes.c_char_p
+    library.policy_close.argtypes = [ctypes.c_void_p]
+    for count in (library.policy_observations, library.policy_action_outputs, library.policy_values):
+        count.restype = ctypes.c_size_t
+    return library
+
+
+def pointers(*arrays: np.ndarray | None) -> ctypes.Array[ctypes.c_void_p]:
+    return (ctypes.c_void_p * len(arrays))(*(None if array is None else array.ctypes.data for array in arrays))
+
+
+def test_several_observations_and_actions_by_place_and_by_name(several):
+    library = load_several(several)
+    assert (library.policy_observations(), library.policy_action_outputs(), library.policy_values()) == (3, 2, 2)
+    for query, specs in (
+        (library.policy_input, SEVERAL_FACTS["inputs"]),
+        (library.policy_output, SEVERAL_FACTS["outputs"]),
+    ):
+        assert [query(spec["name"].encode()) for spec in specs] == list(range(len(specs)))
+        assert query(b"imag") == query(b"images") == query(b"") == query(None) == -1
+    assert library.policy_actions(None) == 0
+    by_place, by_name, without = (open_handle(library) for _ in range(3))
+    for step, expected in enumerate(several.outputs):
+        shown = several.at(step)
+        given = pointers(shown["image"], shown["vector"], shown["mask"])
+        made = {spec["name"]: np.zeros_like(expected[spec["name"]]) for spec in SEVERAL_FACTS["outputs"][:4]}
+        choice, push, logits, total = made.values()
+        assert library.policy_decide(by_place, given, pointers(choice, push), pointers(logits, total)) == OK
+        for name, found in made.items():
+            np.testing.assert_allclose(found, expected[name], rtol=0, atol=1e-5)
+        observations, decided = [None] * 3, [None] * 4
+        for name, array in reversed(shown.items()):
+            observations[library.policy_input(name.encode())] = array
+        for name in reversed(made):
+            decided[library.policy_output(name.encode())] = np.zeros_like(made[name])
+        # A value that is not wanted, and no values at all, leave the decision and the memory as they are.
+        wanted = pointers(None, decided[3])
+        assert library.policy_decide(by_name, pointers(*observations), pointers(*decided[:2]), wanted) == OK
+        for index, (name, found) in enumerate(made.items()):
+            np.testing.assert_array_equal(decided[index], np.zeros_like(found) if name == "logits" else found)
+        again = np.zeros_like(choice), np.zeros_like(push)
+        assert library.policy_decide(without, given, pointers(*again), None) == OK
+        np.testing.assert_array_equal(again[0], choice)
+        np.testing.assert_array_equal(again[1], push)
+    library.policy_reset(by_place)
+    first = several.at(0)
+    assert library.policy_decide(by_place, pointers(*first.values()), pointers(choice, push), None) == OK
+    np.testing.assert_allclose(push, several.outputs[0]["push"], rtol=0, atol=1e-5)
+    for handle in (by_place, by_name, without):
+        library.policy_close(handle)
+
+
+def test_misuse_of_several_is_an_error_code(several):
+    library = load_several(several)
+    handle, shown = open_handle(library), several.at(0)
+    choice, push = np.zeros(1, np.int64), np.zeros((1, 2), np.float32)
+    given, actions = pointers(*shown.values()), pointers(choice, push)
+    assert library.policy_step(handle, given, actions, None) == SEVERAL
+    assert b"call policy_decide" in library.policy_message(SEVERAL)
+    assert library.policy_decide(None, given, actions, None) == ARGUMENT
+    assert library.policy_decide(handle, None, actions, None) == ARGUMENT
+    assert library.policy_decide(handle, given, None, None) == ARGUMENT
+    assert library.policy_decide(handle, pointers(shown["image"], None, shown["mask"]), actions, None) == ARGUMENT
+    assert library.policy_decide(handle, given, pointers(choice, None), None) == ARGUMENT
+    assert library.policy_decide(handle, given, actions, None) == OK
+    library.policy_close(handle)
+
+
+def test_policy_of_one_observation_decides_by_pointers_too(folder, library):
+    screen, values = golden(folder)[0][0]["observations"]["observation"].copy(), np.zeros((2, 6), np.float32)
+    actions, handle = np.zeros(2, np.int64), open_handle(library)
+    step = map(ctypes.c_void_p, (screen.ctypes.data, actions.ctypes.data, values.ctypes.data))
+    assert library.policy_step(handle, *step) == OK
+    assert library.policy_reset(handle) == OK
+    assert library.policy_decide(handle, pointers(screen), pointers(actions[1:]), pointers(values[1])) == OK
+    assert actions[0] == actions[1]
+    np.testing.assert_array_equal(*values)
+    library.policy_close(handle)
+
+
+def test_golden_decisions_of_several(several, tmp_path):
+    decisions, tolerance = read_golden(several.golden, SEVERAL_FACTS)
+    assert (len(decisions), tolerance) == (8, 1e-5)
+    assert np.isneginf(decisions["outputs"]["logits"]).any()
+    steps = [step for stretch in pick_steps(STEPS, 8) for step in stretch]
+    for name, array in several.observations.items():
+        np.testing.assert_array_equal(decisions["observations"][name], array[steps])
+    player = Player(load_native(several.built / "libpolicy.so"), SEVERAL_FACTS)
+    assert selftest(player, several.golden) == 8
+    told = command(several.built / "policy", "selftest")
+    assert told == "selftest several: 8 golden decisions, all as they were\n"
+    fields, start = decisions.dtype["outputs"].fields, 112 + 7 * decisions.itemsize
+    for name in ("choice", "push", "logits", "sum"):
+        content, path = bytearray(several.golden.read_bytes()), tmp_path / name
+        at = start + decisions.dtype.fields["outputs"][1] + fields[name][1]
+        content[at + fields[name][0].itemsize - 1] ^= 0x40  # the last number's largest byte
+        path.write_bytes(content)
+        message = command(several.built / "policy", "selftest", path, status=1)
+        assert message.endswith("after 7 decisions: a golden decision comes out otherwise\n")
+        with pytest.raises(UserError, match=f"decision 7 comes out otherwise: {name} "):
+            selftest(player, path)
+
+
+def test_command_of_several(several):
+    binary, decisions = several.built / "policy", read_golden(several.golden, SEVERAL_FACTS)[0]
+    told = command(binary, "info").splitlines()
+    assert "input vector float64[1, 5]" in told
+    assert "output push float32[1, 2]" in told
+    played = [line.split() for line in command(binary, "play", several.golden).splitlines()]
+    for number, (words, expected) in enumerate(zip(played, decisions["outputs"], strict=True)):
+        assert words[:2] == [str(number), str(expected["choice"])]
+        numbers = [*expected["push"], *expected["logits"], expected["sum"]]
+        np.testing.assert_allclose(np.array(words[2:], float), numbers, rtol=0, atol=1e-5)
+    raw = [b"".join(array.tobytes() for array in several.at(step).values()) for step in range(STEPS)]
+    lines = command(binary, "play", "-", stdin=b"".join(raw)).splitlines()
+    assert [int(line.split()[1]) for line in lines] == [int(outputs["choice"][0]) for outputs in several.outputs]
+    message = command(binary, "play", "-", status=1, stdin=raw[0] + raw[1][:90])
+    assert message.splitlines()[-1] == f"error: -: observation 1 is cut off: 90 bytes of {SEVERAL_BYTES}"
+    assert re.search(r"^10 decisions  p50 \d", command(binary, "bench", "10"))
+
+
+DECIDER = """
+#include <stdio.h>
+#include "policy.h"
+extern size_t allocations(void);
+int main(void) {
+    static _Alignas(64) unsigned char memory[8][4096];
+    const void *const observations[] = {memory[0], memory[1], memory[2]};
+    void *const actions[] = {memory[3], memory[4]}, *const values[] = {memory[5], NULL};
+    policy *handle;
+    if (policy_open(&handle) != POLICY_OK) return 1;
+    const size_t before = allocations();
+    for (int i = 0; i < 100; ++i) {
+        if (i % 10 == 0) policy_reset(handle);
+        memory[0][i] = memory[2][i % 6] = (unsigned char)(i % 2);
+        if (policy_decide(handle, observations, actions, i % 3 == 0 ? NULL : values) != POLICY_OK) return 2;
+    }
+    printf("%zu\\n", allocations() - before);
+    policy_close(handle);
+    return before == 0;
+}
+"""
+
+
+def test_nothing_is_allocated_after_open_for_several(several, tmp_path):
+    assert count_allocations(DECIDER, several.built, tmp_path) == "0\n"
+
+
+def test_sanitizers_find_nothing_in_several(several, tmp_path):
+    sanitizer, built = "address,undefined", tmp_path / "build"
+    options = (f"-DPOLICY_WARNINGS={WARNINGS}", f"-DPOLICY_SANITIZE={sanitizer}")
+    build_library(several.generated, find_target("native"), built, *options)
+    for word in ("selftest", "play"):
+        command(built / "policy", word, several.golden)
+    stress = driver(ROOT / "tests/native/stress.cpp", built, tmp_path / "stress", sanitizer)
+    command(stress, several.golden)
+    fuzz = driver(ROOT / "tests/native/fuzz.cpp", built, tmp_path / "fuzz", sanitizer)
+    command(fuzz, several.golden, "1", "3000")
 
 
 @pytest.mark.skipif(shutil.which("clang++") is None, reason="clang is not installed")

@@ -105,8 +105,6 @@ def test_bad_value_is_named(content, path, key, value, allowed):
         (f"{DQN}.preprocess.size", [60, 80], ["size", "[60, 80]", "divisors", "[160, 160]"]),
         (f"{DQN}.preprocess.size", [320, 320], ["size", "[320, 320]", "divisors", "[160, 160]"]),
         (f"{DQN}.preprocess.grey", [0.0, 0.0, 0.0], ["grey", "[0.0, 0.0, 0.0]", "differ from 0"]),
-        (f"{DQN}.preprocess.crop.top", 51, ["crop", "row 211", "210 rows"]),
-        (f"{DQN}.preprocess.crop.left", 1, ["crop", "column 161", "160 columns"]),
         (f"{DQN}.env", {"id": "CartPole-v1", "max_episode_steps": 9}, ["preprocess", "must be null", "'CartPole-v1'"]),
         ("policies.dqn_replay.train.learning_starts", 50000, ["learning_starts is 50000", "below buffer_size"]),
         (f"{DQN}.train.algorithm", "sac", ["train.algorithm: 'sac'", "'dqn', 'none', 'ppo', 'pqn'"]),
@@ -150,6 +148,14 @@ def test_missing_key_is_named(content, path, key):
     change(content, path, {key: MISSING})
     (line,) = mistakes(path)
     assert line.startswith(f"{path}: {key}: missing")
+
+
+@pytest.mark.parametrize("actions", [0, [3, 0], "six", True, {"low": [0.0]}, {"low": [1.0], "high": [0.0]}])
+def test_actions_of_a_recording_that_are_none(content, path, actions):
+    env = {"recording": "seen.safetensors", "actions": actions}
+    change(content, path, {f"{DQN}.env": env, f"{DQN}.preprocess": None})
+    (line,) = mistakes(path)
+    assert line.startswith(f"{path}: {DQN}.env.actions: ")
 
 
 def test_every_mistake_gets_a_line(content, path):

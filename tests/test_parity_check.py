@@ -32,7 +32,7 @@ from policy_export.device.onnx_session import load_onnx
 from policy_export.device.player import Player
 from policy_export.environments import episodes
 from policy_export.environments.env import environment_facts
-from policy_export.environments.episodes import Episode, replay
+from policy_export.environments.episodes import Episode, observe
 from policy_export.parity import check as stage
 from policy_export.parity import closed_loop as closed_loop_module
 from policy_export.parity.batch_invariance import BATCHES, ODD_ROWS, check_batch_invariance
@@ -42,8 +42,9 @@ from policy_export.parity.open_loop import EXPLORING_STRIDE, check_open_loop
 from policy_export.parity.recorded_inputs import pick_recorded_inputs
 from policy_export.parity.samples import ROWS, check_samples
 from policy_export.program.calls import wrap
-from policy_export.program.policy import load_weights, make_agent, save_weights
+from policy_export.program.policy import make_agent
 from policy_export.program.step import Step, load_step
+from policy_export.program.weights import load_weights, save_weights
 from stages.export_onnx import export_onnx
 from stages.export_pt2 import export_pt2
 from stages.record import record
@@ -70,7 +71,7 @@ class Bundle:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory) -> Bundle:
     folder = tmp_path_factory.mktemp("bundle")
-    few = {"record.greedy_episodes": 1, "record.epsilon_episodes": 2}
+    few = {"record.greedy_episodes": 1, "record.epsilon_episodes": 2, "parity_check.min_observations": 1}
     write_params(folder, TINY | few | {"policies.dqn.preprocess.grey": [1.0, 0.0, 0.0]})
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -166,7 +167,7 @@ def test_situations_are_decisions_of_an_episode(bundle):
     assert recorded_inputs["is_init"].ravel().tolist() == [True, False, False, False]
     for name in ("observation", "frames"):
         assert len({row.tobytes() for row in recorded_inputs[name]}) == 4
-    screens = list(replay(episode, make_environment(bundle.manifest, episode.seed)))
+    screens = [shown["observation"] for shown in observe(episode, bundle.manifest)]
     last = bundle.eager(
         {"observation": screens[-2][None], "frames": recorded_inputs["frames"][:1], "is_init": np.ones((1, 1), bool)}
     )
@@ -449,7 +450,7 @@ def trace(actions: list[float], reference: list[float] | None = None, reward: fl
     return Trace(9, rows[0], rows[1], np.arange(len(actions), dtype=np.uint64), np.full(len(actions), reward))
 
 
-@pytest.mark.parametrize(("off", "failure"), [(TOLERANCE / 2, None), (3e-5, "step 1: the action differs by 3e-05: ")])
+@pytest.mark.parametrize(("off", "failure"), [(TOLERANCE / 2, None), (3e-5, "step 1: action differs by 3e-05: ")])
 def test_vectors_are_compared_with_what_the_policy_does_beside(off, failure):
     found = trace([0.25, off], reference=[0.25, 0.0], reward=-1.5)
     result = compare_episodes([found], [trace([1.0, 1.0])], TOLERANCE)
@@ -655,10 +656,13 @@ def test_vectors_without_values(explores):
 def test_samples_that_are_no_numbers_are_a_fault():
     random = np.random.default_rng(0)
     names = ("eager_random", "pt2_random", "onnx_random")
-    sampled = {name: random.standard_normal((2, 8, ROWS, 1)).astype(np.float32) for name in names}
-    first = [{name: random.standard_normal((2, 2, ROWS, 1)).astype(np.float32) for name in names} for _ in range(2)]
+
+    def draw(calls):
+        return {name: {"action": random.standard_normal((2, calls, ROWS, 1)).astype(np.float32)} for name in names}
+
+    sampled, first = draw(8), [draw(2) for _ in range(2)]
     assert not any(result.failures for result in check_samples(sampled, first, SHORT_CHECK).values())
-    sampled["onnx_random"][0, 0, 0] = np.nan
+    sampled["onnx_random"]["action"][0, 0, 0] = np.nan
     results = check_samples(sampled, first, SHORT_CHECK)
     assert {name for name, result in results.items() if result.failures} == {"onnx_random"}
 

@@ -42,6 +42,7 @@ RERUNS = {
     "export_onnx": {"export_onnx", "export_naive", "manifest"} | JUDGED,
     "manifest": {"manifest"} | JUDGED,
     "parity_check": {"parity_check", "bench", "fault_suite"},
+    "parity_check.min_observations": {"record", "compile_native", "manifest"} | JUDGED,
     "parity_check.tolerance": {"parity_check", "bench", "fault_suite", "compare", "search_settings"},
     "bench": {"bench", "compare", "quantise", "search_settings"},
 }

@@ -11,7 +11,8 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from policy_export.device.errors import UserError
 from policy_export.policies.networks import make_network
-from policy_export.program.policy import load_weights, make_agent, save_weights
+from policy_export.program.policy import make_agent
+from policy_export.program.weights import load_weights, save_weights
 
 
 def make_small(outputs=3, seed=0):

@@ -5,19 +5,21 @@ import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictSequential
 
-from policy_export.environments.env import AtariEnv, make_env
+from policy_export.config.errors import ProfileError
+from policy_export.device.environments import make_environment
+from policy_export.environments.env import AtariEnv, environment_facts, make_env
 from policy_export.environments.preprocess import (
     FRAME,
     FRAMES,
     IS_INIT,
     OBSERVATION,
     PIXELS,
-    SCREEN_SHAPE,
     FrameStack,
     Screen,
-    program_modules,
 )
+from policy_export.environments.transforms import program_parts
 
+SCREEN_SHAPE = (210, 160, 3)
 WHOLE = {"top": 0, "left": 0, "height": 210, "width": 160}
 COURT = {"top": 34, "left": 0, "height": 160, "width": 160}
 CORNER = {"top": 109, "left": 91, "height": 101, "width": 69}
@@ -161,7 +163,8 @@ def test_program_sees_what_training_saw(variant, frames, resize, size):
     )
     env = make_env(profile.env, profile.preprocess, 2, seed=3)
     raw = AtariEnv(profile.env, 2, seed=3)
-    modules, specs = program_modules(profile.preprocess)
+    parts = program_parts(env)
+    modules, specs = parts.before, parts.states
     program = TensorDictSequential(*modules)
     entries, screens = env.reset(), raw.reset()
     state, is_init = torch.full((2, *specs[FRAMES].shape), torch.nan) if frames > 1 else None, torch.ones(2, 1).bool()
@@ -176,3 +179,26 @@ def test_program_sees_what_training_saw(variant, frames, resize, size):
         stepped, entries = env.step_and_maybe_reset(entries.set("action", action))
         _, screens = raw.step_and_maybe_reset(screens.set("action", action))
         is_init = stepped["next", "done"]
+
+
+@pytest.mark.parametrize(
+    ("crop", "message"),
+    [
+        ({"top": 51}, "crop reaches row 211 and column 160, but a screen has 210 rows and 160 columns"),
+        ({"left": 1}, "column 161"),
+    ],
+)
+def test_crop_beyond_the_screen(variant, crop, message):
+    profile = variant(preprocess={"crop": COURT | crop}, policy={"conv": []})
+    with pytest.raises(ProfileError, match=message):
+        make_env(profile.env, profile.preprocess, 1, seed=0)
+
+
+def test_screens_of_another_size(variant):
+    """Check a game whose screens have 250 rows, in training and on a device."""
+    profile = variant(env={"id": "ALE/AirRaid-v5"}, preprocess={"crop": COURT | {"top": 90}}, policy={"conv": []})
+    shown = make_env(profile.env, None, 1, seed=3).reset()[OBSERVATION]
+    played = make_environment(environment_facts(profile.env), 3).observations[OBSERVATION]
+    assert shown.shape == (1, 250, 160, 3)
+    assert torch.equal(shown[0], torch.from_numpy(played))
+    assert make_env(profile.env, profile.preprocess, 1, seed=3).reset()[PIXELS].shape[-2:] == (40, 40)

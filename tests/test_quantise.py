@@ -24,7 +24,8 @@ from policy_export.config.profile import load_profile
 from policy_export.device.onnx_session import load_onnx
 from policy_export.lowering.quantisation import OPERATORS, PRODUCTS, halved, layers, quantised
 from policy_export.machine.facts import write_facts
-from policy_export.program.policy import make_agent, save_weights
+from policy_export.program.policy import make_agent
+from policy_export.program.weights import save_weights
 from stages.export_onnx import export_onnx
 from stages.export_pt2 import export_pt2
 from stages.record import record

@@ -56,6 +56,7 @@ MODEL = Path("models/dqn")
 PROGRAMS = ("eager", "pt2", "aoti", "onnx", "native")
 EXPLORING = ("pt2", "aoti", "onnx")
 PARAMS = YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text())
+HASHED = {"policies.dqn.transforms"}  # which not every profile has: results/sources has its hash
 
 # Appended to the copy's policy_export/config/profile.py: notes which stage reads which checked parameter.
 RECORDER = """
@@ -257,6 +258,7 @@ def test_stages_read_the_parameters_that_they_declare(built):
             continue
         declared = declared_parameters(content)
         undeclared = {key for key in read[stage] if not any(f"{key}.".startswith(f"{entry}.") for entry in declared)}
+        undeclared -= HASHED
         assert undeclared == set(), f"dvc.yaml: {stage} reads these and does not declare them"
         unread = {entry for entry in declared if not any(f"{key}.".startswith(f"{entry}.") for key in read[stage])}
         assert unread == set(), f"dvc.yaml: {stage} declares these and does not read them"

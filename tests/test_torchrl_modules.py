@@ -9,7 +9,7 @@ import torch
 from pipeline_helpers import ROOT
 from program_helpers import ROWS, onnx_program, play
 from tensordict import TensorDict
-from tensordict.nn import ProbabilisticTensorDictModule, TensorDictSequential
+from tensordict.nn import ProbabilisticTensorDictModule, TensorDictModule, TensorDictSequential
 from torch.export import ExportedProgram
 from torchrl import modules
 from torchrl.data import Binary, Bounded, Composite, MultiCategorical, MultiOneHot, Unbounded
@@ -21,6 +21,7 @@ from policy_export.device.errors import UserError
 from policy_export.program.export import export, random_operators
 from policy_export.program.failures import explain
 from policy_export.program.memory import initialise, state_spec
+from policy_export.program.policy import index_of
 from policy_export.program.step import Step
 from policy_export.program.twins import DISTRIBUTIONS, TWINS, EpsilonGreedy, erfinv
 
@@ -42,7 +43,9 @@ def step_of(case, exploration_type):
     spec.update(state_spec(policy))
     initialise(policy, spec)
     policy.eval().requires_grad_(requires_grad=False)
-    return Step(policy, spec, exploration_type, one_hot=case.one_hot)
+    if case.one_hot:
+        policy = TensorDictSequential(policy, TensorDictModule(index_of, in_keys=["action"], out_keys=["action"]))
+    return Step(policy, spec, exploration_type)
 
 
 def seeded(run):

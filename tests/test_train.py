@@ -21,7 +21,8 @@ from policy_export.algorithms.training import Checkpoint, train
 from policy_export.config.profile import Profile, load_profile
 from policy_export.device.errors import UserError
 from policy_export.environments.env import make_env
-from policy_export.program.policy import load_weights, make_agent
+from policy_export.program.policy import make_agent
+from policy_export.program.weights import load_weights
 
 WEIGHTS = Path("models/dqn/policy.safetensors")
 CURVE = Path("results/dqn/learning_curve.csv")

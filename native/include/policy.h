@@ -1,4 +1,4 @@
-/* A policy as a C library: one observation in, one decision out. The state of an episode is kept in a handle.
+/* A policy as a C library: observations in, one decision out. The state of an episode is kept in a handle.
  *
  *     policy *p;
  *     if (policy_open(&p) != POLICY_OK) ...
@@ -32,7 +32,8 @@ typedef enum {
     POLICY_FILE = 4,      /* a file of golden decisions cannot be read, or is another policy's */
     POLICY_DAMAGED = 5,   /* the weights are not those that the library was built with */
     POLICY_WRONG = 6,     /* a golden decision has come out otherwise */
-    POLICY_FAILED = 7     /* the compiled program has failed; the state is as it was */
+    POLICY_FAILED = 7,    /* the compiled program has failed; the state is as it was */
+    POLICY_SEVERAL = 8    /* there are several observations or actions: call policy_decide */
 } policy_status;
 
 /* One named array. A dtype is NumPy's name for it; the first size is 1, the batch. Of an input that is a state, `next` is
@@ -48,19 +49,27 @@ typedef struct policy policy;
 
 const char *policy_name(void);                          /* of the policy, such as "dqn" */
 const char *policy_instructions(void);                  /* what the library was built for, such as "x86-64-v3" */
-size_t policy_inputs(const policy_array **arrays);      /* the observation first, then states, then is_init */
-size_t policy_outputs(const policy_array **arrays);     /* the action, what it was chosen by, then next states */
-size_t policy_actions(const char *const **names);       /* of the indices; none where the action is a vector */
+size_t policy_inputs(const policy_array **arrays);      /* observations first, then states, then is_init */
+size_t policy_outputs(const policy_array **arrays);     /* actions, the values they were chosen by, then next states */
+size_t policy_observations(void);                       /* how many of the inputs are observations */
+size_t policy_action_outputs(void);                     /* how many of the outputs are actions */
+size_t policy_values(void);                             /* how many of the outputs are values */
+int policy_input(const char *name);                     /* its place among the inputs, or -1 */
+int policy_output(const char *name);                    /* its place among the outputs, or -1 */
+size_t policy_actions(const char *const **names);       /* of the indices; none unless the one action is an index */
 const char *policy_message(policy_status status);       /* what a status means, in English */
 
 policy_status policy_open(policy **handle);             /* at the start of an episode; *handle is NULL after an error */
 void policy_close(policy *handle);                      /* NULL is closed already */
 policy_status policy_reset(policy *handle);             /* the next step is an episode's first */
 
-/* Decide. `observation` is the first input and `action` the first output; `values`, which may be NULL, are the outputs
- * behind it that are no next states, one after the other. For Atari: uint8 [210, 160, 3], one int64, and a float32 for
- * each action. */
+/* Decide, with one observation and one action. `values`, which may be NULL, are written one after the other. For Atari:
+ * uint8 [210, 160, 3], one int64, and a float32 for each action. */
 policy_status policy_step(policy *handle, const void *observation, void *action, void *values);
+
+/* Decide, with any number of them: a pointer for each observation, action and value, in the order of the queries, to
+ * memory aligned for its dtype. `values` may be NULL, and so may each of its pointers. */
+policy_status policy_decide(policy *handle, const void *const *observations, void *const *actions, void *const *values);
 
 /* The same as a pure function: all inputs in, all outputs out, in the order of the queries. The state that is kept
  * in the handle is neither used nor changed. */

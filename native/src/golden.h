@@ -1,8 +1,9 @@
 /* Golden decisions: observations with what the trained policy decides.
  *
  * Little-endian, without padding: GOLDEN_MAGIC, 64 bytes of the policy's name filled up with zeros, four uint64: number
- * of decisions, bytes of an observation, of an action, of its values; a float64, the largest allowed difference of a
- * number; then for each decision a byte that is 1 where an episode starts, the observation, the action, the values.
+ * of decisions, then of each decision the bytes of all observations, of all actions, of all values; a float64, the
+ * largest allowed difference of a number; then for each decision a byte that is 1 where an episode starts, the
+ * observations, the actions, the values.
  */
 #ifndef GOLDEN_H
 #define GOLDEN_H
@@ -22,9 +23,6 @@ struct golden {
     uint64_t decisions, observation_bytes, action_bytes, values_bytes;
     double tolerance;
 };
-
-/* Bytes of the values that policy_step writes. */
-size_t policy_values_bytes(void);
 
 /* Read what stands between the magic and the decisions; 0 where that is not of this library's policy, tells of no
  * decision, or allows any difference. */

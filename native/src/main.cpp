@@ -46,10 +46,11 @@ void check(policy_status status) {
     if (status != POLICY_OK) throw std::runtime_error(std::string(policy_name()) + ": " + policy_message(status));
 }
 
-// An open policy, with room for an observation and for the action that is chosen.
+// An open policy, with room for its observations, and for the actions and values that it decides. A mask among the
+// observations allows everything at first.
 struct Decider {
     std::unique_ptr<policy, Close> handle;
-    std::vector<char> observation, action;
+    std::vector<std::vector<char>> observations, decided;
 
     Decider() {
         policy *opened = nullptr;
@@ -58,12 +59,28 @@ struct Decider {
         const policy_array *inputs = nullptr, *outputs = nullptr;
         policy_inputs(&inputs);
         policy_outputs(&outputs);
-        observation.resize(inputs[0].bytes);
-        action.resize(outputs[0].bytes);
+        for (size_t i = 0; i < policy_observations(); ++i) {
+            const bool is_mask = std::strcmp(inputs[i].dtype, "bool") == 0;
+            given_.push_back(observations.emplace_back(inputs[i].bytes, static_cast<char>(is_mask)).data());
+        }
+        for (size_t i = 0; i < policy_action_outputs() + policy_values(); ++i) {
+            made_.push_back(decided.emplace_back(outputs[i].bytes).data());
+        }
     }
-    // `values` may be nullptr.
-    void decide(void *values) { check(policy_step(handle.get(), observation.data(), action.data(), values)); }
+    void decide() {
+        check(policy_decide(handle.get(), given_.data(), made_.data(), made_.data() + policy_action_outputs()));
+    }
+
+   private:
+    std::vector<const void *> given_;
+    std::vector<void *> made_;
 };
+
+size_t total(const std::vector<std::vector<char>> &arrays) {
+    size_t bytes = 0;
+    for (const auto &array : arrays) bytes += array.size();
+    return bytes;
+}
 
 void print_arrays(const char *kind, size_t count, const policy_array *arrays) {
     for (size_t i = 0; i < count; ++i) {
@@ -121,7 +138,7 @@ void print_all(const char *data, size_t bytes) {
     }
 }
 
-void print_numbers(const char *dtype, const char *data, size_t bytes) {
+void print_numbers(const char *dtype, const std::vector<char> &data) {
     static const std::map<std::string, void (*)(const char *, size_t)> kinds = {
         {"float32", print_all<float>},  {"float64", print_all<double>}, {"int64", print_all<int64_t>},
         {"int32", print_all<int32_t>},  {"int16", print_all<int16_t>},  {"int8", print_all<int8_t>},
@@ -129,29 +146,31 @@ void print_numbers(const char *dtype, const char *data, size_t bytes) {
     };
     const auto found = kinds.find(dtype);
     if (found != kinds.end()) {
-        found->second(data, bytes);
+        found->second(data.data(), data.size());
     } else {
         std::printf(" (%s)", dtype);  // of 16 bits, for which C++20 has no type
     }
 }
 
-// One decision's numbers as a line: the action, by name where it has one, and what it was chosen by.
-void print_decision(uint64_t number, const std::vector<char> &action, const std::vector<char> &values) {
+// The name of an action that is an index.
+void print_name(const std::vector<char> &action) {
+    const char *const *names = nullptr;
+    const size_t count = policy_actions(&names);
+    int64_t index = 0;
+    if (count == 0 || action.size() != sizeof index) return;
+    std::memcpy(&index, action.data(), sizeof index);
+    const bool known = index >= 0 && static_cast<uint64_t>(index) < count;
+    std::printf(" %s", known ? names[index] : "?");
+}
+
+// One decision's numbers as a line: the actions, the only one by name where it has one, and what they were chosen by.
+void print_decision(uint64_t number, const std::vector<std::vector<char>> &decided) {
     const policy_array *outputs = nullptr;
     policy_outputs(&outputs);
-    const char *const *names = nullptr;
-    const size_t actions = policy_actions(&names);
     std::printf("%" PRIu64, number);
-    if (actions > 0) {
-        int64_t index = 0;
-        std::memcpy(&index, action.data(), sizeof index);
-        const bool known = index >= 0 && static_cast<uint64_t>(index) < actions;
-        std::printf(" %" PRId64 " %s", index, known ? names[index] : "?");
-    } else {
-        print_numbers(outputs[0].dtype, action.data(), action.size());
-    }
-    for (size_t at = 0, output = 1; at < values.size(); at += outputs[output++].bytes) {
-        print_numbers(outputs[output].dtype, values.data() + at, outputs[output].bytes);
+    for (size_t i = 0; i < decided.size(); ++i) {
+        print_numbers(outputs[i].dtype, decided[i]);
+        if (i == 0) print_name(decided[i]);
     }
     std::printf("\n");
 }
@@ -190,14 +209,13 @@ std::string cut_off(uint64_t number, size_t have, size_t size) {
            std::to_string(size);
 }
 
-// What is played: golden decisions, or raw observations one after the other, all of one episode.
+// What is played: golden decisions, or the raw observations of each step one after the other, all of one episode.
 int play(const std::string &path) {
     Stream stream(path);
     if (!stream.opened()) return fail_of(path);
     Decider decider;
-    std::vector<char> &observation = decider.observation;
-    std::vector<char> answers;
-    std::vector<char> values(policy_values_bytes());
+    const size_t size = total(decider.observations);
+    std::vector<char> answers(total(decider.decided));
     std::setvbuf(stdout, nullptr, _IOLBF, BUFSIZ);  // whoever pipes screens in wants each decision at once
     const bool is_golden = stream.is_golden();
     if (is_golden) {
@@ -205,7 +223,6 @@ int play(const std::string &path) {
         if (!policy_golden_read(stream.file(), &facts)) {
             return fail_of(path, stream.file(), policy_message(POLICY_FILE));
         }
-        answers.resize(facts.action_bytes + facts.values_bytes);
     }
     for (uint64_t number = 0;; ++number) {
         size_t have = 0;
@@ -213,19 +230,17 @@ int play(const std::string &path) {
             const int starts = std::fgetc(stream.file());
             if (starts == EOF) break;
             if (starts == 1) policy_reset(decider.handle.get());
-            have = std::fread(observation.data(), 1, observation.size(), stream.file());
-        } else {
-            have = stream.read(observation);
-            if (have == 0) break;
         }
-        if (have < observation.size()) {
-            return fail_of(path, stream.file(), cut_off(number, have, observation.size()));
+        for (std::vector<char> &part : decider.observations) {
+            have += is_golden ? std::fread(part.data(), 1, part.size(), stream.file()) : stream.read(part);
         }
+        if (!is_golden && have == 0) break;
+        if (have < size) return fail_of(path, stream.file(), cut_off(number, have, size));
         if (is_golden && std::fread(answers.data(), 1, answers.size(), stream.file()) < answers.size()) {
             return fail_of(path, stream.file(), policy_message(POLICY_FILE));
         }
-        decider.decide(values.data());
-        print_decision(number, decider.action, values);
+        decider.decide();
+        print_decision(number, decider.decided);
         if (std::ferror(stdout) != 0) return fail_of("standard output");
     }
     return std::ferror(stream.file()) != 0 ? fail_of(path) : 0;
@@ -236,7 +251,7 @@ int bench(uint64_t steps) {
     std::vector<double> times;
     for (uint64_t i = 0; i < steps; ++i) {
         const auto start = std::chrono::steady_clock::now();
-        decider.decide(nullptr);
+        decider.decide();
         times.push_back(std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count());
     }
     std::sort(times.begin(), times.end());

@@ -29,12 +29,16 @@ constexpr bool same(const char *one, const char *other) {
     return *one == *other;
 }
 
-constexpr bool first_is_the_observation() {
-    return facts::inputs > 0 && facts::input_arrays[0].next < 0 && !same(facts::input_arrays[0].name, "is_init");
+constexpr bool observations_come_first() {
+    for (std::size_t i = 0; i < facts::observations; ++i) {
+        const policy_array &array = facts::input_arrays[i];
+        if (array.next >= 0 || same(array.name, "is_init")) return false;
+    }
+    return 0 < facts::observations && facts::observations <= facts::inputs;
 }
 
 constexpr bool others_are_states_or_is_init() {
-    for (std::size_t i = 1; i < facts::inputs; ++i) {
+    for (std::size_t i = facts::observations; i < facts::inputs; ++i) {
         const policy_array &array = facts::input_arrays[i];
         const bool flag = same(array.name, "is_init") && same(array.dtype, "bool") && array.bytes == sizeof(bool);
         if (array.next < 0 && !flag) return false;
@@ -42,8 +46,17 @@ constexpr bool others_are_states_or_is_init() {
     return true;
 }
 
-static_assert(first_is_the_observation() && others_are_states_or_is_init(),
-              "the native library takes one observation, which is the first input, states and is_init");
+constexpr bool next_states_come_last() {
+    for (std::size_t i = facts::observations; i < facts::inputs; ++i) {
+        const int next = facts::input_arrays[i].next;
+        if (next >= 0 && static_cast<std::size_t>(next) < facts::decided) return false;
+    }
+    return 0 < facts::actions && facts::decided <= facts::outputs;
+}
+
+static_assert(observations_come_first() && others_are_states_or_is_init(),
+              "the native library takes observations first, then states and is_init");
+static_assert(next_states_come_last(), "the native library gives actions first, then values, then next states");
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "golden decisions are read on little-endian processors only");
 
 struct policy {
@@ -87,22 +100,31 @@ policy_status run(policy &handle, const void *const *inputs, void *const *output
     }
 }
 
-policy_status step(policy &handle, const void *observation, void *action, void *values) noexcept {
+std::size_t bytes_of(const policy_array *arrays, std::size_t first, std::size_t end) {
+    std::size_t bytes = 0;
+    for (std::size_t i = first; i < end; ++i) bytes += arrays[i].bytes;
+    return bytes;
+}
+
+int find(const policy_array *arrays, std::size_t count, const char *name) {
+    for (std::size_t i = 0; name != nullptr && i < count; ++i) {
+        if (same(arrays[i].name, name)) return static_cast<int>(i);
+    }
+    return -1;
+}
+
+// Decide; `decided` has places for actions and values, and what is nullptr of them is dropped.
+policy_status step(policy &handle, const void *const *observations, void *const *decided) noexcept {
     const bool starts = handle.starts;
     const void *given[facts::inputs];
     void *made[facts::outputs] = {};
-    for (std::size_t i = 0; i < facts::inputs; ++i) {
+    for (std::size_t i = 0; i < facts::observations; ++i) given[i] = observations[i];
+    for (std::size_t i = facts::observations; i < facts::inputs; ++i) {
         const int next = facts::input_arrays[i].next;
         given[i] = next < 0 ? static_cast<const void *>(&starts) : handle.states[handle.current][i];
         if (next >= 0) made[next] = handle.states[1 - handle.current][i];
     }
-    given[0] = observation;
-    made[0] = action;
-    auto *place = static_cast<char *>(values);
-    for (std::size_t i = 1; i <= facts::values && place != nullptr; ++i) {
-        made[i] = place;
-        place += facts::output_arrays[i].bytes;
-    }
+    for (std::size_t i = 0; i < facts::decided; ++i) made[i] = decided[i];
     const policy_status status = run(handle, given, made);
     if (status == POLICY_OK) {
         handle.current = 1 - handle.current;
@@ -111,15 +133,60 @@ policy_status step(policy &handle, const void *observation, void *action, void *
     return status;
 }
 
+// Blank observations. Each has a block of its own, which is aligned for any dtype.
+class Observations {
+   public:
+    Observations() noexcept {
+        for (std::size_t i = 0; i < facts::observations; ++i) {
+            const policy_array &array = facts::input_arrays[i];
+            places_[i] = std::calloc(1, array.bytes);
+            // A mask that allows nothing leaves nothing to choose from.
+            if (places_[i] != nullptr && same(array.dtype, "bool")) std::memset(places_[i], 1, array.bytes);
+        }
+    }
+    ~Observations() {
+        for (void *place : places_) std::free(place);
+    }
+    Observations(const Observations &) = delete;
+    Observations &operator=(const Observations &) = delete;
+
+    bool allocated() const noexcept {
+        for (const void *place : places_) {
+            if (place == nullptr) return false;
+        }
+        return true;
+    }
+    bool read(std::FILE *file) noexcept {
+        for (std::size_t i = 0; i < facts::observations; ++i) {
+            const std::size_t bytes = facts::input_arrays[i].bytes;
+            if (std::fread(places_[i], 1, bytes, file) != bytes) return false;
+        }
+        return true;
+    }
+    const void *const *places() const noexcept { return places_; }
+
+   private:
+    void *places_[facts::observations];
+};
+
 // How much memory a step takes, the first one tells.
 policy_status set_memory_aside(policy &handle) noexcept {
-    void *blank = std::calloc(1, facts::input_arrays[0].bytes);
-    if (blank == nullptr) return POLICY_MEMORY;
-    policy_status status = step(handle, blank, nullptr, nullptr);
-    if (status == POLICY_OK) status = step(handle, blank, nullptr, nullptr);  // now that all that is made once is made
+    const Observations blank;
+    if (!blank.allocated()) return POLICY_MEMORY;
+    void *const dropped[facts::decided] = {};
+    policy_status status = step(handle, blank.places(), dropped);
+    if (status == POLICY_OK) status = step(handle, blank.places(), dropped);  // now that all that is made once is made
     if (status == POLICY_OK && !handle.arena.settle()) status = POLICY_MEMORY;
-    std::free(blank);
     return status;
+}
+
+// Let places of outputs lie one after the other, those from `first` on.
+void line_up(void **places, std::size_t first, void *memory) noexcept {
+    auto *place = static_cast<char *>(memory);
+    for (std::size_t i = first; i < facts::decided; ++i) {
+        places[i] = place;
+        place += facts::output_arrays[i].bytes;
+    }
 }
 
 template <typename Real>
@@ -128,6 +195,7 @@ bool all_close(const char *found, const char *expected, std::size_t bytes, doubl
         Real one, other;
         std::memcpy(&one, found + at, sizeof one);
         std::memcpy(&other, expected + at, sizeof other);
+        if (std::memcmp(&one, &other, sizeof one) == 0) continue;  // infinity less itself is no number
         if (!(std::fabs(static_cast<double>(one) - static_cast<double>(other)) <= tolerance)) return false;
     }
     return true;
@@ -139,9 +207,9 @@ bool close_enough(const char *dtype, const char *found, const char *expected, st
     return std::memcmp(found, expected, bytes) == 0;
 }
 
-// The action, then each of the values, as they stand one after the other in golden decisions.
+// The actions, then the values, as they stand one after the other in golden decisions.
 bool all_close_enough(const char *found, const char *expected, double tolerance) {
-    for (std::size_t i = 0; i <= facts::values; ++i) {
+    for (std::size_t i = 0; i < facts::decided; ++i) {
         const policy_array &array = facts::output_arrays[i];
         if (!close_enough(array.dtype, found, expected, array.bytes, tolerance)) return false;
         found += array.bytes;
@@ -150,19 +218,21 @@ bool all_close_enough(const char *found, const char *expected, double tolerance)
     return true;
 }
 
-policy_status replay(policy &handle, std::FILE *file, const golden &golden, char *memory, std::size_t &decisions) {
-    char *observation = memory, *expected = memory + golden.observation_bytes;
-    char *found = expected + golden.action_bytes + golden.values_bytes;
+// `memory` has room for actions and values twice: as they should be, and as they come out.
+policy_status replay(policy &handle, std::FILE *file, const golden &golden, Observations &observations, char *memory,
+                     std::size_t &decisions) {
     const std::size_t size = golden.action_bytes + golden.values_bytes;
+    char *expected = memory, *found = memory + size;
+    void *decided[facts::decided];
+    line_up(decided, 0, found);
     for (std::uint64_t i = 0; i < golden.decisions; ++i) {
         const int starts = std::fgetc(file);
-        if ((starts != 0 && starts != 1) ||
-            std::fread(observation, 1, golden.observation_bytes, file) != golden.observation_bytes ||
+        if ((starts != 0 && starts != 1) || !observations.read(file) ||
             std::fread(expected, 1, size, file) != size) {
             return POLICY_FILE;
         }
         if (starts == 1) policy_reset(&handle);
-        const policy_status status = step(handle, observation, found, found + golden.action_bytes);
+        const policy_status status = step(handle, observations.places(), decided);
         if (status != POLICY_OK) return status;
         if (!all_close_enough(found, expected, golden.tolerance)) return POLICY_WRONG;
         ++decisions;
@@ -171,12 +241,6 @@ policy_status replay(policy &handle, std::FILE *file, const golden &golden, char
 }
 
 }  // namespace
-
-size_t policy_values_bytes(void) {
-    std::size_t bytes = 0;
-    for (std::size_t i = 1; i <= facts::values; ++i) bytes += facts::output_arrays[i].bytes;
-    return bytes;
-}
 
 int policy_golden_read(FILE *file, struct golden *golden) {
     if (std::fread(golden->name, sizeof golden->name, 1, file) != 1) return 0;
@@ -187,8 +251,9 @@ int policy_golden_read(FILE *file, struct golden *golden) {
     return std::fread(&golden->tolerance, sizeof golden->tolerance, 1, file) == 1 &&
            std::strncmp(golden->name, facts::name, sizeof golden->name) == 0 && golden->decisions > 0 &&
            std::isfinite(golden->tolerance) && golden->tolerance >= 0 &&
-           golden->observation_bytes == facts::input_arrays[0].bytes &&
-           golden->action_bytes == facts::output_arrays[0].bytes && golden->values_bytes == policy_values_bytes();
+           golden->observation_bytes == bytes_of(facts::input_arrays, 0, facts::observations) &&
+           golden->action_bytes == bytes_of(facts::output_arrays, 0, facts::actions) &&
+           golden->values_bytes == bytes_of(facts::output_arrays, facts::actions, facts::decided);
 }
 
 extern "C" {
@@ -207,9 +272,19 @@ size_t policy_outputs(const policy_array **arrays) {
     return facts::outputs;
 }
 
+size_t policy_observations(void) { return facts::observations; }
+
+size_t policy_action_outputs(void) { return facts::actions; }
+
+size_t policy_values(void) { return facts::decided - facts::actions; }
+
+int policy_input(const char *name) { return find(facts::input_arrays, facts::inputs, name); }
+
+int policy_output(const char *name) { return find(facts::output_arrays, facts::outputs, name); }
+
 size_t policy_actions(const char *const **names) {
-    if (names != nullptr) *names = facts::action_names;
-    return facts::actions;
+    if (names != nullptr) *names = facts::index_names;
+    return facts::indices;
 }
 
 const char *policy_message(policy_status status) {
@@ -230,6 +305,8 @@ const char *policy_message(policy_status status) {
             return "a golden decision comes out otherwise";
         case POLICY_FAILED:
             return "the compiled program has failed";
+        case POLICY_SEVERAL:
+            return "the policy has several observations or actions: call policy_decide instead of policy_step";
     }
     return "unknown status";
 }
@@ -286,8 +363,28 @@ policy_status policy_reset(policy *handle) {
 }
 
 policy_status policy_step(policy *handle, const void *observation, void *action, void *values) {
+    if (facts::observations > 1 || facts::actions > 1) return POLICY_SEVERAL;
     if (handle == nullptr || observation == nullptr || action == nullptr) return POLICY_ARGUMENT;
-    return step(*handle, observation, action, values);
+    void *decided[facts::decided] = {action};
+    if (values != nullptr) line_up(decided, 1, values);
+    return step(*handle, &observation, decided);
+}
+
+policy_status policy_decide(policy *handle, const void *const *observations, void *const *actions,
+                            void *const *values) {
+    if (handle == nullptr || observations == nullptr || actions == nullptr) return POLICY_ARGUMENT;
+    void *decided[facts::decided] = {};
+    for (std::size_t i = 0; i < facts::observations; ++i) {
+        if (observations[i] == nullptr) return POLICY_ARGUMENT;
+    }
+    for (std::size_t i = 0; i < facts::actions; ++i) {
+        if (actions[i] == nullptr) return POLICY_ARGUMENT;
+        decided[i] = actions[i];
+    }
+    for (std::size_t i = facts::actions; i < facts::decided && values != nullptr; ++i) {
+        decided[i] = values[i - facts::actions];
+    }
+    return step(*handle, observations, decided);
 }
 
 policy_status policy_run(policy *handle, const void *const *inputs, void *const *outputs) {
@@ -315,9 +412,10 @@ policy_status policy_selftest(policy *handle, const char *path, size_t *decision
     char magic[sizeof GOLDEN_MAGIC - 1];
     if (std::fread(magic, sizeof magic, 1, file) == 1 && std::memcmp(magic, GOLDEN_MAGIC, sizeof magic) == 0 &&
         policy_golden_read(file, &found)) {
-        const std::size_t bytes = found.observation_bytes + 2 * (found.action_bytes + found.values_bytes);
-        auto *memory = static_cast<char *>(std::malloc(bytes));
-        status = memory == nullptr ? POLICY_MEMORY : replay(*handle, file, found, memory, right);
+        Observations observations;
+        auto *memory = static_cast<char *>(std::malloc(2 * (found.action_bytes + found.values_bytes)));
+        const bool allocated = memory != nullptr && observations.allocated();
+        status = allocated ? replay(*handle, file, found, observations, memory, right) : POLICY_MEMORY;
         std::free(memory);
     }
     std::fclose(file);

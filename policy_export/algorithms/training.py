@@ -23,15 +23,20 @@ from typing import Any, TextIO
 
 import torch
 from tensordict import TensorDictBase
+from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from tqdm import tqdm
 
-from policy_export.algorithms.rollouts import Driver, Rollouts
+from policy_export.algorithms.rollouts import Rollouts
 from policy_export.config.errors import ProfileError
-from policy_export.config.profile import Profile, load_profile, named_files, named_modules
+from policy_export.config.profile import Profile, RecordedEnv, load_profile, named_files, named_modules
 from policy_export.config.training import Untrained
-from policy_export.environments.env import make_env
-from policy_export.program.policy import Agent, find_env, make_agent, save_weights
+from policy_export.device.torchrl_env import episode_ended, total_reward
+from policy_export.environments.recording import MOST_STEPS
+from policy_export.environments.transforms import freeze, statistics, transforms_of, unfreeze
+from policy_export.program.driver import Driver
+from policy_export.program.policy import Agent, environment_of, make_agent
+from policy_export.program.weights import save_weights
 from policy_export.stage.files import replacing, write_json, write_table
 from policy_export.stage.sources import hash_files, needed_files
 
@@ -129,18 +134,22 @@ def learn(
     assert not isinstance(train, Untrained)
     steps, curve, scores = 0, [], deque[float](maxlen=30)
     seed = train.seed * 1_000_000
-    env = make_env(find_env(profile), profile.preprocess, train.num_envs, seed, one_hot=agent.one_hot)
+    env = environment_of(profile, agent, train.num_envs, seed)
+    unfreeze(transforms_of(env))
     learner = make_learner(agent.actor, train, env.observation_spec[0])
     acting = copy.deepcopy(learner.behaviour)
     if (saved := checkpoint.load()) is not None:
         learner.behaviour.load_state_dict(saved["behaviour"])
         learner.optimizer.load_state_dict(saved["optimizer"])
+        freeze(transforms_of(env), saved["statistics"])
+        unfreeze(transforms_of(env))
         steps, curve = saved["steps"], saved["curve"]
         scores.extend(saved["scores"])
         env.set_seed(seed + steps % 900_000)
         print(f"train {policy}  resumes at {steps:,} steps", flush=True)
     if steps >= train.total_steps:  # it was interrupted while it was evaluated
         explore_as_at_the_end(learner, agent, steps)
+        agent.statistics.update(statistics(transforms_of(env)))
         return steps, curve
 
     rollouts = Rollouts(env, acting, learner.keep, learner.value)
@@ -173,9 +182,11 @@ def learn(
             if time.monotonic() - saved_at > CHECKPOINT_SECONDS or steps >= train.total_steps:
                 saved_at = time.monotonic()
                 state = {"steps": steps, "curve": curve, "scores": list(scores)}
+                state["statistics"] = statistics(transforms_of(env))
                 state |= {"behaviour": learner.behaviour.state_dict(), "optimizer": learner.optimizer.state_dict()}
                 checkpoint.save(state)
     explore_as_at_the_end(learner, agent, steps)
+    agent.statistics.update(statistics(transforms_of(env)))
     return steps, curve
 
 
@@ -186,26 +197,50 @@ def explore_as_at_the_end(learner: Any, agent: Agent, steps: int) -> None:
 
 
 @torch.no_grad()
-def evaluate(profile: Profile, agent: Agent) -> dict[str, float]:
-    """Return scores of full episodes without exploration, each in its own environment with its own seed."""
+def evaluate(profile: Profile, agent: Agent) -> dict[str, float] | None:
+    """Return scores of full episodes without exploration, each with its own seed; none without an environment.
+
+    The score of an episode of several agents is the sum of theirs. An environment of a factory's that has a batch plays
+    several rounds.
+    """
+    if isinstance(profile.env, RecordedEnv):
+        return None
     agent.actor.eval()
-    episodes = profile.train.eval_episodes
-    env = make_env(find_env(profile), profile.preprocess, episodes, EVAL_SEED, one_hot=agent.one_hot)
-    driver = Driver(env, agent.actor, ExplorationType.DETERMINISTIC)
-    scores, playing, steps = torch.zeros(episodes), torch.ones(episodes, dtype=torch.bool), 0
-    with set_exploration_type(ExplorationType.DETERMINISTIC):
-        while playing.any():
-            outcome, _ = driver.act(driver.decide(driver.entries, driver.memory))
-            scores += outcome["reward"][:, 0] * playing
-            steps += int(playing.sum())
-            playing &= ~outcome["done"][:, 0]
+    wanted, scores, steps = profile.train.eval_episodes, list[float](), 0
+    while len(scores) < wanted:
+        env = environment_of(profile, agent, wanted, EVAL_SEED + len(scores))
+        played, taken = play_round(env, agent, getattr(profile.env, "max_episode_steps", None))
+        scores += played
+        steps += taken
+    final = torch.tensor(scores[:wanted])
     return {
-        "mean_score": float(scores.mean()),
-        "std_score": float(scores.std(correction=0)),
-        "min_score": float(scores.min()),
-        "episodes": episodes,
+        "mean_score": float(final.mean()),
+        "std_score": float(final.std(correction=0)),
+        "min_score": float(final.min()),
+        "episodes": wanted,
         "steps": steps,
     }
+
+
+def play_round(env: EnvBase, agent: Agent, limit: int | None) -> tuple[list[float], int]:
+    """Play one episode in every row of an environment; return the scores, and the steps of all.
+
+    Raises:
+        ProfileError: an episode does not end.
+    """
+    rows = env.batch_size.numel()
+    scores, playing, steps, taken = torch.zeros(rows), torch.ones(rows, dtype=torch.bool), 0, 0
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        driver = Driver(env, agent.actor, ExplorationType.DETERMINISTIC, agent.given)
+        while playing.any() and taken != limit:
+            outcome, _ = driver.act(driver.decide(driver.entries, driver.memory))
+            scores += total_reward(outcome, env.reward_keys).reshape(rows).cpu() * playing
+            steps += int(playing.sum())
+            playing &= ~episode_ended(outcome, env.done_keys).reshape(rows).cpu()
+            taken += 1
+            if taken == MOST_STEPS:
+                raise ProfileError(f"env: an episode has not ended after {MOST_STEPS:,} steps: give max_episode_steps")
+    return scores.tolist(), steps
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -238,9 +273,10 @@ def train(policy: str) -> None:
     checkpoint = Checkpoint(policy, profile)
     steps, curve = learn(policy, profile, agent, algorithm.Learner, checkpoint) if algorithm else (0, [])
     evaluation = evaluate(profile, agent)
-    print(f"train {policy}  greedy score {evaluation['mean_score']:+.2f} over {evaluation['episodes']} episodes")
+    if evaluation is not None:
+        print(f"train {policy}  greedy score {evaluation['mean_score']:+.2f} over {evaluation['episodes']} episodes")
 
-    save_weights(Path("models", policy, "policy.safetensors"), policy, agent.actor)
+    save_weights(Path("models", policy, "policy.safetensors"), policy, agent.actor, agent.statistics)
     write_table(Path("results", policy, "learning_curve.csv"), ["steps", "return", "loss"], curve)
     write_json(
         Path("results", policy, "train.json"),

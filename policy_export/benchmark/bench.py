@@ -13,7 +13,7 @@ from pathlib import Path
 from policy_export.backends import runtimes
 from policy_export.benchmark import programs, report
 from policy_export.benchmark.command import Command
-from policy_export.benchmark.rollouts import measure_rollout, rollout_names
+from policy_export.benchmark.rollouts import TORCHRL, measure_rollout, rollout_names
 from policy_export.benchmark.roofline import count_work, measure_peak
 from policy_export.benchmark.workload import Plan, prepared, sessions
 from policy_export.config import params
@@ -37,8 +37,9 @@ def measure(policy: str, settings: params.Bench, tolerance: float) -> report.Fin
             task.result()
         started = stack.enter_context(sessions(policy, folder, plan))
         command, starts = Command.of(policy, manifest, folder), []
-        work = rolling["torchrl"].submit(count_work, policy).result()
-        peak = rolling["torchrl"].submit(measure_peak, settings.threads).result()
+        counting = rolling.get(TORCHRL) or stack.enter_context(processes(1))
+        work = counting.submit(count_work, policy).result()
+        peak = counting.submit(measure_peak, settings.threads).result()
         for round_ in range(1, settings.rounds + 1):
             started.measure(round_)
             starts += [command.start()] if command else []

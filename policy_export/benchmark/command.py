@@ -51,7 +51,7 @@ class Command:
         decisions, _ = read_golden(check_file(models, GOLDEN_FILE, manifest), manifest)
         self.path = Path(shutil.copyfile(path, folder / "policy"))
         self.path.chmod(0o755)
-        self.observation = decisions["observation"][0].tobytes()
+        self.observation = decisions["observations"][0].tobytes()
 
     def start(self) -> Start:
         """Start the command, let it decide on one recorded observation, and return its time and memory.

@@ -20,8 +20,8 @@ from policy_export.backends import runtimes
 from policy_export.backends.registry import backends, deterministic
 from policy_export.config import params
 from policy_export.device.arrays import Action
-from policy_export.device.environments import make_environment, play
-from policy_export.device.manifest import read_manifest
+from policy_export.device.environments import is_playable, make_environment, play
+from policy_export.device.manifest import observation_names, read_manifest
 from policy_export.device.player import Player
 from policy_export.environments import episodes
 from policy_export.stage.processes import end_with_starter
@@ -37,7 +37,9 @@ def players(manifest: Mapping[str, Any]) -> list[str]:
 
 
 def rollout_names(manifest: Mapping[str, Any]) -> list[str]:
-    """Return the names of all rollouts: the bare emulator, the players, and TorchRL's own."""
+    """Return the names of all rollouts: the bare emulator, the players, and TorchRL's own; none without environment."""
+    if not is_playable(manifest):
+        return []
     return [EMULATOR, *players(manifest), TORCHRL]
 
 
@@ -69,14 +71,23 @@ def play_on(player: Player) -> Iterator[float]:
 
 
 def emulate(manifest: dict[str, Any]) -> Iterator[float]:
-    """Play the bare environment with random actions, which is the limit for any player, and yield the rewards."""
+    """Play the bare environment with random actions, which is the limit for any player, and yield the rewards.
+
+    Without an environment, copy as much as an observation holds instead.
+    """
     random = np.random.default_rng(0)
+    if not is_playable(manifest):
+        blank = [np.zeros(spec["shape"][1:], spec["dtype"]) for spec in manifest["inputs"]]
+        while True:
+            yield float(sum(array.copy().nbytes for array in blank))
+    masked = any("mask" in name for name in observation_names(manifest))
     actions: list[Action] = [episodes.random_action(manifest, random) for _ in range(RANDOM_ACTIONS)]
     cycle = itertools.cycle(actions)
     for seed in itertools.count():
         environment = make_environment(manifest, seed)
         while not environment.done:
-            yield environment.step(next(cycle))
+            shown = environment.observations
+            yield environment.step(episodes.random_action(manifest, random, shown) if masked else next(cycle))
 
 
 def torchrl_rollout(policy: str, threads: int) -> Callable[[int], object]:
@@ -87,15 +98,15 @@ def torchrl_rollout(policy: str, threads: int) -> Callable[[int], object]:
     from torchrl.modules.utils import get_primers_from_module
 
     from policy_export.config.profile import load_profile
-    from policy_export.environments.env import make_env
-    from policy_export.program.policy import find_env
+    from policy_export.program.policy import environment_of
     from policy_export.program.step import load_agent
 
     torch.set_num_threads(threads)
     profile = load_profile(policy)
     agent = load_agent(policy, profile)
-    actor, env = agent.actor, make_env(find_env(profile), profile.preprocess, 1, seed=0, one_hot=agent.one_hot)
-    if (primers := get_primers_from_module(actor, warn=False)) is not None:
+    actor, env = agent.actor, environment_of(profile, agent, 1, seed=0)
+    primers = get_primers_from_module(actor, warn=False)
+    if primers is not None and "is_init" not in env.observation_spec.keys():  # else the environment has its own
         env = TransformedEnv(env, Compose(InitTracker(), primers), auto_unwrap=True)
 
     last = env.reset()

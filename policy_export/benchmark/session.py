@@ -72,6 +72,7 @@ class Workload:
             compares_actions=True,
             tolerance=self.settings["tolerance"] * (candidate["tolerance_factor"] if candidate else 1),
             states=set(self.settings["states"]),
+            kinds=self.settings["kinds"],
         )
         self.asked: list[Any] = []
         self.baseline, self.candidate = bool(candidate and candidate["baseline"]), candidate is not None

@@ -24,7 +24,7 @@ from policy_export.benchmark.measured import Measured, Session, stream
 from policy_export.benchmark.programs import Candidate
 from policy_export.config import params
 from policy_export.device.errors import UserError
-from policy_export.device.manifest import read_manifest
+from policy_export.device.manifest import action_kinds, read_manifest
 from policy_export.stage.processes import processes
 
 
@@ -76,6 +76,7 @@ def prepare(policy: str, folder: Path, plan: Plan, emulator: int) -> None:
         "tolerance": plan.tolerance,
         "emulator": emulator,
         "states": [state["output"] for state in manifest["states"]],
+        "kinds": action_kinds(manifest),
         "candidates": {name: asdict(candidate) for name, candidate in plan.candidates.items()},
         "in_batches": list(plan.in_batches),
         "baseline_queries": plan.baseline_queries,

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from yaml import YAMLError
 
@@ -22,16 +22,78 @@ from policy_export.config.training import ALGORITHMS, Train
 from policy_export.device.errors import UserError
 
 PATH = Path("params.yaml")
-SCREEN_SIZE = (210, 160)  # height and width of an Atari screen, in pixels
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
+FactoryName = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+
+
+class Made(Section):
+    """What a function of the user's makes: the ``factory``, and the arguments that it takes by keyword."""
+
+    model_config = ConfigDict(extra="allow")
+
+    factory: FactoryName
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
 class GymEnv(Section):
-    """Any environment that gymnasium makes, whose observation is one array."""
+    """Any environment that gymnasium makes; ``kwargs`` are its arguments."""
 
     id: str
     max_episode_steps: Count
+    kwargs: dict[str, Any] | None = None
+
+
+class FactoryEnv(Made):
+    """Any environment of TorchRL's, made by a function; the keys that are not here are its arguments."""
+
+    max_episode_steps: Count | None = None
+
+
+class Bounds(Section):
+    """The smallest and the largest numbers of a vector."""
+
+    low: list[Number]
+    high: list[Number]
+
+    @model_validator(mode="after")
+    def _bounds_fit(self) -> Self:
+        if len(self.low) != len(self.high) or any(low > high for low, high in zip(self.low, self.high, strict=True)):
+            raise ValueError(f"low is {self.low} and high is {self.high}, which do not bound the same numbers")
+        return self
+
+
+class RecordedEnv(Section):
+    """No environment: only what was observed in one that is elsewhere.
+
+    Attributes:
+        recording: a safetensors file with what was observed, step by step.
+        actions: number of choices, or of each of several; or the bounds of a vector.
+    """
+
+    recording: str
+    actions: int | list[int] | Bounds
+
+    @field_validator("actions", mode="plain")
+    @classmethod
+    def _actions_are_known(cls, found: Any) -> int | list[int] | Bounds:
+        match found:
+            case Bounds() | {"low": [*_], "high": [*_]}:
+                return Bounds.model_validate(found)
+            case bool():
+                pass
+            case int() if found > 0:
+                return found
+            case [int(), *_] if all(type(size) is int and size > 0 for size in found):
+                return found
+        raise ValueError(
+            f"{found!r}: must be a number of choices, a list of such numbers, or {{low: [...], high: [...]}}"
+        )
 
 
 class AtariEnv(Section):
@@ -41,12 +103,30 @@ class AtariEnv(Section):
     max_episode_steps: Count
 
 
-def _env_kind(env: Any) -> str:
-    found = env.get("id") if isinstance(env, dict) else getattr(env, "id", None)
+def _env_kind(env: Any) -> str | None:
+    known = env if isinstance(env, dict) else dict(env) if isinstance(env, Section) else {}
+    for kind in ("factory", "recording"):
+        if kind in known:
+            return kind
+    if "id" not in known:
+        return None
+    found = known["id"]
     return "gym" if isinstance(found, str) and not found.startswith("ALE/") else "atari"
 
 
-Env = Annotated[Annotated[AtariEnv, Tag("atari")] | Annotated[GymEnv, Tag("gym")], Discriminator(_env_kind)]
+Env = Annotated[
+    Annotated[AtariEnv, Tag("atari")]
+    | Annotated[GymEnv, Tag("gym")]
+    | Annotated[FactoryEnv, Tag("factory")]
+    | Annotated[RecordedEnv, Tag("recording")],
+    Discriminator(_env_kind),
+]
+
+
+def env_key(env: Env) -> str:
+    """Return the key that names an environment, and its name, for messages."""
+    kind = next(kind for kind in ("id", "factory", "recording") if hasattr(env, kind))
+    return f"env.{kind}: {getattr(env, kind)!r}"
 
 
 class Crop(Section):
@@ -67,12 +147,6 @@ class Preprocess(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
-        bottom, right = self.crop.top + self.crop.height, self.crop.left + self.crop.width
-        if bottom > SCREEN_SIZE[0] or right > SCREEN_SIZE[1]:
-            raise ValueError(
-                f"crop reaches row {bottom} and column {right}, but a screen has {SCREEN_SIZE[0]} rows and "
-                f"{SCREEN_SIZE[1]} columns"
-            )
         crop = [self.crop.height, self.crop.width]
         if self.resize == "nearest" and any(source % target for source, target in zip(crop, self.size, strict=True)):
             raise ValueError(f"size is {self.size}, but resize: nearest needs divisors of the crop's {crop}")
@@ -81,21 +155,18 @@ class Preprocess(Section):
         return self
 
 
-class Policy(Section):
+class Policy(Made):
     """How a policy is built: its ``factory``, and the arguments that the factory takes by keyword."""
 
-    model_config = ConfigDict(extra="allow")
 
-    factory: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        return dict(self.model_extra or {})
+class Transforms(Made):
+    """How the transforms between environment and policy are made."""
 
 
 class Profile(Section):
     env: Env
     preprocess: Preprocess | None
+    transforms: Transforms | None = None
     policy: Policy
     train: Train
     programs: Annotated[list[str], Field(min_length=1)] | None = None
@@ -103,11 +174,19 @@ class Profile(Section):
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         if self.preprocess is not None and not isinstance(self.env, AtariEnv):
-            raise ValueError(f"preprocess is for Atari's screens, must be null where env.id is {self.env.id!r}")
+            raise ValueError(f"preprocess is for Atari's screens, must be null where env is {self.env!r}")
+        if isinstance(self.env, RecordedEnv):
+            if self.transforms is not None:
+                raise ValueError("transforms need an environment, must be left out where env.recording is given")
+            if self.train.algorithm != "none":
+                raise ValueError(
+                    f"train.algorithm is {self.train.algorithm!r}, must be none where env.recording is given"
+                )
         return self
 
 
-# How the names of files end that factories are given; what has a separator is taken for a file's name as well.
+# How the names of files end that factories are given. What has a separator is taken for a file's name as well if a
+# policy's factory is given it, and not if an environment's is: these have names such as "ALE/Pong-v5".
 SUFFIXES = {".pt", ".pth", ".ckpt", ".safetensors", ".npz", ".npy", ".json", ".yaml", ".csv", ".onnx"}
 MODULE_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -133,27 +212,44 @@ def _is_there(name: str) -> bool:
 
 
 def named_files(profile: Profile) -> set[Path]:
-    """Return the files among the arguments of a policy's factory."""
-    named = {Path(value) for _, value in _strings(profile.policy.arguments, "policy") if _is_there(value)}
+    """Return the files among the arguments of a profile's factories and environment."""
+    named = {Path(value) for _, value in _arguments(profile) if _is_there(value)}
     return {path for path in named if path.is_file()}
 
 
+def _arguments(profile: Profile) -> Iterator[tuple[str, str]]:
+    """Yield all strings among the arguments of a profile's factories and environment, with their dotted keys."""
+    yield from _strings(profile.policy.arguments, "policy")
+    if profile.transforms is not None:
+        yield from _strings(profile.transforms.arguments, "transforms")
+    match profile.env:
+        case FactoryEnv():
+            yield from _strings(profile.env.arguments, "env")
+        case GymEnv():
+            yield from _strings(profile.env.kwargs or {}, "env.kwargs")
+        case RecordedEnv():
+            yield "env.recording", profile.env.recording
+
+
 def named_modules(profile: Profile) -> list[str]:
-    """Return the modules that a profile names: its factory's, and its environment's, as in ``my_module:MyEnv-v0``."""
-    module, colon, _ = profile.env.id.partition(":")
-    return [profile.policy.factory.partition(":")[0], *([module] if colon else [])]
+    """Return the modules that a profile names: its factories', and its environment's, as in ``my_module:MyEnv-v0``."""
+    made = [made for made in (profile.policy, profile.transforms, profile.env) if isinstance(made, Made)]
+    modules = [each.factory.partition(":")[0] for each in made]
+    if isinstance(profile.env, AtariEnv | GymEnv) and ":" in profile.env.id:
+        modules.append(profile.env.id.partition(":")[0])
+    return modules
 
 
 def check_files(profile: Profile) -> None:
-    """Check that the files exist that a policy's factory is given.
+    """Check that the files exist that a profile's factories and environment are given.
 
     Raises:
         ProfileError: something looks like a file's name, but there is no such file. All of them are named.
     """
     missing = [
         f"{key}: {value!r}: no such file"
-        for key, value in _strings(profile.policy.arguments, "policy")
-        if ("/" in value or Path(value).suffix.lower() in SUFFIXES)
+        for key, value in _arguments(profile)
+        if (Path(value).suffix.lower() in SUFFIXES or ("/" in value and key.startswith("policy.")))
         and "://" not in value
         and not MODULE_PATH.fullmatch(value)
         and not _is_there(value)
@@ -169,7 +265,13 @@ class Policies(BaseModel):
 
 
 # The members of unions, by what Pydantic calls them in the place of a mistake.
-MEMBERS: dict[str, type[BaseModel]] = {"atari": AtariEnv, "gym": GymEnv, **ALGORITHMS}
+MEMBERS: dict[str, type[BaseModel]] = {
+    "atari": AtariEnv,
+    "gym": GymEnv,
+    "factory": FactoryEnv,
+    "recording": RecordedEnv,
+    **ALGORITHMS,
+}
 
 
 def _place(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[str, list[str]]:
@@ -188,7 +290,7 @@ def _place(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[str, lis
         key.append(str(part))
         if isinstance(part, str) and part in model.model_fields and position + 1 < len(parts):
             model = next(_models(model.model_fields[part].annotation), model)
-    return ".".join(key), list(model.model_fields)
+    return ".".join(key), [field.alias or name for name, field in model.model_fields.items()]
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -204,6 +306,8 @@ def _explain(error: ErrorDetails, model: type[BaseModel], prefix: str) -> str:
     key, found, kind = f"{prefix}{key}", error["input"], error["type"]
     if kind == "missing":
         return f"{key}: missing, must be given"
+    if kind == "union_tag_not_found" and key.endswith("env"):
+        return f"{key}.id: missing, must be given, or else factory or recording"
     if kind == "union_tag_not_found":
         return f"{key}.algorithm: missing, must be given"
     if kind == "union_tag_invalid":
@@ -229,8 +333,13 @@ def check(model: type[Model], content: Any, prefix: str = "", path: Path = PATH)
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        mistakes = [_explain(details, model, prefix) for details in error.errors(include_url=False)]
+        mistakes = describe_mistakes(error, model, prefix)
         raise UserError("\n".join(f"{path}: {mistake}" for mistake in mistakes)) from None
+
+
+def describe_mistakes(error: ValidationError, model: type[BaseModel], prefix: str) -> list[str]:
+    """Return a line for each mistake in what should be a ``model`` and stands under the keys of ``prefix``."""
+    return [_explain(details, model, prefix) for details in error.errors(include_url=False)]
 
 
 def read(path: Path = PATH) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .arrays import Run
-from .environments import play
+from .environments import environment_name, play
 from .errors import UserError
 from .gif import check_gif, write_gif
 from .golden import GOLDEN_FILE, selftest
@@ -46,9 +46,9 @@ def load_program(folder: Path, manifest: dict[str, Any], *, native: bool) -> tup
 def play_full(player: Player, seed: int, gif: Path | None) -> tuple[float, int]:
     """Play one episode, write its screens to ``gif``, and return its score and number of decisions."""
     screens, score, steps = [], 0.0, 0
-    for reward, screen in play(player, seed):
+    for reward, shown in play(player, seed):
         if gif is not None:
-            screens.append(screen.copy())
+            screens.append(shown["observation"].copy())
         score += reward
         steps += 1
     if gif is not None:
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None, *, program: str | None = None) 
             check_gif(options.gif)
         manifest = read_manifest(options.folder)
         if options.gif is not None and "rom" not in manifest["environment"]:
-            raise UserError(f"--gif: draws Atari games only, {options.folder} plays {manifest['environment']['id']!r}")
+            raise UserError(f"--gif: draws Atari games only, {options.folder} plays {environment_name(manifest)!r}")
         name, run = load_program(options.folder, manifest, native=options.native)
         player = Player(run, manifest)
         if options.selftest:

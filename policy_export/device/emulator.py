@@ -8,7 +8,7 @@ import ale_py
 import ale_py.roms
 import numpy as np
 
-from .arrays import Action
+from .arrays import Action, Arrays
 from .errors import UserError
 
 
@@ -16,8 +16,8 @@ class Emulator:
     """One Atari console, driven one decision at a time.
 
     A decision is ``frame_skip`` emulator frames with the same action and the summed reward; it ends early when the game
-    does. ``observation`` is the screen, ``(210, 160, 3)`` uint8, and is overwritten by every step. The same ``seed``
-    and the same actions give the same screens, bit for bit.
+    does. ``observation`` is the screen, such as ``(210, 160, 3)`` uint8, and is overwritten by every step. The same
+    ``seed`` and the same actions give the same screens, bit for bit.
 
     Args:
         rom: name of the game in ale-py, such as ``"pong"``.
@@ -55,6 +55,11 @@ class Emulator:
         self.ale.getScreenRGB(self.observation)
 
     @property
+    def observations(self) -> Arrays:
+        """Return the screen by its name; it is overwritten by the next step."""
+        return {"observation": self.observation}
+
+    @property
     def done(self) -> bool:
         return bool(self.ale.game_over())
 
@@ -65,7 +70,7 @@ class Emulator:
 
     def step(self, action: Action) -> float:
         """Play one decision (an action index), and return its reward."""
-        ale, ale_action, reward = self.ale, self.actions[int(action)], 0
+        ale, ale_action, reward = self.ale, self.actions[int(action)], 0  # type: ignore[arg-type]
         for _ in range(self.frame_skip):
             reward += ale.act(ale_action)
             if ale.game_over():

@@ -61,7 +61,33 @@ def check_file(folder: Path, name: str, manifest: Mapping[str, Any]) -> Path:
     return path
 
 
+def observation_names(manifest: Mapping[str, Any]) -> list[str]:
+    """Return the names of the inputs that are observations; they come before the states and ``is_init``."""
+    others = {"is_init", *(state["input"] for state in manifest["states"])}
+    return [spec["name"] for spec in manifest["inputs"] if spec["name"] not in others]
+
+
+def action_names(manifest: Mapping[str, Any]) -> list[str]:
+    """Return the names of the outputs that are actions; they come before all others."""
+    return list(manifest.get("action_names", ["action"]))
+
+
+def action_kinds(manifest: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return what each action is, by its name.
+
+    ``kind`` is ``index`` (one of ``sizes[0]``), ``indices`` (``sizes`` has the number of choices of each, in the
+    action's shape), ``one_hot`` (rows of the last dimension, each with a 1 for one of its choices), ``bits``, or
+    ``vector`` (with ``low`` and ``high``, which are null where there is no bound).
+    """
+    actions = manifest["actions"]
+    if isinstance(actions, list):
+        return {action_names(manifest)[0]: {"kind": "index", "sizes": [len(actions)]}}
+    if "entries" in actions:
+        return dict(actions["entries"])
+    return {action_names(manifest)[0]: {"kind": "vector", **actions}}
+
+
 def value_names(manifest: Mapping[str, Any]) -> list[str]:
     """Return the names of the outputs that an action was chosen by."""
-    others = {"action", *(state["output"] for state in manifest["states"])}
+    others = {*action_names(manifest), *(state["output"] for state in manifest["states"])}
     return [spec["name"] for spec in manifest["outputs"] if spec["name"] not in others]

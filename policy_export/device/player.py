@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .arrays import Action, Arrays, Run
+from .errors import UserError
+from .manifest import action_names, observation_names
 
 
 class Player:
@@ -16,15 +18,14 @@ class Player:
 
     Args:
         run: the program, from arrays by input name to arrays by output name.
-        manifest: names, dtypes and shapes of its inputs, and which outputs are the next states.
+        manifest: names, dtypes and shapes of its inputs, and which outputs are actions or the next states.
         batch: number of episodes.
     """
 
     def __init__(self, run: Run, manifest: dict[str, Any], batch: int = 1) -> None:
         self.run, self.manifest, self.batch = run, manifest, batch
         self.states = {state["output"]: state["input"] for state in manifest["states"]}
-        names = [spec["name"] for spec in manifest["inputs"]]
-        (self.observation,) = (name for name in names if name not in {*self.states.values(), "is_init"})
+        self.observations, self.actions = observation_names(manifest), action_names(manifest)
         self.reset()
 
     def reset(self) -> None:
@@ -42,16 +43,46 @@ class Player:
         if self.states:
             self.going_on = np.zeros_like(self.feed["is_init"])
 
-    def step(self, observations: npt.NDArray[Any]) -> Arrays:
-        """Return all outputs for raw observations, such as ``(batch, 210, 160, 3)`` uint8 screens; update states."""
-        self.feed[self.observation] = observations
+    def read(self, shown: npt.NDArray[Any] | Mapping[str, npt.NDArray[Any]]) -> Arrays:
+        """Return the observations that the program reads, by name.
+
+        Args:
+            shown: what the environment shows, by name; an array where the program reads only one.
+
+        Raises:
+            UserError: one is missing.
+        """
+        if not isinstance(shown, Mapping):
+            if len(self.observations) != 1:
+                raise UserError(f"the policy reads {', '.join(self.observations)}: give each by its name")
+            return {self.observations[0]: shown}
+        if missing := [name for name in self.observations if name not in shown]:
+            raise UserError(f"the policy reads {', '.join(missing)}, the environment shows {', '.join(shown)}")
+        return {name: shown[name] for name in self.observations}
+
+    def step(self, shown: npt.NDArray[Any] | Mapping[str, npt.NDArray[Any]]) -> Arrays:
+        """Return all outputs for raw observations, such as ``(batch, 210, 160, 3)`` uint8 screens; update states.
+
+        Raises:
+            UserError: an observation is missing.
+        """
+        self.feed |= self.read(shown)
         outputs = self.run(self.feed)
         if self.states:
             self.feed |= {name: outputs[output] for output, name in self.states.items()}
             self.feed["is_init"] = self.going_on
         return outputs
 
-    def act(self, observation: npt.NDArray[Any]) -> Action:
-        """Return the action for the observation of the only episode: an index, or a float32 vector."""
-        action = self.step(observation[None])["action"][0]
-        return action if action.ndim else int(action)
+    def act(self, shown: npt.NDArray[Any] | Mapping[str, npt.NDArray[Any]]) -> Action:
+        """Return the action for what the only episode shows: an index, an array, or several by name."""
+        if not isinstance(shown, Mapping):
+            shown = self.read(shown)
+        return pick_action(self.step({name: array[None] for name, array in shown.items()}), self.actions)
+
+
+def pick_action(outputs: Arrays, names: Sequence[str], row: int = 0) -> Action:
+    """Return a row's action, as its environment takes it."""
+    if len(names) > 1:
+        return {name: outputs[name][row] for name in names}
+    action = outputs[names[0]][row]
+    return action if action.ndim else action.item()

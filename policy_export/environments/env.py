@@ -1,8 +1,9 @@
-"""Environments: Atari as a vectorised TorchRL environment of our own, and all that gymnasium makes."""
+"""Environments: Atari as a vectorised TorchRL environment of our own, gymnasium's, and what a user's function makes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import ale_py
@@ -12,14 +13,19 @@ import numpy as np
 import torch
 from ale_py.vector_env import AtariVectorEnv
 from tensordict import TensorDict, TensorDictBase
-from torchrl.data import Binary, Bounded, Categorical, Composite, OneHot, TensorSpec, Unbounded
+from torchrl.data import Binary, Bounded, Categorical, Composite, OneHot, Unbounded
 from torchrl.envs import EnvBase, GymWrapper, SerialEnv, TransformedEnv
+from torchrl.envs.transforms import Compose, Transform
 
 from policy_export.config import profile
 from policy_export.config.errors import ProfileError
-from policy_export.config.profile import Env, Preprocess
-from policy_export.device.errors import one_line
-from policy_export.environments.preprocess import OBSERVATION, SCREEN_SHAPE, env_transforms
+from policy_export.config.profile import Env, Preprocess, Transforms
+from policy_export.device.errors import UserError, one_line
+from policy_export.device.torchrl_env import call_factory, without_transforms
+from policy_export.environments.actions import action_spec_of, describe_actions, recorded_actions
+from policy_export.environments.factories import checked_arguments, import_function
+from policy_export.environments.preprocess import OBSERVATION, check_crop, env_transforms
+from policy_export.environments.transforms import OneHotActions, alone, flat_transforms, transforms_of
 
 KNOWN = frozenset(gymnasium.registry)  # before any module of the user's has been imported
 
@@ -27,7 +33,8 @@ KNOWN = frozenset(gymnasium.registry)  # before any module of the user's has bee
 class AtariEnv(EnvBase):
     """``num_envs`` emulators behind one batched TorchRL environment, emulated in C++ threads.
 
-    Observation ``observation`` ``(num_envs, 210, 160, 3)`` uint8, action ``action`` ``(num_envs,)`` int64 as an index
+    Observation ``observation`` ``(num_envs, height, width, 3)`` uint8, such as 210 x 160,
+    action ``action`` ``(num_envs,)`` int64 as an index
     into the game's minimal action set (or with ``one_hot``, ``(num_envs, actions)`` with a 1 at that index), reward
     ``(num_envs, 1)`` float32, unclipped. Row ``i`` plays with seed
     ``seed + i``. The emulators restart by themselves at the end of an episode, and the reset that TorchRL asks for
@@ -37,11 +44,13 @@ class AtariEnv(EnvBase):
 
     def __init__(self, params: profile.AtariEnv, num_envs: int, seed: int, *, one_hot: bool = False) -> None:
         super().__init__(batch_size=[num_envs])
+        rom = rom_name(params.id)
+        height, width = load_game(rom).getScreenDims()
         self.emulators = AtariVectorEnv(
-            rom_name(params.id),
+            rom,
             num_envs,
-            img_height=SCREEN_SHAPE[0],
-            img_width=SCREEN_SHAPE[1],
+            img_height=height,
+            img_width=width,
             grayscale=False,
             stack_num=1,
             maxpool=False,
@@ -53,7 +62,7 @@ class AtariEnv(EnvBase):
             max_num_frames_per_episode=params.max_episode_steps * params.frame_skip,
             autoreset_mode="SameStep",
         )
-        screens = Bounded(0, 255, (num_envs, *SCREEN_SHAPE), dtype=torch.uint8)
+        screens = Bounded(0, 255, (num_envs, height, width, 3), dtype=torch.uint8)
         self.observation_spec = Composite({OBSERVATION: screens}, shape=(num_envs,))
         actions = len(self.emulators.ale.get_action_set())
         self.one_hot = one_hot
@@ -115,10 +124,18 @@ def is_registered(env_id: str, registry: Iterable[str]) -> bool:
     return any(known == env_id or known.startswith(f"{env_id}-v") for known in registry)
 
 
-def make_env(env: Env, preprocess: Preprocess | None, num_envs: int, seed: int, *, one_hot: bool = False) -> EnvBase:
+def make_env(
+    env: Env,
+    preprocess: Preprocess | None,
+    num_envs: int,
+    seed: int,
+    *,
+    one_hot: bool = False,
+    transforms: Transforms | None = None,
+) -> EnvBase:
     """Make the environment that policies are trained and evaluated in, of batch size ``(num_envs,)``.
 
-    With preprocessing, only what the network reads is kept.
+    A factory's environment that has a batch keeps it. With preprocessing, only what the network reads is kept.
 
     Args:
         env: the environment, as the profile has it.
@@ -126,48 +143,147 @@ def make_env(env: Env, preprocess: Preprocess | None, num_envs: int, seed: int, 
         num_envs: number of parallel environments.
         seed: seed of the first environment; the others' follow from it.
         one_hot: choices are vectors ``(num_envs, actions)`` with one 1, instead of indices.
+        transforms: those of the profile, behind the environment's own.
+
+    Raises:
+        ProfileError: it cannot be made.
     """
+    own: list[Transform] = []
     if isinstance(env, profile.AtariEnv):
         made: EnvBase = AtariEnv(env, num_envs, seed, one_hot=one_hot)
-    else:
-        made = SerialEnv(num_envs, lambda: make_gym_env(env, one_hot=one_hot))
+    elif isinstance(env, profile.FactoryEnv):
+        first = make_factory_env(env)
+        own = alone(*_resolved(first))
+        bare = without_transforms(first)
+        made = bare if bare.batch_size else SerialEnv(num_envs, [lambda: bare, *_others(env, num_envs)])
         made.set_seed(seed)
-    return made if preprocess is None else TransformedEnv(made, env_transforms(preprocess))
+    elif isinstance(env, profile.GymEnv):
+        made = SerialEnv(num_envs, lambda: make_gym_env(env))
+        made.set_seed(seed)
+    else:
+        raise ProfileError("env.recording: there is no environment, only what was recorded in one")
+    if preprocess is not None:
+        check_crop(preprocess, *made.observation_spec[OBSERVATION].shape[1:3])
+        own += alone(env_transforms(preprocess))
+    if transforms is not None:
+        own += make_transforms(transforms)
+    if one_hot and not isinstance(env, profile.AtariEnv):
+        own.append(OneHotActions())
+    return transformed(made, own) if own else made
 
 
-def make_gym_env(env: profile.GymEnv, *, one_hot: bool = False) -> GymWrapper:
+def transformed(env: EnvBase, transforms: list[Transform]) -> TransformedEnv:
+    """Return an environment behind transforms that belong to no other."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Support of VecNormV2 for")  # batches: a row of them is refused elsewhere
+        return TransformedEnv(env, Compose(*transforms))
+
+
+def _others(env: profile.FactoryEnv, num_envs: int) -> list[Callable[[], EnvBase]]:
+    return [lambda: without_transforms(make_factory_env(env))] * (num_envs - 1)
+
+
+def _resolved(env: EnvBase) -> list[Transform]:
+    """Return an environment's transforms, which know their keys: some ask the environment for them."""
+    found = transforms_of(env)
+    for transform in found:
+        _ = transform.in_keys, transform.out_keys, transform.in_keys_inv, transform.out_keys_inv
+    return found
+
+
+def make_single_env(env: Env, preprocess: Preprocess | None, transforms: Transforms | None) -> EnvBase:
+    """Make the environment for one policy's specs, with its transforms, and without a batch unless it has its own.
+
+    Raises:
+        ProfileError: it cannot be made.
+    """
+    if isinstance(env, profile.AtariEnv):
+        return make_env(env, preprocess, 1, 0, transforms=transforms)
+    if isinstance(env, profile.FactoryEnv):
+        made = make_factory_env(env)
+        bare, own = without_transforms(made), alone(*_resolved(made))
+    else:
+        assert isinstance(env, profile.GymEnv)
+        bare, own = make_gym_env(env), []
+    if transforms is not None:
+        own += make_transforms(transforms)
+    if not own:
+        return bare
+    made = transformed(bare, own)
+    _resolved(made)
+    return made
+
+
+def make_factory_env(env: profile.FactoryEnv) -> EnvBase:
+    """Make one environment of a user's function.
+
+    Raises:
+        ProfileError: it is not there, does not take the arguments of the profile, fails, or makes something else.
+    """
+    arguments = checked_arguments("env", import_function("env", env.factory), env.arguments, after=0)
+    try:
+        return call_factory(env.factory, arguments)
+    except UserError as error:
+        raise ProfileError(f"env.factory: {error}") from error
+
+
+def make_transforms(transforms: Transforms) -> list[Transform]:
+    """Make the transforms of a profile.
+
+    Raises:
+        ProfileError: they cannot be made, or are no transforms.
+    """
+    place = f"transforms.factory: {transforms.factory!r}"
+    function = import_function("transforms", transforms.factory)
+    arguments = checked_arguments("transforms", function, transforms.arguments, after=0)
+    try:
+        made = flat_transforms(function(**arguments))
+    except Exception as error:  # a user's function may fail in any way
+        raise ProfileError(f"{place}: {type(error).__name__}: {one_line(error)}") from error
+    if strangers := [type(each).__name__ for each in made if not isinstance(each, Transform)]:
+        raise ProfileError(f"{place}: makes a {strangers[0]}, must make a Transform, or a list of them")
+    return alone(*made)
+
+
+def make_gym_env(env: profile.GymEnv) -> GymWrapper:
     """Make one gymnasium environment as TorchRL does, without gymnasium's checker.
 
     It is made here and wrapped by TorchRL: ``GymEnv`` first tries arguments that not every class takes.
 
     Raises:
-        ProfileError: gymnasium cannot make it, or its observation or action is not one array or number.
+        ProfileError: gymnasium cannot make it, or TorchRL has no word for its observations or actions.
     """
     try:
-        bare = gymnasium.make(env.id, max_episode_steps=env.max_episode_steps, disable_env_checker=True)
-        made = GymWrapper(bare, categorical_action_encoding=not one_hot)
+        bare = gymnasium.make(
+            env.id, max_episode_steps=env.max_episode_steps, disable_env_checker=True, **(env.kwargs or {})
+        )
     except Exception as error:  # whatever the environment's own module and constructor raise
         raise ProfileError(f"env.id: {env.id!r}: gymnasium does not make it: {one_line(error)}") from error
-    spaces = {"observations": bare.observation_space, "actions": bare.action_space}
-    allowed = {"observations": (gymnasium.spaces.Box,), "actions": (gymnasium.spaces.Box, gymnasium.spaces.Discrete)}
-    for what, space in spaces.items():
-        if not isinstance(space, allowed[what]):
-            kinds = " or ".join(kind.__name__ for kind in allowed[what])
-            raise ProfileError(f"env.id: {env.id!r}: its {what} are a {space}, must be a {kinds}")
-    return made
+    for what, space in {"observations": bare.observation_space, "actions": bare.action_space}.items():
+        refuse_spaces(f"env.id: {env.id!r}: its {what}", space)
+    try:
+        return GymWrapper(bare, categorical_action_encoding=True)
+    except Exception as error:  # TorchRL's own kinds, and the environment's
+        raise ProfileError(f"env.id: {env.id!r}: TorchRL does not take it: {one_line(error)}") from error
 
 
-def make_specs(env: Env) -> tuple[Composite, TensorSpec]:
-    """Return the specs of the raw ``observation`` that a policy is given and of its action, without batch.
+def refuse_spaces(what: str, space: gymnasium.Space[Any]) -> None:
+    """Refuse spaces that are no arrays of a fixed shape.
 
     Raises:
-        ProfileError: there is no such environment.
+        ProfileError: names what is allowed.
     """
-    if isinstance(env, profile.AtariEnv):
-        screen = Bounded(0, 255, SCREEN_SHAPE, dtype=torch.uint8)
-        return Composite({OBSERVATION: screen}), Categorical(len(environment_facts(env)["actions"]))
-    made = make_gym_env(env)
-    return made.observation_spec, made.action_spec
+    spaces, told = gymnasium.spaces, " ".join(str(space).split())
+    if isinstance(space, spaces.Dict):
+        for key, inner in space.items():
+            refuse_spaces(f"{what}[{key!r}]", inner)
+    elif isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim > 1:
+        raise ProfileError(f"{what} are a {told}, must have one row of choices")
+    elif not isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary | spaces.Text):
+        raise ProfileError(
+            f"{what} are a {told}, must be a Box, Discrete, MultiDiscrete or MultiBinary, or a Dict of these; "
+            "a wrapper such as gymnasium.wrappers.FlattenObservation makes one"
+        )
 
 
 def rom_name(env_id: str) -> str:
@@ -185,26 +301,35 @@ def rom_name(env_id: str) -> str:
     return name
 
 
+def load_game(rom: str) -> ale_py.ALEInterface:
+    """Return a console with a game of ale-py's."""
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+    ale = ale_py.ALEInterface()
+    ale.loadROM(str(ale_py.roms.get_rom_path(rom)))
+    return ale
+
+
 def environment_facts(env: Env) -> dict[str, Any]:
     """Return what a device needs to run the environment as in training: the manifest's ``environment``, ``actions``.
 
     ``actions`` lists what the policy chooses from, in the order of its outputs: index and name, and for Atari, where it
-    is the game's minimal set, the ALE id. Where the action is a vector, ``actions`` holds its bounds instead.
+    is the game's minimal set, the ALE id. Where the action is a vector, ``actions`` holds its bounds instead; where it
+    is anything else, or has several entries, ``action_names`` are those of the outputs, and ``actions`` says under
+    ``entries`` what each is.
     """
-    if isinstance(env, profile.GymEnv):
-        action = make_gym_env(env).action_spec
-        actions: Any
-        if isinstance(action, Categorical):
-            actions = [{"index": index, "name": str(index)} for index in range(action.n)]
-        else:
-            actions = {"low": action.space.low.tolist(), "high": action.space.high.tolist()}
-        return {"environment": env.model_dump(), "actions": actions}
-    rom = rom_name(env.id)
-    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
-    ale = ale_py.ALEInterface()
-    ale.loadROM(str(ale_py.roms.get_rom_path(rom)))
-    actions = [
-        {"index": index, "name": action.name, "ale_id": action.value}
-        for index, action in enumerate(ale.getMinimalActionSet())
-    ]
-    return {"environment": {"id": env.id, "rom": rom} | env.model_dump(exclude={"id"}), "actions": actions}
+    if isinstance(env, profile.AtariEnv):
+        rom = rom_name(env.id)
+        actions = [
+            {"index": index, "name": action.name, "ale_id": action.value}
+            for index, action in enumerate(load_game(rom).getMinimalActionSet())
+        ]
+        return {"environment": {"id": env.id, "rom": rom} | env.model_dump(exclude={"id"}), "actions": actions}
+    if isinstance(env, profile.RecordedEnv):
+        return {"environment": {"recording": env.recording}, **describe_actions(recorded_actions(env))}
+    if isinstance(env, profile.FactoryEnv):
+        bare = without_transforms(make_factory_env(env))
+        described = {"factory": env.factory, "arguments": env.arguments, "max_episode_steps": env.max_episode_steps}
+    else:
+        bare = make_gym_env(env)
+        described = env.model_dump(exclude={"kwargs"} if env.kwargs is None else None)
+    return {"environment": described, **describe_actions(action_spec_of(bare))}

@@ -13,9 +13,8 @@ from torch import nn
 from torchrl.data import Composite, Unbounded
 from torchrl.envs.transforms import Compose, ExcludeTransform, ObservationTransform
 
-from policy_export.config.profile import SCREEN_SIZE, Preprocess
-
-SCREEN_SHAPE = (*SCREEN_SIZE, 3)
+from policy_export.config.errors import ProfileError
+from policy_export.config.profile import Preprocess
 
 OBSERVATION = "observation"
 IS_INIT = "is_init"
@@ -84,6 +83,9 @@ class Screen(ObservationTransform):
         else:
             self.register_buffer("vertical", resize_matrix(crop.height, height, params.resize), persistent=False)
         self.register_buffer("horizontal", both.contiguous(), persistent=False)
+
+    def as_module(self) -> nn.Module:
+        return self
 
     def _apply_transform(self, obs: torch.Tensor) -> torch.Tensor:
         window = obs[..., self.rows, self.columns, self.channels]
@@ -167,18 +169,15 @@ def env_transforms(params: Preprocess) -> Compose:
     return Compose(Screen(params), FrameStack(params), ExcludeTransform(OBSERVATION, FRAME))
 
 
-def pixels_spec(params: Preprocess) -> Composite:
-    """Return the spec of an observation after :func:`env_transforms`, without batch."""
-    return Composite({PIXELS: Unbounded((params.frames, *params.size), dtype=torch.float32)})
+def check_crop(params: Preprocess, height: int, width: int) -> None:
+    """Compare what is cut out of a screen with the screen.
 
-
-def program_modules(params: Preprocess) -> tuple[list[nn.Module], Composite]:
-    """Return the preprocessing as modules of a policy, from ``observation`` (and states and ``is_init``) to ``pixels``.
-
-    Returns:
-        the modules, and the specs of their states, without batch.
+    Raises:
+        ProfileError: it reaches beyond it.
     """
-    if params.frames == 1:
-        return [Screen(params, out_key=PIXELS)], Composite()
-    stack = FrameStack(params)
-    return [Screen(params), stack.as_module()], stack.state_spec
+    bottom, right = params.crop.top + params.crop.height, params.crop.left + params.crop.width
+    if bottom > height or right > width:
+        raise ProfileError(
+            f"preprocess: crop reaches row {bottom} and column {right}, but a screen has {height} rows and {width} "
+            "columns"
+        )

@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from policy_export.device.arrays import Arrays, Run
-from policy_export.device.environments import make_environment
 from policy_export.device.golden import GOLDEN, GOLDEN_MAGIC
-from policy_export.device.manifest import value_names
+from policy_export.device.manifest import action_names, observation_names, value_names
 from policy_export.device.player import Player
-from policy_export.environments.episodes import Episode, replay
+from policy_export.environments.episodes import Episode, observe
 from policy_export.stage.files import replacing
 
 SEGMENTS = 4  # stretches of an episode
@@ -32,18 +30,21 @@ def pick_steps(steps: int, count: int) -> list[range]:
     return [range(start, start + length) for start in dict.fromkeys(starts)]
 
 
-def decide(
-    run: Run, episode: Episode, facts: dict[str, Any], count: int
-) -> Iterator[tuple[bool, npt.NDArray[Any], Arrays]]:
-    """Yield decisions of a recorded episode: whether the memory is reset before, the observation, and all outputs."""
-    player, stretches = Player(run, facts), pick_steps(len(episode.actions), count)
-    for step, observation in enumerate(replay(episode, make_environment(facts, episode.seed))):
+def decide(run: Run, episode: Episode, facts: dict[str, Any], count: int) -> Iterator[tuple[bool, Arrays, Arrays]]:
+    """Yield decisions of a recorded episode: whether the memory is reset before, the observations, and all outputs."""
+    player, stretches = Player(run, facts), pick_steps(len(episode), count)
+    for step, shown in enumerate(observe(episode, facts)):
         if step >= stretches[-1].stop:
             return
         if starts := any(step == stretch.start for stretch in stretches):
             player.reset()
         if any(step in stretch for stretch in stretches):
-            yield starts, observation, player.step(observation[None])
+            observations = player.read({name: array[None] for name, array in shown.items()})
+            yield starts, observations, player.step(observations)
+
+
+def join(arrays: Arrays, names: list[str]) -> bytes:
+    return b"".join(arrays[name].tobytes() for name in names)
 
 
 def write_golden(path: Path, run: Run, episode: Episode, facts: dict[str, Any], *, count: int, tolerance: float) -> int:
@@ -56,11 +57,11 @@ def write_golden(path: Path, run: Run, episode: Episode, facts: dict[str, Any], 
         count: of the decisions.
         tolerance: largest difference of a value.
     """
-    names = value_names(facts)
-    decisions = []
-    for starts, observation, outputs in decide(run, episode, facts, count):
-        answers = [np.ascontiguousarray(outputs[name]).tobytes() for name in names]
-        decisions.append((bytes([starts]), observation.tobytes(), outputs["action"].tobytes(), b"".join(answers)))
+    inputs, actions, values = observation_names(facts), action_names(facts), value_names(facts)
+    decisions = [
+        (bytes([starts]), join(observations, inputs), join(outputs, actions), join(outputs, values))
+        for starts, observations, outputs in decide(run, episode, facts, count)
+    ]
     sizes = [len(part) for part in decisions[0][1:]]
     header = struct.pack(GOLDEN, facts["policy"].encode(), len(decisions), *sizes, tolerance)
     with replacing(path) as temporary:

@@ -28,6 +28,7 @@ MAX_WEIGHT = 64
 TOLERANCE = 1e-6  # of the largest output
 ROUNDING = 1e-4  # of a weight, which is measured, in shares of the smallest step
 CHUNK = 64  # images at a time
+MOST_NUMBERS = 50_000_000  # that are measured, of 8 bytes each
 LANES = 16  # outputs that one register of a processor holds
 
 
@@ -99,6 +100,8 @@ def measure(model: onnx.ModelProto, found: Preprocessing) -> tuple[Separable, li
     if len(shape) < len("hw") or black.size != np.prod(shape[-2:]):
         return None
     offset = black.reshape(shape[-2:])
+    if (height + width * channels) * offset.size > MOST_NUMBERS:  # which leaves little to shrink
+        return None
 
     def probe(count: int, *, rows: bool) -> Floats:
         """Return what each row of the image, or each byte of its rows, adds to the output: ``(count, h, w)``."""

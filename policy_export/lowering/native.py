@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from policy_export.config import params
 from policy_export.device.errors import UserError
 from policy_export.device.golden import GOLDEN_FILE
-from policy_export.device.manifest import sha256
+from policy_export.device.manifest import action_names, observation_names, sha256, value_names
 from policy_export.environments import episodes
 from policy_export.lowering.golden import write_golden
 from policy_export.lowering.instructions import Target, find_target
@@ -68,7 +68,6 @@ def write_facts(path: Path, facts: dict[str, Any], weights: Path) -> None:
 
     outputs = [spec["name"] for spec in facts["outputs"]]
     next_of = {state["input"]: outputs.index(state["output"]) for state in facts["states"]}
-    values = len(outputs) - len(next_of) - 1
 
     def text(value: str) -> str:
         return json.dumps(value, ensure_ascii=True)
@@ -111,9 +110,11 @@ namespace facts {{
 inline constexpr char name[] = {text(facts["policy"])};
 {arrays("input", facts["inputs"])}
 {arrays("output", facts["outputs"])}
-inline constexpr std::size_t inputs = {len(facts["inputs"])}, outputs = {len(outputs)}, values = {values};
-inline constexpr const char *action_names[] = {{{listed}}};
-inline constexpr std::size_t actions = {len(names)};
+inline constexpr std::size_t inputs = {len(facts["inputs"])}, observations = {len(observation_names(facts))};
+inline constexpr std::size_t outputs = {len(outputs)}, actions = {len(action_names(facts))};
+inline constexpr std::size_t decided = actions + {len(value_names(facts))};  // outputs that are no next states
+inline constexpr const char *index_names[] = {{{listed}}};
+inline constexpr std::size_t indices = {len(names)};
 inline constexpr unsigned char weights_sha256[] = {{{digest}}};
 
 }}  // namespace facts

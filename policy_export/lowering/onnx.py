@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from policy_export.config import params
+from policy_export.device.environments import environment_name
 from policy_export.lowering.integer_preprocessing import use_integer_preprocessing
 from policy_export.lowering.redundant_reshapes import drop_redundant_reshapes
 from policy_export.program.archive import EXPORTS, load_program
@@ -56,7 +57,7 @@ def convert(program: torch.export.ExportedProgram, facts: dict[str, Any], opset:
     for item in [*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output]:
         del item.metadata_props[:]
     del model.graph.metadata_props[:]
-    model.doc_string = f"TorchRL policy {facts['policy']} for {facts['environment']['id']}"
+    model.doc_string = f"TorchRL policy {facts['policy']} for {environment_name(facts)}"
     onnx.helper.set_model_props(model, {"policy": str(facts["policy"]), "facts": json.dumps(facts)})
     onnx.checker.check_model(model, full_check=True)
     return model

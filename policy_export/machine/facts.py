@@ -7,6 +7,7 @@ every policy that has changed is tried: it is built once, untrained.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -20,7 +21,7 @@ from typing import Any
 from policy_export.backends import registry
 from policy_export.config import params
 from policy_export.config.errors import naming
-from policy_export.config.profile import Profile, check_files, named_files, named_modules
+from policy_export.config.profile import PATH, Profile, check_files, named_files, named_modules
 from policy_export.device.errors import UserError
 from policy_export.lowering import instructions
 from policy_export.machine.trial import digest, try_policies
@@ -104,7 +105,11 @@ def hash_sources(profile: Profile, environment: list[str]) -> tuple[dict[str, st
     """
     policy = needed_files([*named_modules(profile), *environment]) | named_files(profile)
     training = needed_files(["stages.train", *training_modules(profile)])
-    return hash_files(policy), hash_files(training)
+    hashes = hash_files(policy)
+    if profile.transforms is not None:  # a key that not every profile has, which DVC asks for in each
+        content = json.dumps(profile.transforms.model_dump(), sort_keys=True)
+        hashes[f"{PATH}: transforms"] = hashlib.sha256(content.encode()).hexdigest()
+    return hashes, hash_files(training)
 
 
 def training_modules(profile: Profile) -> list[str]:

@@ -14,10 +14,12 @@ from collections.abc import Iterable, Mapping
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from policy_export.config.errors import ProfileError, naming
-from policy_export.config.profile import Profile, load_profile
+from policy_export.config import params
+from policy_export.config.errors import naming
+from policy_export.config.profile import Profile, RecordedEnv, load_profile
 from policy_export.config.training import Untrained
 from policy_export.device.errors import UserError
+from policy_export.device.gymnasium_env import GymEnvironment
 from policy_export.program.failures import in_one_line
 from policy_export.program.made import way_out
 from policy_export.stage.processes import processes
@@ -50,24 +52,29 @@ def try_policy(name: str, programs: Mapping[str, bool]) -> list[str]:
         UserError: one of them cannot be built.
     """
     # Only here, as who starts the process does not need PyTorch.
-    from policy_export.device.environments import make_environment
-    from policy_export.device.gymnasium_env import GymEnvironment
-    from policy_export.environments.env import environment_facts, make_env
-    from policy_export.program.policy import find_env, make_agent
+    from policy_export.machine.tried_environment import (
+        check_recording,
+        check_trainable,
+        telling_training,
+        try_environments,
+    )
+    from policy_export.program.policy import environment_of, find_env, make_agent
 
     profile = load_profile(name)
     agent = make_agent(name, profile)
     with naming(name):
         try_programs(name, agent, programs)
         known = find_env(profile)
-        env = make_env(known, profile.preprocess, 1, 0, one_hot=agent.one_hot)
+        if isinstance(known, RecordedEnv):
+            check_recording(known, params.load().parity_check.min_observations)
+            return []
+        with telling_training(known):
+            env = environment_of(profile, agent, 1, 0)
         if not isinstance(profile.train, Untrained):
+            check_trainable(profile, agent)
             algorithm = importlib.import_module(f"policy_export.algorithms.{profile.train.algorithm}")
             algorithm.Learner(agent.actor, profile.train, env.observation_spec[0])
-        try:
-            played = make_environment(environment_facts(known), 0)
-        except UserError as error:
-            raise ProfileError(f"env.id: {profile.env.id!r}: {error}") from None
+        played = try_environments(known, agent, env)
     return own_modules(played.env) if isinstance(played, GymEnvironment) else []
 
 

@@ -3,7 +3,9 @@
 In open loop the programs see the recorded observations, and every output is compared. Some of these rows are shown
 alone, in other batches and in another order, among odd ones. In closed loop every program plays full episodes in
 environments of its own: actions and states must stay identical, except for ties within rounding, after which an episode
-goes on with the policy's action; or, where the action is a vector, each must be what the policy would have done there.
+goes on with the policy's action; or, where the action is a vector or the environment does not replay, each must be what
+the policy would have done there. And the policy must do with what the environment shows what the trained actor does in
+its training environment, with all transforms.
 The programs that explore must have the same values, and sample their actions as often and as independently as the
 policy does. The report is written first; then the stage fails if anything in it failed.
 """
@@ -18,8 +20,9 @@ from typing import Any
 
 from policy_export.backends import registry, runtimes
 from policy_export.config import params
+from policy_export.device.environments import is_playable
 from policy_export.device.errors import UserError
-from policy_export.device.manifest import sha256
+from policy_export.device.manifest import action_kinds, sha256
 from policy_export.environments import episodes
 from policy_export.environments.episodes import Episode
 from policy_export.parity import report
@@ -34,14 +37,16 @@ from policy_export.parity.closed_loop import (
 )
 from policy_export.parity.comparison import Comparison
 from policy_export.parity.exploration import noise_states
-from policy_export.parity.open_loop import check_by_name
+from policy_export.parity.open_loop import OWNER, check_by_name
 from policy_export.parity.recorded_inputs import pick_by_name
-from policy_export.parity.samples import Actions, act_by_name, check_samples, sample_by_name
+from policy_export.parity.samples import Sampled, act_by_name, check_samples, sample_by_name
+from policy_export.parity.training_environment import check_training_environment_by_name
 from policy_export.program.made import versions_of
 from policy_export.stage.files import write_json
 from policy_export.stage.processes import processes
 
 MAX_FAILURES = 100  # in the report
+NO_CLOSED_LOOP = "closed loop was not possible: there is no environment, only what was recorded in one"
 
 
 @dataclass
@@ -49,16 +54,18 @@ class Results:
     """What the programs did, by name; among them ``eager`` and ``eager_random``, the trained policy itself.
 
     ``followed`` are the episodes that diverged from eager's at a tie, played again; ``acted`` has the actions of the
-    programs whose noise has a state, and is empty where none has.
+    programs whose noise has a state, and is empty where none has. ``episodes`` is empty, and ``training`` is none,
+    where there is no environment.
     """
 
     open_loop: dict[str, Comparison]
     batch_invariance: dict[str, Comparison]
     episodes: dict[str, list[Trace]]
     followed: dict[str, list[Trace]]
-    samples: dict[str, Actions]
-    first_samples: list[dict[str, Actions]]
-    acted: dict[str, Actions]
+    samples: dict[str, Sampled]
+    first_samples: list[dict[str, Sampled]]
+    acted: dict[str, Sampled]
+    training: Comparison | None
 
 
 def run_programs(
@@ -66,12 +73,17 @@ def run_programs(
 ) -> Results:
     """Run all programs as the check needs it, in processes side by side, and report the progress."""
     deterministic, exploring = list(registry.deterministic(manifest)), list(registry.exploring(manifest))
-    observations = sum(len(episode.actions) for episode in recorded)
+    observations, kinds = sum(map(len, recorded)), action_kinds(manifest)
+    playable, replays = is_playable(manifest), recorded[0].observations is None
     with processes(settings.processes) as executor, processes(2, one_task_each=True) as starting:
         # Any memory will do; that of the fastest program takes a second, eager's many.
         picking = executor.submit(pick_by_name, policy, registry.quickest(manifest), ROWS)
         opening = executor.submit(check_by_name, policy, deterministic + exploring, settings)
-        playing = {name: executor.submit(play_by_name, policy, name, settings) for name in ("eager", *deterministic)}
+        playing = {
+            name: executor.submit(play_by_name, policy, name, settings, replays=replays)
+            for name in (("eager", *deterministic) if playable else ())
+        }
+        training = executor.submit(check_training_environment_by_name, policy, settings) if playable else None
         recorded_inputs = picking.result()
         checking = executor.submit(check_batch_invariance_by_name, policy, deterministic, recorded_inputs, settings)
         few_inputs = recorded_inputs.spread(settings.random_inputs).inputs
@@ -90,6 +102,7 @@ def run_programs(
             opening: f"open loop, {observations} observations",
             **{task: f"closed loop, {settings.episodes} episodes of {name}" for name, task in playing.items()},
             checking: "batches and odd inputs",
+            **({training: "the policy in its training environment"} if training is not None else {}),
             **{task: f"samples of {name}" for name, task in sampling.items()},
             **{task: f"noise of {name}" for name, task in acting.items()},
             **dict.fromkeys(starts, "samples after a start"),
@@ -100,8 +113,8 @@ def run_programs(
         played = {name: task.result() for name, task in playing.items()}
         following = {
             name: executor.submit(follow_by_name, policy, name, guides, settings)
-            for name in deterministic
-            if (guides := part_at_ties(played[name], played["eager"], settings.tolerance))
+            for name in (deterministic if playable else ())
+            if (guides := part_at_ties(played[name], played["eager"], settings.tolerance, kinds))
         }
         for name, task in following.items():
             print(f"parity_check {policy}  {len(task.result())} episodes of {name} again, past their ties", flush=True)
@@ -113,31 +126,31 @@ def run_programs(
             {name: task.result()[name] for name, task in sampling.items()},
             [task.result() for task in starts],
             {name: task.result() for name, task in acting.items()},
+            None if training is None else training.result(),
         )
 
 
 def explain_failures(
-    policy: str,
-    recorded: list[Episode],
-    results: Results,
-    closed_loop: dict[str, ClosedLoop],
-    settings: params.ParityCheck,
+    policy: str, manifest: dict[str, Any], recorded: list[Episode], results: Results, closed_loop: dict[str, ClosedLoop]
 ) -> dict[str, dict[str, Any]]:
     """Return what is known about the first decision in which each deterministic program failed, if there is one."""
     from policy_export.parity.divergence import explain
 
-    shown = {episode.seed: list(episode.actions) for episode in recorded}
-    own = {trace.seed: list(trace.decisions["action"]) for trace in results.episodes["eager"]}
+    settings = params.load().parity_check
+    replays, kinds = recorded[0].observations is None, action_kinds(manifest)
+    shown = {episode.seed: [episode.action(step) for step in range(len(episode))] for episode in recorded}
+    own = {trace.seed: trace.actions(kinds) for trace in results.episodes.get("eager", ())}
     explaining = {}
     with processes(settings.processes) as executor:
-        for name, loop in closed_loop.items():
-            if failures := [*results.open_loop[name].failures, *results.batch_invariance[name].failures]:
-                failure, actions = failures[0], (shown[failures[0].place.seed],) * 2
-            elif loop.failures:
-                failure = loop.failures[0]
+        for name, rows in results.batch_invariance.items():
+            if failures := [*results.open_loop[name].failures, *rows.failures]:
+                failure, seed = failures[0], failures[0].place.seed
+                actions = (shown[seed], shown[seed]) if replays else None
+            elif name in closed_loop and closed_loop[name].failures:
+                failure = closed_loop[name].failures[0]
                 traces = [*results.episodes[name], *results.followed.get(name, [])]
                 played = {trace.seed: trace for trace in traces}[failure.place.seed]  # the last time
-                actions = list(played.decisions["action"]), own[failure.place.seed]
+                actions = (played.actions(kinds), own[failure.place.seed]) if replays else None
             else:
                 continue
             explaining[name] = executor.submit(explain, policy, name, failure, actions, settings.tolerance)
@@ -157,23 +170,46 @@ def describe_checked(policy: str, manifest: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def describe_references(
+    policy: str, training: Comparison | None, owner: dict[str, Any] | None
+) -> tuple[dict[str, Any], list[str]]:
+    """Describe what the policy was compared with, besides its programs; return that, and the failures.
+
+    Args:
+        policy: its name.
+        training: the trained actor in its training environment; none where there is no environment.
+        owner: the report of the actions that the user's own program took, if they are known.
+    """
+    content: dict[str, Any] = {}
+    if owner is not None:  # which has taken actions, and nothing else
+        content["owner"] = {key: owner[key] for key in ("observations", "different_actions", "ties", "passed")}
+    if training is None:
+        print(f"parity_check {policy}  {NO_CLOSED_LOOP}", flush=True)
+        return content | {"closed_loop": NO_CLOSED_LOOP}, []
+    told = f"{training.observations} decisions, {training.different_actions} other"
+    print(f"parity_check {policy}  the policy in its training environment: {told}", flush=True)
+    content["training_environment"] = report.describe_training_environment(training)
+    return content, [f"in the training environment, {failure}" for failure in training.failures]
+
+
 def parity_check(policy: str) -> None:
     settings = params.load().parity_check
     manifest, _ = runtimes.read_model(policy)
     recorded = episodes.load(Path("data", policy, "episodes.safetensors"), policy)
-    observations = sum(len(episode.actions) for episode in recorded)
+    observations, kinds = sum(map(len, recorded)), action_kinds(manifest)
     if observations < settings.min_observations:
         raise UserError(
             f"data/{policy}/episodes.safetensors: holds {observations} observations, parity_check.min_observations "
-            f"asks for {settings.min_observations}; raise the episodes of record in params.yaml"
+            f"asks for {settings.min_observations}; record more of them"
         )
     folder = Path("results", policy)
     shutil.rmtree(folder / "divergence", ignore_errors=True)
     results = run_programs(policy, manifest, recorded, settings)
-    eager = results.episodes["eager"]
+    eager = results.episodes.get("eager", [])
     closed_loop = {
-        name: compare_episodes(results.episodes[name], eager, settings.tolerance, results.followed.get(name, ()))
+        name: compare_episodes(results.episodes[name], eager, settings.tolerance, results.followed.get(name, ()), kinds)
         for name in registry.deterministic(manifest)
+        if name in results.episodes
     }
     samples = check_samples(results.samples, results.first_samples, settings, results.acted)
 
@@ -181,14 +217,13 @@ def parity_check(policy: str) -> None:
     for name, open_loop in results.open_loop.items():
         entry = report.describe_open_loop(open_loop, len(recorded))
         found = [str(failure) for failure in open_loop.failures]
-        if name in closed_loop:
-            rows, loop = results.batch_invariance[name], closed_loop[name]
-            entry |= {
-                "batch_invariance": report.describe_batch_invariance(rows),
-                "closed_loop": report.describe_closed_loop(loop),
-            }
+        if name in results.batch_invariance:
+            rows = results.batch_invariance[name]
+            entry["batch_invariance"] = report.describe_batch_invariance(rows)
             found += [str(failure) for failure in rows.failures]
-            found += [f"closed loop, {failure}" for failure in loop.failures]
+        if name in closed_loop:
+            entry["closed_loop"] = report.describe_closed_loop(closed_loop[name])
+            found += [f"closed loop, {failure}" for failure in closed_loop[name].failures]
         if name in samples:
             entry["samples"] = report.describe_samples(samples[name])
             found += samples[name].failures
@@ -197,17 +232,20 @@ def parity_check(policy: str) -> None:
         verdict = "passed" if not found else "FAILED"
         differences = "  ".join(f"{key} {value:.1e}" for key, value in open_loop.max_abs_difference.items())
         print(f"parity_check {policy}  {name:<16}{verdict}  largest differences: {differences}", flush=True)
-    report.write_tables(folder, results.open_loop, programs)
+    beside, found = describe_references(policy, results.training, programs.pop(OWNER, None))
+    failures += found
+    report.write_tables(folder, {name: results.open_loop[name] for name in programs}, programs)
     path = folder / "parity.json"
     content = {
         "passed": not failures,
         "checked": describe_checked(policy, manifest),
         "episodes": len(recorded),
         "programs": programs,
+        **beside,
         "failures": failures[:MAX_FAILURES],
     }
     if failures:
-        divergences = explain_failures(policy, recorded, results, closed_loop, settings)
+        divergences = explain_failures(policy, manifest, recorded, results, closed_loop)
         for name, divergence in divergences.items():
             print(f"parity_check {policy}  {name:<16}first difference: {divergence['first_difference']}", flush=True)
         content["divergences"] = divergences

@@ -18,10 +18,20 @@ from policy_export.backends import runtimes
 from policy_export.config import params
 from policy_export.device.arrays import Action, Arrays
 from policy_export.device.environments import make_environment
-from policy_export.device.manifest import read_manifest
-from policy_export.device.player import Player
+from policy_export.device.manifest import action_kinds, read_manifest
+from policy_export.device.player import Player, pick_action
 from policy_export.environments.episodes import hash_state
-from policy_export.parity.comparison import Failure, Place, compare_action, decision, describe_tie, differ, differing
+from policy_export.parity.comparison import (
+    Batch,
+    Comparison,
+    Failure,
+    Place,
+    compare_action,
+    decision,
+    describe_tie,
+    differing,
+)
+from policy_export.program.decisions import ONE_INDEX, Kinds, is_choice
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,10 @@ class Trace:
     states: npt.NDArray[np.uint64]
     rewards: npt.NDArray[np.float64]
     ties: list[dict[str, Any]] = field(default_factory=list)
+
+    def actions(self, kinds: Kinds) -> list[Action]:
+        """Return what was done at each step."""
+        return [pick_action(self.decisions, list(kinds), step) for step in range(len(self.rewards))]
 
 
 @dataclass
@@ -75,9 +89,11 @@ class Log:
         seed: of the environment.
         guide: eager's episode with this seed, where its action is to be taken at a tie.
         tolerance: largest difference of a value.
+        kinds: of the actions.
     """
 
-    def __init__(self, seed: int, guide: Trace | None, tolerance: float) -> None:
+    def __init__(self, seed: int, guide: Trace | None, tolerance: float, kinds: Kinds) -> None:
+        self.kinds = kinds
         self.seed, self.states, self.rewards = seed, list[int](), list[float]()
         self.decisions, self.reference, self.ties = list[Arrays](), list[Arrays](), list[dict[str, Any]]()
         self.guide, self.tolerance = guide, tolerance
@@ -87,15 +103,14 @@ class Log:
         step, guide = len(self.states), self.guide
         self.states.append(state)
         if guide is not None and step < len(guide.states) and state == guide.states[step]:
-            own = decision(guide.decisions, step)
-            if differing(decided["action"], own["action"]).any():
-                verdict = compare_action(decided, own, self.tolerance)
+            own = decision(guide.decisions, step, self.kinds)
+            if any(differing(decided[name], own[name]).any() for name in self.kinds):
+                verdict = compare_action(decided, own, self.tolerance, self.kinds)
                 if verdict is not None and verdict.tie:
                     self.ties.append(describe_tie(Place(self.seed, step), verdict))
-                    decided["action"] = own["action"]
+                    decided |= {name: own[name] for name in self.kinds}
         self.decisions.append(decided)
-        action: Action = decided["action"][0]
-        return action
+        return pick_action(decided, list(self.kinds))
 
     def finish(self) -> Trace:
         decisions, reference = (
@@ -126,11 +141,12 @@ def play_episodes(
         tolerance: largest difference of a value at a tie.
     """
     environments = [make_environment(player.manifest, seed) for seed in seeds]
-    guided = {guide.seed: guide for guide in guides}
-    logs = [Log(seed, guided.get(seed), tolerance) for seed in seeds]
+    guided, kinds = {guide.seed: guide for guide in guides}, action_kinds(player.manifest)
+    logs = [Log(seed, guided.get(seed), tolerance, kinds) for seed in seeds]
     playing, kept = list(range(len(seeds))), set(player.states)
     while playing:
-        observations = np.stack([environments[episode].observation for episode in playing])
+        shown = [player.read(environments[episode].observations) for episode in playing]
+        observations = {name: np.stack([each[name] for each in shown]) for name in shown[0]}
         outputs, reference = player.step(observations), None if eager is None else eager.step(observations)
         for row, episode in enumerate(playing):
             environment, log = environments[episode], logs[episode]
@@ -150,14 +166,15 @@ def play_episodes(
     return [log.finish() for log in logs]
 
 
-def play_by_name(policy: str, program: str, settings: params.ParityCheck) -> list[Trace]:
+def play_by_name(policy: str, program: str, settings: params.ParityCheck, *, replays: bool = True) -> list[Trace]:
     """Run :func:`play_episodes` with a policy's program, by its name.
 
-    Actions that are vectors are not the same to the last bit, so that the episodes of two programs drift apart; for
-    these, eager decides in the same states.
+    Actions that are vectors are not the same to the last bit, so that the episodes of two programs drift apart, and so
+    do those of an environment that does not replay; for these, eager decides in the same states.
     """
     manifest = read_manifest(Path("models", policy))
-    names = [program, "eager"] if isinstance(manifest["actions"], dict) else [program]
+    numbers = any(kind["kind"] == "vector" for kind in action_kinds(manifest).values())
+    names = [program, "eager"] if numbers or not replays else [program]
     seeds = range(settings.seed, settings.seed + settings.episodes)
     players = [Player(runtimes.load_by_name(policy, name, threads=1), manifest, len(seeds)) for name in names]
     return play_episodes(players[0], seeds, *players[1:])
@@ -170,25 +187,31 @@ def follow_by_name(policy: str, program: str, guides: Sequence[Trace], settings:
     return play_episodes(player, [guide.seed for guide in guides], guides=guides, tolerance=settings.tolerance)
 
 
-def find_tie(trace: Trace, eager: Trace, tolerance: float) -> dict[str, Any] | None:
+def find_tie(trace: Trace, eager: Trace, tolerance: float, kinds: Kinds = ONE_INDEX) -> dict[str, Any] | None:
     """Return the tie at which an episode first diverges from eager's, if it does so at a tie."""
-    failure = first_difference(trace, eager) if trace.reference is None else None
+    failure = first_difference(trace, eager, kinds) if trace.reference is None else None
     if failure is None:
         return None
     step = failure.place.step
-    if trace.states[step] != eager.states[step] or not differing(failure.found["action"], failure.expected["action"]):
+    if trace.states[step] != eager.states[step]:
         return None
-    verdict = compare_action(failure.found, failure.expected, tolerance)
+    verdict = compare_action(failure.found, failure.expected, tolerance, kinds)
     return None if verdict is None or not verdict.tie else describe_tie(failure.place, verdict)
 
 
-def part_at_ties(traces: Sequence[Trace], eager: Sequence[Trace], tolerance: float) -> list[Trace]:
+def part_at_ties(
+    traces: Sequence[Trace], eager: Sequence[Trace], tolerance: float, kinds: Kinds = ONE_INDEX
+) -> list[Trace]:
     """Return eager's episodes from which a program's diverge at a tie: these are to be followed."""
-    return [own for trace, own in zip(traces, eager, strict=True) if find_tie(trace, own, tolerance) is not None]
+    return [own for trace, own in zip(traces, eager, strict=True) if find_tie(trace, own, tolerance, kinds) is not None]
 
 
 def compare_episodes(
-    traces: Sequence[Trace], eager: Sequence[Trace], tolerance: float, followed: Sequence[Trace] = ()
+    traces: Sequence[Trace],
+    eager: Sequence[Trace],
+    tolerance: float,
+    followed: Sequence[Trace] = (),
+    kinds: Kinds = ONE_INDEX,
 ) -> ClosedLoop:
     """Compare a program's episodes with eager's own: as long as the decisions are the same, so are the states.
 
@@ -200,6 +223,7 @@ def compare_episodes(
         tolerance: largest difference of a number.
         followed: of the program, again, of those that :func:`part_at_ties` found. An episode that diverges at a tie
             and was not followed is a failure.
+        kinds: of the actions.
     """
     again = {trace.seed: trace for trace in followed}
     played = [again.get(trace.seed, trace) for trace in traces]
@@ -207,22 +231,14 @@ def compare_episodes(
     result = ClosedLoop(len(traces), sum(len(trace.rewards) for trace in played), float(np.mean(scores)))
     for first, trace, own in zip(traces, played, eager, strict=True):
         if trace.reference is not None:
-            difference = differ(trace.decisions["action"], trace.reference["action"])
-            result.max_action_difference = max(result.max_action_difference or 0.0, float(difference.max()))
-            result.identical += int(not difference.any())
-            off = np.flatnonzero(~(difference <= tolerance))
-            if len(off):
-                step = int(off[0])
-                what = f"the action differs by {difference[step]:.3g}"
-                found, expected = decision(trace.decisions, step), decision(trace.reference, step)
-                result.failures.append(Failure(Place(trace.seed, step), what, found, expected))
+            _compare_with_reference(result, trace, trace.reference, tolerance, kinds)
             continue
         # Rounding may differ when fewer episodes are played side by side, so the tie at which one parted counts anyway.
         ties = {tie["step"]: tie for tie in trace.ties}
-        if trace is not first and (tie := find_tie(first, own, tolerance)) is not None:
+        if trace is not first and (tie := find_tie(first, own, tolerance, kinds)) is not None:
             ties[tie["step"]] = tie
         result.ties += [ties[step] for step in sorted(ties)]
-        failure = first_difference(trace, own)
+        failure = first_difference(trace, own, kinds)
         if failure is not None:
             result.failures.append(failure)
         elif not ties:
@@ -230,12 +246,31 @@ def compare_episodes(
     return result
 
 
-def first_difference(trace: Trace, eager: Trace) -> Failure | None:
+def _compare_with_reference(
+    result: ClosedLoop, trace: Trace, reference: Arrays, tolerance: float, kinds: Kinds
+) -> None:
+    """Add an episode in which eager has decided in the same states."""
+    steps = range(len(trace.rewards))
+    comparison = Comparison(compares_actions=True, tolerance=tolerance, states=set(), kinds=kinds)
+    actions = [{name: decided[name] for name in decided if name in kinds} for decided in (reference, trace.decisions)]
+    if any(is_choice(actions[0][name]) for name in kinds):  # what they were chosen by tells a tie
+        actions = [reference, trace.decisions]
+    comparison.compare(Batch([Place(trace.seed, step) for step in steps], actions[0], actions[1], {}))
+    numbers = [comparison.max_abs_difference[name] for name in kinds if name in comparison.differences]
+    if numbers:
+        result.max_action_difference = max(result.max_action_difference or 0.0, *numbers)
+    result.ties += comparison.ties
+    result.identical += int(not any(differing(actions[1][name], actions[0][name]).any() for name in kinds))
+    if comparison.failures:
+        result.failures.append(min(comparison.failures, key=lambda failure: failure.place.step))
+
+
+def first_difference(trace: Trace, eager: Trace, kinds: Kinds = ONE_INDEX) -> Failure | None:
     """Return the first step in which two episodes with the same seed differ."""
     steps = min(len(trace.rewards), len(eager.rewards))
     compared = {
         "state": (trace.states, eager.states),
-        "action": (trace.decisions["action"], eager.decisions["action"]),
+        **{name: (trace.decisions[name], eager.decisions[name]) for name in kinds},
         "reward": (trace.rewards, eager.rewards),
     }
     different = {
@@ -248,5 +283,5 @@ def first_difference(trace: Trace, eager: Trace) -> Failure | None:
     if not differences:
         return None
     step, what = min(differences, key=lambda difference: difference[0])
-    found, expected = decision(trace.decisions, step), decision(eager.decisions, step)
+    found, expected = (decision(each.decisions, step, kinds) for each in (trace, eager))
     return Failure(Place(trace.seed, step), what, found, expected)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from policy_export.device.arrays import Arrays
 from policy_export.device.errors import UserError
-from policy_export.program.decisions import VALUES, chosen_by, describe, is_choice
+from policy_export.program.decisions import ONE_INDEX, Kinds, components, describe, is_choice, is_value
 
 DRIFT_STEPS = 100  # of an episode, for which the largest difference of a state is reported
 MAX_FAILURES = 100  # that are kept of one program
@@ -68,16 +68,17 @@ class Failure:
         return f"{self.place}: {self.what}: {describe(self.found)}, eager {describe(self.expected)}"
 
 
-def decision(outputs: Arrays, row: int) -> Arrays:
-    """Return action and values of a row."""
-    return {name: array[[row]] for name, array in outputs.items() if name in ("action", *VALUES)}
+def decision(outputs: Arrays, row: int, kinds: Kinds = ONE_INDEX) -> Arrays:
+    """Return actions and values of a row."""
+    return {name: array[[row]] for name, array in outputs.items() if name in kinds or is_value(name)}
 
 
 class Verdict(NamedTuple):
     """An assessment of an action that differs from eager's.
 
     Attributes:
-        margin: between the best of eager's values and that of the action taken; infinite where there is no such action.
+        margin: between the best of eager's values and that of the choice taken; infinite where there is no such
+            choice. Of several choices, the largest.
         difference: the largest of the values.
         tie: whether rounding explains the action.
     """
@@ -87,7 +88,7 @@ class Verdict(NamedTuple):
     tie: bool
 
 
-def compare_action(found: Arrays, expected: Arrays, tolerance: float) -> Verdict | None:
+def compare_action(found: Arrays, expected: Arrays, tolerance: float, kinds: Kinds = ONE_INDEX) -> Verdict | None:
     """Return a verdict on a row in which a program chose another action than eager did.
 
     Errors of ``d`` in the values can change the order of two values only if these are at most ``2 d`` apart.
@@ -96,17 +97,33 @@ def compare_action(found: Arrays, expected: Arrays, tolerance: float) -> Verdict
         found: the program's :func:`decision`.
         expected: eager's.
         tolerance: largest difference of a value that may be called rounding.
+        kinds: of the actions.
 
     Returns:
         none where no values are known, so that rounding cannot be the explanation.
     """
-    given, known = chosen_by(found), chosen_by(expected)
-    if given is None or known is None:
+    verdicts = []
+    for name, kind in kinds.items():
+        pairs = zip(components(found, name, kind), components(expected, name, kind), strict=True)
+        for (taken, given), (other, known) in pairs:
+            if taken[0] == other[0]:
+                continue
+            if given is None or known is None:
+                return None
+            verdicts.append(_judge(int(taken[0]), given[0], known[0].astype(np.float64), tolerance))
+    if not verdicts:
         return None
-    taken, values = int(found["action"][0]), known[0].astype(np.float64)
+    return Verdict(
+        max(verdict.margin for verdict in verdicts),
+        max(verdict.difference for verdict in verdicts),
+        tie=all(verdict.tie for verdict in verdicts),
+    )
+
+
+def _judge(taken: int, given: npt.NDArray[Any], values: npt.NDArray[Any], tolerance: float) -> Verdict:
     with np.errstate(invalid="ignore"):  # what is no number is no tie
         margin = float(values.max() - values[taken]) if 0 <= taken < len(values) else np.inf
-        difference = float(np.abs(given[0] - values).max())
+        difference = float(np.where(given == values, 0, np.abs(given - values)).max())
     return Verdict(margin, difference, tie=margin <= 2 * difference and difference <= tolerance)
 
 
@@ -129,6 +146,7 @@ class Comparison:
         compares_actions: whether its actions must be eager's; those of a program that explores need not.
         tolerance: largest absolute difference of an output; of a state, in shares of its largest number above 1.
         states: names of the outputs that are next states.
+        kinds: of the actions.
         differences: the largest of each row, ``(rows,)`` float32 an output; infinite where it is no number.
         margins: between eager's two best values, ``(rows,)`` float32; empty where actions have no value each.
         different_actions: number of those that are faults.
@@ -140,6 +158,7 @@ class Comparison:
     compares_actions: bool
     tolerance: float
     states: set[str]
+    kinds: Kinds = field(default_factory=lambda: ONE_INDEX)
     observations: int = 0
     differences: dict[str, list[npt.NDArray[np.float32]]] = field(default_factory=dict)
     margins: list[npt.NDArray[np.float32]] = field(default_factory=list)
@@ -174,7 +193,7 @@ class Comparison:
         check_kinds(eager, batch.outputs)
         self.observations += rows
         for name, expected in eager.items():
-            if name == "action" and (is_choice(expected) or not self.compares_actions):
+            if name in self.kinds and (is_choice(expected) or not self.compares_actions):
                 continue
             difference = differ(batch.outputs[name], expected)
             self.differences.setdefault(name, []).append(difference)
@@ -184,13 +203,21 @@ class Comparison:
                 allowed *= np.maximum(1, np.abs(expected).reshape(rows, -1).max(1))
             for row in np.flatnonzero(~(difference <= allowed)).tolist():
                 self._fail(batch, row, f"{name} differs by {difference[row]:.3g}")
-        if self.compares_actions and is_choice(eager["action"]):
-            values = chosen_by(eager)
-            if values is not None and values.shape[-1] > 1:
-                best = np.sort(values, -1)
-                self.margins.append(best[:, -1] - best[:, -2])
-            for row in np.flatnonzero(differing(batch.outputs["action"], eager["action"])).tolist():
+        if self.compares_actions and (chosen := [name for name in self.kinds if is_choice(eager[name])]):
+            margins = [margin for name in chosen if (margin := self._margins(eager, name)) is not None]
+            if margins:
+                self.margins.append(np.min(margins, 0))
+            different = [differing(batch.outputs[name], eager[name]) for name in chosen]
+            for row in np.flatnonzero(np.any(different, 0)).tolist():
                 self._compare_action(batch, row)
+
+    def _margins(self, eager: Arrays, name: str) -> npt.NDArray[np.float32] | None:
+        """Return the smallest margin among an action's choices, ``(rows,)``; none where no values are known."""
+        parts = [values for _, values in components(eager, name, self.kinds[name]) if values is not None]
+        best = [np.sort(values, -1)[:, -2:] for values in parts if values.shape[-1] > 1]
+        with np.errstate(invalid="ignore"):  # a mask leaves a single choice
+            apart = [np.nan_to_num(pair[:, 1] - pair[:, 0], nan=np.inf) for pair in best]
+        return np.min(apart, 0).astype(np.float32) if apart else None
 
     def _drift(self, name: str, part: int, largest: float) -> None:
         drift = self.state_drift.setdefault(name, [])
@@ -199,7 +226,8 @@ class Comparison:
 
     def _compare_action(self, batch: Batch, row: int) -> None:
         """Record another action as a fault, or as a tie where rounding explains it."""
-        verdict = compare_action(decision(batch.outputs, row), decision(batch.eager, row), self.tolerance)
+        found, expected = (decision(each, row, self.kinds) for each in (batch.outputs, batch.eager))
+        verdict = compare_action(found, expected, self.tolerance, self.kinds)
         if verdict is not None and verdict.tie:
             self.ties.append(describe_tie(batch.places[row], verdict))
             return
@@ -211,7 +239,7 @@ class Comparison:
         self.failed += 1
         if len(self.failures) < MAX_FAILURES:
             inputs = None if self.failures else {name: array[[row]] for name, array in batch.inputs.items()}
-            found, expected = decision(batch.outputs, row), decision(batch.eager, row)
+            found, expected = (decision(each, row, self.kinds) for each in (batch.outputs, batch.eager))
             self.failures.append(Failure(batch.places[row], batch.context + what, found, expected, inputs))
 
 
@@ -232,9 +260,12 @@ def check_kinds(eager: Arrays, outputs: Arrays) -> None:
 
 def differ(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """Return the largest absolute difference of each row, ``(rows,)`` float32; infinite where there is no number."""
-    # Also what is equal and infinite is no number that a program may have.
+    if not found.size:
+        return np.zeros(len(found), np.float32)
+    # What a mask has made infinite is equal if it is; what is no number never is.
     with np.errstate(invalid="ignore"):
         apart = np.subtract(found, expected, dtype=np.result_type(found.dtype, np.float32))
+    apart = np.where(np.isinf(expected) & (found == expected), 0, apart)
     difference: npt.NDArray[np.float32] = np.abs(apart).reshape(len(found), -1).max(1).astype(np.float32)
     difference[np.isnan(difference)] = np.inf
     return difference

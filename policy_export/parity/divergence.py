@@ -12,7 +12,8 @@ from PIL import Image, ImageDraw
 
 from policy_export.backends import runtimes
 from policy_export.device.arrays import Action
-from policy_export.device.environments import Environment, make_environment
+from policy_export.device.emulator import Emulator
+from policy_export.device.environments import Environment, is_playable, make_environment
 from policy_export.device.manifest import read_manifest
 from policy_export.device.player import Player
 from policy_export.parity.comparison import Failure
@@ -21,6 +22,7 @@ from policy_export.stage.files import replacing
 
 SCALE = 2  # of the screens in the picture
 CAPTION = 14  # pixels, below them
+MOST_BYTES = 65536  # of an environment's state in the report
 GAP = 8  # pixels, between them
 
 
@@ -29,7 +31,7 @@ def replay_to(manifest: dict[str, Any], seed: int, actions: Sequence[Action], pl
     environment = make_environment(manifest, seed)
     for action in actions:
         if player is not None:
-            player.step(environment.observation[None])
+            player.step({name: array[None] for name, array in player.read(environment.observations).items()})
         environment.step(action)
     return environment
 
@@ -53,7 +55,7 @@ def explain(
     policy: str,
     program: str,
     failure: Failure,
-    actions: tuple[Sequence[Action], Sequence[Action]],
+    actions: tuple[Sequence[Action], Sequence[Action]] | None,
     tolerance: float,
 ) -> dict[str, Any]:
     """Return all that is known about a decision in which a deterministic program failed.
@@ -62,7 +64,8 @@ def explain(
         policy: its name.
         program: the program's name.
         failure: the decision.
-        actions: all that the program took, or was shown, in that episode, and all that the policy did.
+        actions: all that the program took, or was shown, in that episode, and all that the policy did; none where the
+            episode cannot be played again.
         tolerance: of the check.
 
     Returns:
@@ -71,22 +74,33 @@ def explain(
     """
     manifest, (seed, step) = read_manifest(Path("models", policy)), failure.place
     player = Player(runtimes.load_by_name(policy, "eager", threads=1), manifest)
-    own = replay_to(manifest, seed, actions[1][:step], player)
-    inputs = failure.inputs or player.feed | {player.observation: own.observation[None].copy()}
+    playable = is_playable(manifest) and actions is not None
+    own = replay_to(manifest, seed, actions[1][:step], player) if playable and actions is not None else None
+    if failure.inputs is not None:
+        inputs = failure.inputs
+    elif own is not None:
+        inputs = player.feed | {name: array[None].copy() for name, array in player.read(own.observations).items()}
+    else:
+        inputs = None
     report: dict[str, Any] = {
         "seed": seed,
         "step": step,
         "what": failure.what,
         "program": {name: array[0].tolist() for name, array in failure.found.items()},
         "eager": {name: array[0].tolist() for name, array in failure.expected.items()},
-        "state": own.state.hex(),
-        "memory": {name: inputs[name][0].tolist() for name in player.states.values()},
+        "state": own.state.hex() if own is not None and len(own.state) <= MOST_BYTES else None,
+        "memory": {name: inputs[name][0].tolist() for name in player.states.values()} if inputs is not None else {},
     }
-    if own.observation.ndim == len(("height", "width", "colour")):
+    if own is not None and actions is not None and isinstance(own, Emulator):
         its = replay_to(manifest, seed, actions[0][:step], None)
         path = Path("results", policy, "divergence", f"{program}.png")
         seen = ((program, failure.found, its), ("eager", failure.expected, own))
-        draw_screens(path, [(f"{name}: action {decided['action'][0]}", at.observation) for name, decided, at in seen])
+        draw_screens(
+            path,
+            [(f"{name}: action {decided['action'][0]}", at.observations["observation"]) for name, decided, at in seen],
+        )
         report["screens"] = path.as_posix()
+    if inputs is None:
+        return report | {"first_difference": "not known: the episode cannot be played again", "location": None}
     location = localise(policy, program, inputs, tolerance)
     return report | {"first_difference": str(location), "location": location.as_dict()}

@@ -12,37 +12,55 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from policy_export.backends import runtimes
 from policy_export.backends.registry import RANDOM
 from policy_export.config import params
 from policy_export.device.arrays import Arrays, Run
-from policy_export.device.environments import make_environment
 from policy_export.device.errors import UserError
-from policy_export.device.manifest import read_manifest
+from policy_export.device.manifest import action_kinds, read_manifest
 from policy_export.device.player import Player
 from policy_export.environments import episodes
 from policy_export.environments.episodes import Episode
 from policy_export.parity.comparison import Batch, Comparison, Place
 from policy_export.parity.exploration import exploring, without_noise
+from policy_export.program.decisions import Kinds
 
 EXPLORING_STRIDE = 8
+OWNER = "owner"  # the user's own program, which has taken actions in the recorded observations
 LEFT_OVER = 7  # every number of the memory that a program is given at the start, to be ignored
 
 
-def watch(recorded: list[Episode], manifest: dict[str, Any]) -> Iterator[tuple[list[int], npt.NDArray[Any]]]:
-    """Yield, for each step, the episodes that have not ended and their observations."""
-    replays = [episodes.replay(episode, make_environment(manifest, episode.seed)) for episode in recorded]
+def watch(recorded: list[Episode], manifest: dict[str, Any]) -> Iterator[tuple[list[int], Arrays]]:
+    """Yield, for each step, the episodes that have not ended and their observations by name."""
+    replays = [episodes.observe(episode, manifest) for episode in recorded]
     while True:
         seen = [next(replay, None) for replay in replays]
         playing = [episode for episode, observation in enumerate(seen) if observation is not None]
         if not playing:
             return
-        yield playing, np.stack([observation for observation in seen if observation is not None])
+        shown = [observed for observed in seen if observed is not None]
+        yield playing, {name: np.stack([observed[name] for observed in shown]) for name in shown[0]}
 
 
-def decide(name: str, player: Player, observations: npt.NDArray[Any]) -> Arrays:
+def taken_by_owner(recorded: list[Episode]) -> bool:
+    """Return whether the episodes are a user's recording, with the actions that the user's own program has taken."""
+    first = recorded[0]
+    return (
+        first.observations is not None
+        and not first.state_hashes.any()
+        and isinstance(first.actions, np.ndarray)
+        and first.actions.size > 0
+    )
+
+
+def owned(recorded: list[Episode], playing: list[int], step: int, expected: Arrays, kinds: Kinds) -> Arrays:
+    """Return the actions that the user's own program has taken at a step of some episodes."""
+    taken = np.stack([np.asarray(recorded[episode].action(step)) for episode in playing])
+    return {name: taken.astype(expected[name].dtype) for name in kinds}
+
+
+def decide(name: str, player: Player, observations: Arrays) -> Arrays:
     """Return a program's outputs for observations, computed with its memory.
 
     Raises:
@@ -67,7 +85,9 @@ def check_open_loop(
         UserError: a program's outputs are not those of eager, or an episode does not replay.
     """
     states = {state["output"] for state in manifest["states"]}
-    results = {name: Comparison(not name.endswith(RANDOM), settings.tolerance, states) for name in programs}
+    kinds = action_kinds(manifest)
+    compared = [*programs, *([OWNER] if taken_by_owner(recorded) else [])]
+    results = {name: Comparison(not name.endswith(RANDOM), settings.tolerance, states, kinds) for name in compared}
     remembering = {name: run for name, run in programs.items() if not name.endswith(RANDOM)}
     players = {name: Player(run, manifest, len(recorded)) for name, run in {"eager": eager, **remembering}.items()}
     for player in players.values():
@@ -84,17 +104,19 @@ def check_open_loop(
             for player in (*players.values(), *explorers.values()):
                 player.keep([playing.index(episode) for episode in still])
             playing = still
-        inputs = {name: player.feed | {player.observation: observations} for name, player in players.items()}
+        inputs = {name: player.feed | player.read(observations) for name, player in players.items()}
         outputs = {name: decide(name, player, observations) for name, player in players.items()}
         for name, player in explorers.items() if step % EXPLORING_STRIDE == 0 else ():
             player.feed |= inputs["eager"]
             inputs[name], outputs[name] = player.feed.copy(), decide(name, player, observations)
         expected = outputs.pop("eager")
+        if OWNER in results:
+            inputs[OWNER], outputs[OWNER] = inputs["eager"], expected | owned(recorded, playing, step, expected, kinds)
         places = [Place(recorded[episode].seed, step) for episode in playing]
         for name, found in outputs.items():
             try:
-                compared = without_noise(found, manifest) if name in explorers else found
-                results[name].compare(Batch(places, expected, compared, inputs[name]))
+                known = without_noise(found, manifest) if name in explorers else found
+                results[name].compare(Batch(places, expected, known, inputs[name]))
             except UserError as error:
                 raise UserError(f"{name}: {error}") from None
     return results

@@ -9,10 +9,9 @@ import numpy as np
 
 from policy_export.backends import runtimes
 from policy_export.device.arrays import Arrays, Run
-from policy_export.device.environments import make_environment
 from policy_export.device.manifest import read_manifest
 from policy_export.device.player import Player
-from policy_export.environments.episodes import Episode, load, replay
+from policy_export.environments.episodes import Episode, load, observe
 from policy_export.parity.comparison import Place
 
 
@@ -36,12 +35,13 @@ def _spread(total: int, count: int) -> list[int]:
 
 def pick_recorded_inputs(run: Run, episode: Episode, manifest: dict[str, Any], count: int) -> RecordedInputs:
     """Return ``count`` decisions spread evenly over an episode, or all if it is shorter; the memory is ``run``'s."""
-    wanted = _spread(len(episode.actions), count)
+    wanted = _spread(len(episode), count)
     player, recorded_inputs = Player(run, manifest), []
-    for step, observation in enumerate(replay(episode, make_environment(manifest, episode.seed))):
+    for step, shown in enumerate(observe(episode, manifest)):
+        observations = {name: array[None] for name, array in player.read(shown).items()}
         if step in wanted:
-            recorded_inputs.append(player.feed | {player.observation: observation[None]})
-        player.step(observation[None])
+            recorded_inputs.append(player.feed | observations)
+        player.step(observations)
     inputs = {name: np.concatenate([inputs[name] for inputs in recorded_inputs]) for name in recorded_inputs[0]}
     return RecordedInputs([Place(episode.seed, step) for step in wanted], inputs)
 

@@ -86,6 +86,15 @@ def describe_closed_loop(loop: ClosedLoop) -> dict[str, Any]:
     }
 
 
+def describe_training_environment(decisions: Comparison) -> dict[str, Any]:
+    return {
+        "decisions": decisions.observations,
+        "different_actions": decisions.different_actions,
+        "max_abs_difference": decisions.max_abs_difference,
+        "ties": decisions.ties,
+    }
+
+
 def describe_samples(samples: SampleComparison) -> dict[str, Any]:
     return {"samples": samples.samples, "tests": samples.tests, "least_p": samples.least_p}
 

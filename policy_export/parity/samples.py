@@ -10,6 +10,7 @@ the chance that a faultless program fails is at most the sum of the levels that 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -22,9 +23,9 @@ from scipy import stats
 from policy_export.backends import runtimes
 from policy_export.config import params
 from policy_export.device.arrays import Arrays, Run
-from policy_export.device.manifest import read_manifest
+from policy_export.device.manifest import action_kinds, read_manifest
 from policy_export.parity.exploration import complete, noise_states
-from policy_export.program.decisions import is_choice
+from policy_export.program.decisions import ONE_INDEX, Kinds, components, is_choice
 
 ROWS = 32  # of a call that show the same input
 STEPS = 60  # that are taken one after the other
@@ -33,6 +34,7 @@ SHOWN = (0, 5, BEGINS_ANEW, STEPS - 1)  # whose actions are compared, in the row
 LAGS = (1, 5)  # steps between actions that are correlated
 
 Actions = npt.NDArray[np.int64 | np.float32]
+Sampled = dict[str, Actions]  # by the name of what was sampled, such as ``action`` or ``agents_action[1]``
 
 
 @dataclass
@@ -59,18 +61,41 @@ def sample(run: Run, recorded_inputs: Arrays, calls: int) -> Actions:
 
     Where an action is a vector, the shape is ``(inputs, calls, ROWS, k)``.
     """
+    (sampled,) = sample_all(run, recorded_inputs, calls, ONE_INDEX).values()
+    return sampled
+
+
+def sample_all(run: Run, recorded_inputs: Arrays, calls: int, kinds: Kinds) -> Sampled:
+    """Return samples of all that an action is made of, by name, each as :func:`sample` does."""
     batch = {name: np.repeat(array, ROWS, 0) for name, array in recorded_inputs.items()}
-    actions = [run(batch)["action"] for _ in range(calls)]
-    return np.stack([sampled.reshape(-1, ROWS, *sampled.shape[1:]) for sampled in actions], 1)
+    parts = [parts_of(run(batch), kinds) for _ in range(calls)]
+    return {name: np.stack([_by_input(part[name]) for part in parts], 1) for name in parts[0]}
 
 
-def sample_by_name(policy: str, programs: Iterable[str], recorded_inputs: Arrays, calls: int) -> dict[str, Actions]:
+def parts_of(outputs: Arrays, kinds: Kinds) -> Sampled:
+    """Return what actions are made of, by name, one row each: every choice alone, and vectors as they are."""
+    found: Sampled = {}
+    for name, kind in kinds.items():
+        if chosen := components(outputs, name, kind):
+            several = len(chosen) > 1
+            found |= {f"{name}[{place}]" if several else name: taken for place, (taken, _) in enumerate(chosen)}
+        else:
+            found[name] = outputs[name].reshape(len(outputs[name]), -1)
+    return found
+
+
+def _by_input(sampled: Actions) -> Actions:
+    return sampled.reshape(-1, ROWS, *sampled.shape[1:])
+
+
+def sample_by_name(policy: str, programs: Iterable[str], recorded_inputs: Arrays, calls: int) -> dict[str, Sampled]:
     """Run :func:`sample` with some of a policy's programs that explore, by their names.
 
     ``recorded_inputs`` are inputs of a deterministic program.
     """
-    inputs = complete(recorded_inputs, read_manifest(Path("models", policy)))
-    return {name: sample(runtimes.load_by_name(policy, name, threads=1), inputs, calls) for name in programs}
+    manifest = read_manifest(Path("models", policy))
+    inputs, kinds = complete(recorded_inputs, manifest), action_kinds(manifest)
+    return {name: sample_all(runtimes.load_by_name(policy, name, threads=1), inputs, calls, kinds) for name in programs}
 
 
 def act(run: Run, recorded_inputs: Arrays, states: dict[str, str]) -> Actions:
@@ -83,20 +108,26 @@ def act(run: Run, recorded_inputs: Arrays, states: dict[str, str]) -> Actions:
         recorded_inputs: its inputs, one row each.
         states: of the noise, input by output; they are handed on.
     """
-    feed, actions = {name: np.repeat(array, ROWS, 0) for name, array in recorded_inputs.items()}, []
+    (acted,) = act_all(run, recorded_inputs, states, ONE_INDEX).values()
+    return acted
+
+
+def act_all(run: Run, recorded_inputs: Arrays, states: dict[str, str], kinds: Kinds) -> Sampled:
+    """Return what :func:`act` does for all that an action is made of, by name."""
+    feed, parts = {name: np.repeat(array, ROWS, 0) for name, array in recorded_inputs.items()}, []
     second = np.arange(len(feed["is_init"])).reshape(feed["is_init"].shape) % 2 == 1
     for step in range(STEPS):
         outputs = run(feed | {"is_init": second if step == BEGINS_ANEW else np.full_like(second, step == 0)})
-        actions.append(outputs["action"])
+        parts.append(parts_of(outputs, kinds))
         feed |= {name: outputs[output] for output, name in states.items()}
-    return np.stack([taken.reshape(-1, ROWS, *taken.shape[1:]) for taken in actions], 1)
+    return {name: np.stack([_by_input(part[name]) for part in parts], 1) for name in parts[0]}
 
 
-def act_by_name(policy: str, program: str, recorded_inputs: Arrays) -> Actions:
+def act_by_name(policy: str, program: str, recorded_inputs: Arrays) -> Sampled:
     """Run :func:`act` with a policy's exploring program, by its name; the inputs are a deterministic program's."""
     manifest = read_manifest(Path("models", policy))
     run = runtimes.load_by_name(policy, program, threads=1)
-    return act(run, complete(recorded_inputs, manifest), noise_states(manifest))
+    return act_all(run, complete(recorded_inputs, manifest), noise_states(manifest), action_kinds(manifest))
 
 
 def run_tests(
@@ -280,10 +311,10 @@ def persistence(actions: Actions, lag: int, tolerance: float) -> npt.NDArray[np.
 
 
 def check_samples(
-    sampled: dict[str, Actions],
-    first: list[dict[str, Actions]],
+    sampled: dict[str, Sampled],
+    first: list[dict[str, Sampled]],
     settings: params.ParityCheck,
-    acted: dict[str, Actions] | None = None,
+    acted: dict[str, Sampled] | None = None,
 ) -> dict[str, SampleComparison]:
     """Compare every program's samples with those of the policy itself, ``eager_random``.
 
@@ -297,19 +328,32 @@ def check_samples(
     """
     expected, acted = sampled["eager_random"], acted or {}
     findings = {
-        name: list(run_tests(expected, sampled[name], (first[0][name], first[1][name]), settings.tolerance))
+        name: [
+            _of_part(part, finding)
+            for part, own in sampled[name].items()
+            for finding in run_tests(
+                expected[part], own, (first[0][name][part], first[1][name][part]), settings.tolerance
+            )
+        ]
         for name in sampled
         if name != "eager_random"
     }
     for name in findings.keys() & acted.keys():
-        findings[name] += check_noise(acted["eager_random"], acted[name], settings.tolerance)
+        for part, own in acted[name].items():
+            noise = check_noise(acted["eager_random"][part], own, settings.tolerance)
+            findings[name] += [_of_part(part, finding) for finding in noise]
     level = settings.random_error_rate / sum(map(len, findings.values()))
     return {
         name: SampleComparison(
-            expected.size,
+            sum(part.size for part in expected.values()),
             len(found),
             float(np.min([finding.p for finding in found])),
             [f"{finding.what}: {finding.found} (p {finding.p:.1e})" for finding in found if not finding.p >= level],
         )
         for name, found in findings.items()
     }
+
+
+def _of_part(part: str, finding: Finding) -> Finding:
+    """Return a finding that says which part of an action it is of, unless there is only the one ``action``."""
+    return finding if part == "action" else dataclasses.replace(finding, what=f"{part}: {finding.what}")

@@ -1,7 +1,8 @@
-"""A policy's decision: an action, and the values from which it was chosen."""
+"""A policy's decision: actions, and the values from which they were chosen."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,25 +14,79 @@ from policy_export.device.arrays import Arrays
 # ``action_value``, their means come before those. A policy's other entries stay inside the program.
 VALUES = ("expected_action_value", "action_value", "logits", "loc", "scale")
 
+Kinds = Mapping[str, Mapping[str, Any]]
+ONE_INDEX: Kinds = {"action": {"kind": "index"}}
+
+
+def is_value(name: str) -> bool:
+    """Return whether an output is what an action was chosen by, such as ``logits`` or ``agents_logits``."""
+    return any(name == value or name.endswith(f"_{value}") for value in VALUES)
+
 
 def is_choice(actions: npt.NDArray[Any]) -> bool:
-    """Return whether actions are indices, which are equal or not, rather than vectors."""
-    return bool(np.issubdtype(actions.dtype, np.integer))
+    """Return whether actions are choices, which are equal or not, rather than numbers that are nearly so."""
+    return not np.issubdtype(actions.dtype, np.floating)
 
 
-def chosen_by(outputs: Arrays) -> npt.NDArray[Any] | None:
-    """Return a number for each action that could have been chosen, ``(batch, actions)``.
+def components(outputs: Arrays, name: str, kind: Mapping[str, Any]) -> list[tuple[npt.NDArray[Any], Any]]:
+    """Return the choices that an action is made of, each with what it was chosen by.
 
-    These are the first of ``VALUES`` with such numbers; none without them, or where actions are not single indices.
+    Args:
+        outputs: of a program.
+        name: of the action.
+        kind: of the action, as :func:`policy_export.device.manifest.action_kinds` has it.
+
+    Returns:
+        for each choice, what was taken ``(batch,)`` and a number for each that could have been, ``(batch, n)``; none
+        where these are not known. Nothing for actions that are numbers.
     """
-    if not is_choice(outputs["action"]) or outputs["action"].ndim > 1:
-        return None
-    found = (outputs[name] for name in VALUES if name in outputs)
-    return next((values for values in found if values.ndim == len(("batch", "actions"))), None)
+    action = outputs[name]
+    if not is_choice(action) and kind["kind"] != "one_hot":
+        return []
+    group = name.rpartition("action")[0]  # of agents, which have values of their own
+    known = [outputs[f"{group}{value}"] for value in VALUES if f"{group}{value}" in outputs]
+    if kind["kind"] == "one_hot":
+        return _one_hot(action, known, np.cumsum(kind.get("sizes", [action.shape[-1]]))[:-1])
+    flat = action.reshape(len(action), -1)
+    found = [columns for values in known if (columns := _by_column(values, action, kind)) is not None]
+    return list(zip(flat.T, found[0] if found else [None] * flat.shape[1], strict=True))
+
+
+def _one_hot(
+    action: npt.NDArray[Any], known: list[npt.NDArray[Any]], places: npt.NDArray[Any]
+) -> list[tuple[npt.NDArray[Any], Any]]:
+    values = next((values for values in known if values.shape == action.shape), None)
+    found: list[tuple[npt.NDArray[Any], Any]] = []
+    parts = [None] * (len(places) + 1) if values is None else np.split(values, places, -1)
+    for taken, numbers in zip(np.split(action, places, -1), parts, strict=True):
+        chosen = taken.argmax(-1).reshape(len(action), -1)
+        for column in range(chosen.shape[1]):
+            every = None if numbers is None else numbers.reshape(len(action), -1, numbers.shape[-1])[:, column]
+            found.append((chosen[:, column], every))
+    return found
+
+
+def _by_column(values: npt.NDArray[Any], action: npt.NDArray[Any], kind: Mapping[str, Any]) -> list[Any] | None:
+    """Return, for each number of an action, a number for each choice, ``(batch, n)``; none where values are none."""
+    rows, columns = len(action), action[0].size
+    if values.ndim == action.ndim + 1 and values.shape[:-1] == action.shape:
+        return list(np.moveaxis(values.reshape(rows, columns, -1), 1, 0))
+    if kind["kind"] == "bits" and values.shape == action.shape:
+        flat = values.reshape(rows, columns)
+        return [np.stack([np.zeros_like(flat[:, column]), flat[:, column]], -1) for column in range(columns)]
+    sizes = np.ravel(kind.get("sizes", ()))
+    if kind["kind"] == "indices" and values.ndim == len(("batch", "choices")) and values.shape[1] == sizes.sum():
+        return np.split(values, np.cumsum(sizes)[:-1], -1)
+    return None
 
 
 def describe(outputs: Arrays, row: int = 0) -> str:
-    """Return a row's action and the values from which it was chosen, but no distributions, as these are too long."""
-    told = [name for name in VALUES if name in outputs and outputs[name][row].ndim <= 1]
-    values = [f"{name} {np.round(outputs[name][row], 6).tolist()}" for name in told]
-    return ", ".join([f"action {outputs['action'][row]}", *values])
+    """Return a row's actions and the values from which they were chosen, without distributions, which are long."""
+    names = [name for name in outputs if not is_value(name)]
+    told = [
+        name for name in outputs if is_value(name) and outputs[name][row].size <= 32 and outputs[name][row].ndim <= 2
+    ]
+    shown = [
+        f"{name} {outputs[name][row].tolist() if outputs[name][row].ndim else outputs[name][row]}" for name in names
+    ]
+    return ", ".join([*shown, *(f"{name} {np.round(outputs[name][row], 6).tolist()}" for name in told)])

@@ -10,7 +10,7 @@ place.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,7 +18,7 @@ from tensordict import NestedKey, TensorDict, unravel_key
 from tensordict.nn import TensorDictModuleBase
 from torch import nn
 from torch.nn.parameter import is_lazy
-from torchrl.data import Bounded, Composite, TensorSpec, Unbounded
+from torchrl.data import Binary, Bounded, Composite, TensorSpec, Unbounded
 from torchrl.envs.transforms import Compose
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules.utils import get_primers_from_module
@@ -149,13 +149,24 @@ def call(policy: TensorDictModuleBase, entries: Entries, exploration_type: Explo
     return {unravel_key(key): after[key] for key in after.keys(include_nested=True, leaves_only=True)}
 
 
-def find_memory(policy: TensorDictModuleBase, input_spec: Composite, exploration_type: ExplorationType) -> Memory:
+def is_value(key: NestedKey) -> bool:
+    """Return whether an entry is what an action was chosen by, by the last part of its key."""
+    return (key if isinstance(key, str) else key[-1]) in VALUES
+
+
+def find_memory(
+    policy: TensorDictModuleBase,
+    input_spec: Composite,
+    exploration_type: ExplorationType,
+    actions: Sequence[NestedKey] = ("action",),
+) -> Memory:
     """Return the states of a policy, found by trying it out.
 
     Args:
         policy: reads observations, states and ``is_init``; its lazy layers are initialised.
         input_spec: of the observations, and of the states as far as they are declared, without batch.
         exploration_type: under which the policy is called; what only explores keeps its states only then.
+        actions: keys of its actions.
 
     Raises:
         ProfileError: a module keeps a memory in itself, or the policy reads an entry that is neither an observation nor
@@ -193,7 +204,7 @@ def find_memory(policy: TensorDictModuleBase, input_spec: Composite, exploration
     refuse_hidden(trial, kept, first, given)
     entries = given | {IS_INIT: entries[IS_INIT]}
 
-    decisions = ["action", *VALUES, *map(next_key, declared)]
+    decisions = [*actions, *filter(is_value, first), *map(next_key, declared)]
     others = [key for key in first if key not in entries and key not in decisions and key[0] != "next"]
     candidates = {key: first[key] for key in [*others, *primed] if key in first}
     in_place = depending(trial, entries, candidates, decisions) if candidates else []
@@ -210,17 +221,28 @@ def example(spec: Composite, key: NestedKey) -> torch.Tensor:
     shape = (ROWS, *entry.shape)
     if entry.dtype == torch.uint8:
         return torch.randint(256, shape, dtype=entry.dtype, generator=generator)
-    if entry.dtype == torch.bool:
-        values = torch.randint(2, shape, generator=generator).bool()
+    if is_flags(entry):
+        values = torch.randint(2, shape, generator=generator).to(entry.dtype)
         if shape[-1] > 1:
-            values[..., 0] = True  # a mask leaves one choice at least
+            values[..., 0] = 1  # a mask leaves one choice at least
         return values
     if not entry.dtype.is_floating_point:
-        return torch.zeros(shape, dtype=entry.dtype)
+        return least(entry).expand(shape).clone()
     values = torch.randn(shape, dtype=entry.dtype, generator=generator)
     if isinstance(entry, Bounded):
         values = values.clamp(entry.space.low, entry.space.high)
     return values
+
+
+def is_flags(spec: TensorSpec) -> bool:
+    """Return whether an entry holds flags, as a mask does, of whatever dtype."""
+    return spec.dtype == torch.bool or isinstance(spec, Binary)
+
+
+def least(spec: TensorSpec) -> torch.Tensor:
+    """Return the smallest whole numbers that an entry may hold, or zeros where there is no bound, without batch."""
+    values = torch.zeros(spec.shape, dtype=spec.dtype)
+    return torch.maximum(values, spec.space.low.to(spec.dtype)) if isinstance(spec, Bounded) else values
 
 
 def disturbed(tensor: torch.Tensor) -> torch.Tensor:
@@ -304,7 +326,8 @@ def refuse_hidden(trial: Trial, kept: dict[str, torch.Tensor], first: Entries, e
     if names:
         raise ProfileError(
             f"the policy's modules write into themselves ({', '.join(names)}), and a program has no such memory: read "
-            "a state under a key, write its next value under ('next', key), and declare it by make_tensordict_primer"
+            "a state under a key, write its next value under ('next', key), and declare it by make_tensordict_primer; "
+            "a transform of the environment gives its memory by as_module and state_spec"
         )
     if different:
         raise ProfileError(

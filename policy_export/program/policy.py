@@ -1,41 +1,36 @@
-"""Policies: built by the factory that a profile names, and saved as weights.
+"""Policies: built by the factory that a profile names, between the transforms of its environment.
 
-A policy is one TensorDict module from the environment's raw observation to the action. Everything a stage needs to
-know about it (inputs, states, outputs) is read off its keys, so no stage knows which kind of policy it has.
+A policy is one TensorDict module from what the environment shows to the action that it takes. Everything a stage needs
+to know about it (inputs, states, outputs) is read off its keys, so no stage knows which kind of policy it has.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import inspect
-import json
-import typing
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import NamedTuple
 
 import gymnasium
 import torch
-from pydantic import ConfigDict, create_model
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from tensordict import NestedKey
-from tensordict.nn import TensorDictModuleBase, TensorDictSequential
+from tensordict import NestedKey, TensorDictBase, unravel_key
+from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
 from torch import nn
-from torchrl.data import Categorical, Composite, TensorSpec
+from torchrl.data import Binary, Categorical, Composite, MultiCategorical, MultiOneHot, OneHot, TensorSpec
+from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType
 
 from policy_export.config.errors import ProfileError, naming
-from policy_export.config.profile import AtariEnv, Env, Policy, Profile, check
+from policy_export.config.profile import Env, GymEnv, Policy, Profile, RecordedEnv
+from policy_export.config.training import Untrained
 from policy_export.device.errors import UserError, one_line
-from policy_export.environments.env import KNOWN, is_registered, make_specs
-from policy_export.environments.preprocess import IS_INIT, pixels_spec, program_modules
+from policy_export.device.torchrl_env import array_specs, flat_name, without_transforms
+from policy_export.environments.actions import recorded_actions
+from policy_export.environments.env import KNOWN, is_registered, make_env, make_single_env
+from policy_export.environments.factories import checked_arguments, import_function
+from policy_export.environments.preprocess import IS_INIT
+from policy_export.environments.recorded import recorded_specs
+from policy_export.environments.transforms import Parts, freeze, measures, program_parts, statistics, transforms_of
 from policy_export.program.memory import Trial, find_memory, initialise, state_keys, state_spec
-from policy_export.stage.files import replacing
-
-Factory = Callable[..., TensorDictModuleBase]
 
 
 @dataclass(frozen=True)
@@ -44,19 +39,34 @@ class Agent:
 
     Attributes:
         actor: what the factory made, from the transformed environment's entries; what is trained and saved.
-        policy: the same behind the preprocessing: from the raw observation, the states and ``is_init`` to ``action``,
-            values and the next states. This is what is exported; it explores where TorchRL's exploration type is
-            ``RANDOM``.
+        policy: the same between the transforms: from what the environment shows, the states and ``is_init`` to the
+            environment's actions, values and the next states. This is what is exported; it explores where TorchRL's
+            exploration type is ``RANDOM``.
         input_spec: shape and dtype of every observation and state entry that ``policy`` reads, without batch.
-        action_spec: of the environment, without batch.
-        one_hot: whether the policy writes a choice as a one-hot vector instead of an index.
+        action_specs: of the environment below all transforms, without batch.
+        given: keys of the actions that the actor writes, for the transformed environment.
+        statistics: of the transforms, by name; they are saved with the weights.
+        one_hot: whether the actor writes a choice as a one-hot vector instead of an index.
     """
 
     actor: TensorDictModuleBase
     policy: TensorDictModuleBase
     input_spec: Composite
-    action_spec: TensorSpec
+    action_specs: Composite
+    given: list[NestedKey]
+    statistics: dict[str, torch.Tensor]
     one_hot: bool = False
+
+    @property
+    def action_spec(self) -> TensorSpec:
+        """Return the spec of the environment's only action."""
+        (key,) = self.actions
+        return self.action_specs[key]
+
+    @property
+    def actions(self) -> list[NestedKey]:
+        """Return the keys of the environment's actions."""
+        return keys_of(self.action_specs)
 
 
 def observation_keys(policy: TensorDictModuleBase) -> list[NestedKey]:
@@ -65,43 +75,139 @@ def observation_keys(policy: TensorDictModuleBase) -> list[NestedKey]:
     return [key for key in policy.in_keys if key not in states and key != IS_INIT]
 
 
-def make_agent(name: str, profile: Profile) -> Agent:
+def keys_of(spec: Composite) -> list[NestedKey]:
+    """Return the keys of all entries."""
+    return [unravel_key(key) for key in spec.keys(include_nested=True, leaves_only=True)]
+
+
+def make_agent(name: str, profile: Profile, saved: Mapping[str, torch.Tensor] | None = None) -> Agent:
     """Return the untrained policy of a profile.
+
+    Args:
+        name: of the policy.
+        profile: of the policy.
+        saved: statistics of the transforms; none for those that the transforms have.
 
     Raises:
         UserError: its environment or factory does not exist, or the factory does not take what the profile gives it.
     """
     with naming(name):
-        return _make_agent(name, profile)
+        return _make_agent(profile, saved)
 
 
-def _make_agent(name: str, profile: Profile) -> Agent:
-    observation_spec, action_spec = make_specs(find_env(profile))
-    observations = observation_spec
-    modules: list[nn.Module] = []
-    input_spec = observation_spec.clone()
-    if profile.preprocess is not None:
-        observations = pixels_spec(profile.preprocess)
-        modules, states = program_modules(profile.preprocess)
-        input_spec.update(states)
-    actor = call_factory(name, profile.policy, observations, action_spec)
+class Specs(NamedTuple):
+    """What an environment shows and takes, by key, without batch."""
+
+    observations: Composite
+    actions: Composite
+
+    @classmethod
+    def of(cls, env: EnvBase) -> Specs:
+        row = (0,) * len(env.batch_size)
+        known = (env.observation_spec, env.full_action_spec)
+        return cls(*(Composite(array_specs(spec[row] if row else spec)) for spec in known))
+
+
+def _make_agent(profile: Profile, saved: Mapping[str, torch.Tensor] | None) -> Agent:
+    env = find_env(profile)
+    if isinstance(env, RecordedEnv):
+        specs = Specs(recorded_specs(env), recorded_actions(env))
+        return assemble(profile.policy, specs, specs, Parts([], [], Composite(), Composite(), []), {})
+    made = make_single_env(env, profile.preprocess, profile.transforms)
+    transforms = transforms_of(made)
+    if saved is None and not isinstance(profile.train, Untrained) and measures(transforms):
+        made.rollout(2)  # so that there is something to begin with
+    freeze(transforms, saved or None)
+    frozen = statistics(transforms)
+    return assemble(profile.policy, Specs.of(without_transforms(made)), Specs.of(made), program_parts(made), frozen)
+
+
+def assemble(policy: Policy, inside: Specs, outside: Specs, parts: Parts, frozen: dict[str, torch.Tensor]) -> Agent:
+    """Return a policy between the transforms of its environment.
+
+    Args:
+        policy: how it is made.
+        inside: of the environment below all transforms.
+        outside: of the environment with its transforms.
+        parts: the transforms.
+        frozen: their statistics.
+
+    Raises:
+        ProfileError: the policy cannot be made, reads what it is not shown, or gives what is not taken.
+    """
+    (shown, taken), given, wanted = inside, outside.actions, keys_of(outside.actions)
+    actor = call_factory(policy, outside.observations, given[wanted[0]] if len(wanted) == 1 else given)
+    written = [unravel_key(key) for key in actor.out_keys]
+    if missing := [key for key in wanted if key not in written]:
+        raise ProfileError(
+            f"policy.factory: {policy.factory!r}: makes a policy that does not write {missing[0]!r}, which the "
+            f"environment takes; it writes {written}"
+        )
+    made = {unravel_key(key) for module in parts.before for key in getattr(module, "out_keys", ())}
+    states = keys_of(state_spec(actor))
+    wanted_states = [key for key in state_keys(actor) if key not in states and key in keys_of(parts.primed)]
+    primed = Composite({key: parts.primed[key] for key in wanted_states})
+    for key in map(unravel_key, actor.in_keys):
+        known = {*keys_of(shown), *made, *states, *keys_of(primed), IS_INIT}
+        if key in keys_of(outside.observations) and key not in known:
+            raise ProfileError(
+                f"the policy reads {key!r}, which no program has: it is written for the training only, by one of the "
+                f"transforms {', '.join(parts.dropped)}"
+            )
+    input_spec = shown.clone()
+    input_spec.update(parts.states)
+    input_spec.update(primed)
     input_spec.update(state_spec(actor))
-    policy = TensorDictSequential(*modules, actor)
-    initialise(policy, input_spec)
-    action = try_action(policy, input_spec)
-    one_hot = is_one_hot(action, action_spec)
-    check_action(action[:, 0] if one_hot else action, action_spec)
-    return Agent(actor, policy, input_spec, action_spec, one_hot)
+    one_hot = False
+    modules = [*parts.before, actor]
+    if len(wanted) == 1:
+        initialise(TensorDictSequential(*modules), input_spec)
+        one_hot = is_one_hot(try_actions(modules, input_spec, wanted)[wanted[0]], given[wanted[0]])
+    if one_hot:
+        key = wanted[0]
+        modules.append(TensorDictModule(index_of, in_keys=[key], out_keys=[key]))
+    casts = [Cast(key, spec) for key, spec in array_specs(given).items()]
+    modules += [*casts, *parts.behind]
+    actions = keys_of(taken)
+    whole = TensorDictSequential(*modules)
+    initialise(whole, input_spec)
+    for key, action in try_actions(modules, input_spec, actions).items():
+        check_action(key, action, taken[key])
+    return Agent(actor, whole, input_spec, taken, wanted, frozen, one_hot)
 
 
-def try_action(policy: TensorDictModuleBase, input_spec: Composite) -> torch.Tensor:
-    """Return an action of a policy, ``(batch, ...)``.
+def index_of(action: torch.Tensor) -> torch.Tensor:
+    """Return the place of the 1 in one-hot vectors ``(*batch, n)``, ``(*batch,)`` int64."""
+    return action.to(torch.int64).argmax(-1)
+
+
+class Cast(TensorDictModuleBase):
+    """Gives bits and choices, which distributions draw as floats, the environment's dtype."""
+
+    def __init__(self, key: NestedKey, spec: TensorSpec) -> None:
+        super().__init__()
+        self.dtype, self.in_keys, self.out_keys = spec.dtype, [key], [key]
+        self.whole = isinstance(spec, Binary | OneHot | Categorical | MultiCategorical | MultiOneHot)
+
+    def forward(self, entries: TensorDictBase) -> TensorDictBase:
+        action = entries[self.in_keys[0]]
+        if self.whole and action.dtype != self.dtype and action.dtype.is_floating_point:
+            entries[self.in_keys[0]] = action.to(self.dtype)
+        return entries
+
+
+def try_actions(
+    modules: Sequence[nn.Module], input_spec: Composite, keys: Sequence[NestedKey]
+) -> dict[NestedKey, torch.Tensor]:
+    """Return actions of a policy, ``(batch, ...)`` each.
 
     Raises:
         ProfileError: as :func:`~policy_export.program.memory.find_memory`, or the policy fails.
     """
-    memory = find_memory(policy, input_spec, ExplorationType.DETERMINISTIC)
-    return Trial(policy, ExplorationType.DETERMINISTIC)(memory.example(input_spec))["action"]
+    policy = TensorDictSequential(*modules)
+    memory = find_memory(policy, input_spec, ExplorationType.DETERMINISTIC, keys)
+    tried = Trial(policy, ExplorationType.DETERMINISTIC)(memory.example(input_spec))
+    return {key: tried[key] for key in keys}
 
 
 def is_one_hot(action: torch.Tensor, action_spec: TensorSpec) -> bool:
@@ -111,7 +217,7 @@ def is_one_hot(action: torch.Tensor, action_spec: TensorSpec) -> bool:
     return bool(((action == 0) | (action == 1)).all())
 
 
-def check_action(action: torch.Tensor, action_spec: TensorSpec) -> None:
+def check_action(key: NestedKey, action: torch.Tensor, action_spec: TensorSpec) -> None:
     """Compare a policy's actions, ``(batch, ...)``, with what its environment takes.
 
     Raises:
@@ -123,23 +229,7 @@ def check_action(action: torch.Tensor, action_spec: TensorSpec) -> None:
             f"{dtype}[{', '.join(map(str, ('batch', *shape)))}]".replace("torch.", "")
             for dtype, shape in ((action.dtype, found), (action_spec.dtype, expected))
         ]
-        raise ProfileError(f"the policy's action is {kinds[0]}, the environment takes {kinds[1]}")
-
-
-def import_factory(params: Policy) -> Factory:
-    """Return what ``policy.factory`` names.
-
-    Raises:
-        ProfileError: it is not there, or its module cannot be imported.
-    """
-    module, function = params.factory.split(":")
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ProfileError(f"policy.factory: {params.factory!r}: {one_line(error)}") from error
-    except (Exception, SystemExit) as error:  # a user's module may fail in any way
-        reason = f"{type(error).__name__}: {one_line(error)}"
-        raise ProfileError(f"policy.factory: {params.factory!r}: {reason}") from error
+        raise ProfileError(f"the policy's {flat_name(key)} is {kinds[0]}, the environment takes {kinds[1]}")
 
 
 def find_env(profile: Profile) -> Env:
@@ -151,110 +241,34 @@ def find_env(profile: Profile) -> Env:
         ProfileError: the factory cannot be imported.
     """
     env = profile.env
-    import_factory(profile.policy)
-    if isinstance(env, AtariEnv) or ":" in env.id or is_registered(env.id, KNOWN):
+    import_function("policy", profile.policy.factory)
+    if not isinstance(env, GymEnv) or ":" in env.id or is_registered(env.id, KNOWN):
         return env
     if not is_registered(env.id, gymnasium.registry):
         return env
     return env.model_copy(update={"id": f"{profile.policy.factory.partition(':')[0]}:{env.id}"})
 
 
-def call_factory(
-    name: str, params: Policy, observation_spec: Composite, action_spec: TensorSpec
-) -> TensorDictModuleBase:
+def call_factory(params: Policy, observation_spec: Composite, action_spec: TensorSpec) -> TensorDictModuleBase:
     """Return what a factory makes of the specs and of the arguments that ``params.yaml`` has for it."""
     place = f"policy.factory: {params.factory!r}"
-    factory = import_factory(params)
-    try:
-        arguments = factory_arguments(name, factory, params.arguments)
-    except UserError:
-        raise
-    except Exception as error:  # no function, or annotations that cannot be read
-        raise ProfileError(f"{place}: {type(error).__name__}: {one_line(error)}") from error
+    factory = import_function("policy", params.factory)
+    arguments = checked_arguments("policy", factory, params.arguments, after=2)
     try:
         actor = factory(observation_spec, action_spec, **arguments)
     except UserError as error:
         raise ProfileError(str(error)) from None
     except (Exception, SystemExit) as error:
         raise ProfileError(f"{place}: {type(error).__name__}: {one_line(error)}") from error
-    if not isinstance(actor, TensorDictModuleBase) or "action" not in actor.out_keys:
-        raise ProfileError(f"{place}: must make a TensorDict module that writes 'action'")
+    if not isinstance(actor, TensorDictModuleBase):
+        raise ProfileError(f"{place}: makes a {type(actor).__name__}, must make a TensorDict module")
     return actor
 
 
-def factory_arguments(name: str, factory: Factory, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return a factory's arguments, checked against its signature: their names, and their types where it has any."""
-    parameters = list(inspect.signature(factory).parameters.values())[2:]  # after the specs
-    hints = typing.get_type_hints(factory, include_extras=True)
-    fields: dict[str, Any] = {}
-    extra: Literal["allow", "forbid"] = "forbid"
-    for parameter in parameters:
-        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            extra = "allow"
-        else:
-            default = ... if parameter.default is inspect.Parameter.empty else parameter.default
-            fields[parameter.name] = (hints.get(parameter.name, Any), default)
-    config = ConfigDict(extra=extra, strict=True, arbitrary_types_allowed=True)
-    model = create_model("Arguments", __config__=config, **fields)
-    return dict(check(model, arguments, f"policies.{name}.policy."))
-
-
-def _digest(tensors: dict[str, torch.Tensor]) -> str:
-    """Return the SHA-256 of names, dtypes, shapes and values, independent of how a file lays them out."""
-    sha = hashlib.sha256()
-    for name in sorted(tensors):
-        sha.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
-        sha.update(tensors[name].contiguous().numpy().tobytes())
-    return sha.hexdigest()
-
-
-def save_weights(path: Path, policy: str, network: nn.Module) -> None:
-    """Write a module's weights as safetensors, with the policy's name and a digest in the header."""
-    # Copies, as safetensors refuses tensors that share memory: tied weights, and TorchRL's own C51 support.
-    tensors = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in network.state_dict().items()
-    }
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"header": json.dumps({"policy": policy, "sha256": _digest(tensors)})})
-
-
-def load_weights(path: Path, policy: str, network: nn.Module) -> None:
-    """Load what :func:`save_weights` wrote into ``network``.
-
-    Raises:
-        UserError: the file is missing, damaged, another policy's, or of a network with other weights; then there is a
-            line for each that is missing, superfluous, or of another dtype or shape.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-            header = json.loads((file.metadata() or {}).get("header", "{}"))
-    except (OSError, SafetensorError, ValueError) as error:
-        reason = "no such file; run `dvc repro`" if isinstance(error, FileNotFoundError) else f"damaged: {error}"
-        raise UserError(f"{path}: {reason}") from None
-    if header.get("policy") != policy:
-        raise UserError(f"{path}: holds the policy {header.get('policy')!r}, expected {policy!r}")
-    if header.get("sha256") != _digest(tensors):
-        raise UserError(f"{path}: damaged: its weights do not match the digest in its header")
-    if differences := _differences(_kinds(tensors), _kinds(network.state_dict())):
-        lines = ["does not fit the network of params.yaml; train it again", *differences]
-        raise UserError("\n".join(f"{path}: {line}" for line in lines))
-    network.load_state_dict(tensors)
-
-
-def _kinds(tensors: dict[str, torch.Tensor]) -> dict[str, str]:
-    """Return dtype and shape of each, as ``float32[3, 5]``."""
-    return {name: f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}" for name, tensor in tensors.items()}
-
-
-def _differences(found: dict[str, str], expected: dict[str, str]) -> list[str]:
-    """Return a line for each weight that only the file or only the network has."""
-    lines = [f"{name}: missing, expected {kind}" for name, kind in expected.items() if name not in found]
-    lines += [f"{name}: superfluous, found {kind}" for name, kind in found.items() if name not in expected]
-    lines += [
-        f"{name}: found {found[name]}, expected {kind}"
-        for name, kind in expected.items()
-        if name in found and found[name] != kind
-    ]
-    return lines
+def environment_of(profile: Profile, agent: Agent, num_envs: int, seed: int) -> EnvBase:
+    """Make the environment that an agent is trained and evaluated in, as :func:`make_env`, with frozen statistics."""
+    made = make_env(
+        find_env(profile), profile.preprocess, num_envs, seed, one_hot=agent.one_hot, transforms=profile.transforms
+    )
+    freeze(transforms_of(made), agent.statistics)
+    return made

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict import NestedKey, TensorDict, TensorDictBase, unravel_key
 from tensordict.nn import TensorDictModuleBase
 from torch import nn
 from torchrl.data import Composite
@@ -19,11 +19,12 @@ from torchrl.modules import DistributionalQValueModule, QValueHook
 
 from policy_export.config.profile import Profile
 from policy_export.device.errors import UserError
+from policy_export.device.torchrl_env import flat_name
 from policy_export.environments.preprocess import IS_INIT
-from policy_export.program.decisions import VALUES
-from policy_export.program.memory import find_memory, next_key
-from policy_export.program.policy import Agent, load_weights, make_agent
+from policy_export.program.memory import find_memory, is_flags, is_value, least, next_key
+from policy_export.program.policy import Agent, make_agent
 from policy_export.program.torch_private import part
+from policy_export.program.weights import load_weights, read_weights
 
 EXPECTED = "expected_action_value"
 
@@ -52,11 +53,6 @@ class Signature:
         return dataclasses.asdict(self)
 
 
-def flat_name(key: NestedKey) -> str:
-    """Return a key as one name: ``group0_agent0_obs`` for ``("group0", "agent0", "obs")``."""
-    return key if isinstance(key, str) else "_".join(key)
-
-
 class Step(nn.Module):
     """A policy as a function of named tensors.
 
@@ -64,7 +60,7 @@ class Step(nn.Module):
         policy: reads observations, states and ``is_init``, writes ``action``, values and the states' next values.
         input_spec: of the observations and of the states that are declared, without batch.
         exploration_type: ``DETERMINISTIC`` or ``RANDOM``; part of the function, whatever is set around its call.
-        one_hot: whether the policy writes a choice as a one-hot vector; the function gives the index.
+        actions: keys of the environment's actions.
 
     Raises:
         UserError: two entries of the policy would have the same name, or its memory cannot be made explicit.
@@ -75,18 +71,18 @@ class Step(nn.Module):
         policy: TensorDictModuleBase,
         input_spec: Composite,
         exploration_type: ExplorationType,
-        *,
-        one_hot: bool = False,
+        actions: Sequence[NestedKey] = ("action",),
     ) -> None:
         super().__init__()
         self.policy, self.input_spec, self.exploration_type = policy, input_spec, exploration_type
-        self.one_hot, self.expected = one_hot, _expected_values(policy)
+        self.actions, self.expected = list(actions), _expected_values(policy)
         _named(policy.in_keys)
-        self.memory = find_memory(policy, input_spec, exploration_type)
+        self.memory = find_memory(policy, input_spec, exploration_type, actions)
         states = self.memory.written
         flags: list[NestedKey] = [IS_INIT] if states else []
         values = [*policy.out_keys, *([EXPECTED] if self.expected else [])]
-        decisions = ["action", *(key for key in values if key in VALUES)]
+        chosen_by = [key for key in map(unravel_key, values) if is_value(key) and key not in self.actions]
+        decisions = [*self.actions, *dict.fromkeys(chosen_by)]
         self.states = {flat_name(key): flat_name(next_key(key)) for key in states}
         self.inputs = _named([*self.memory.observations, *states, *flags])
         # Names are those of the next values, wherever the policy writes them.
@@ -119,8 +115,6 @@ class Step(nn.Module):
             entries = TensorDict({self.inputs[name]: tensor for name, tensor in inputs.items()}, batch_size=batch)
             with set_exploration_type(self.exploration_type):
                 entries = self.decide(entries)
-            if self.one_hot:
-                entries["action"] = entries["action"].to(torch.int64).argmax(-1)
             if self.expected is not None:
                 entries[EXPECTED] = self.expected(entries)
             # A next state goes back in as it came out, and compiled programs trust that their inputs are contiguous.
@@ -139,8 +133,9 @@ class Step(nn.Module):
                 examples[name] = torch.ones(batch, 1, dtype=torch.bool)
             else:
                 spec = (self.memory.spec if name in self.states else self.input_spec)[key]
-                mask = spec.dtype == torch.bool and name not in self.states
-                examples[name] = torch.full((batch, *spec.shape), mask, dtype=spec.dtype)
+                mask = is_flags(spec) and name not in self.states
+                zeros = least(spec) if not spec.dtype.is_floating_point else torch.zeros(spec.shape, dtype=spec.dtype)
+                examples[name] = (torch.ones_like(zeros) if mask else zeros).expand(batch, *spec.shape).clone()
         return examples
 
     @property
@@ -158,8 +153,9 @@ def load_agent(policy: str, profile: Profile) -> Agent:
     Raises:
         UserError: its weights are missing, damaged or another policy's.
     """
-    agent = make_agent(policy, profile)
-    load_weights(Path("models", policy, "policy.safetensors"), policy, agent.actor)
+    path = Path("models", policy, "policy.safetensors")
+    agent = make_agent(policy, profile, read_weights(path, policy)[1])
+    load_weights(path, policy, agent.actor)
     agent.policy.eval().requires_grad_(requires_grad=False)
     return agent
 
@@ -176,7 +172,7 @@ def load_step(policy: str, profile: Profile, exploration_type: ExplorationType =
 
 def make_step(agent: Agent, exploration_type: ExplorationType) -> Step:
     """Return a policy as a function of named tensors."""
-    return Step(agent.policy, agent.input_spec, exploration_type, one_hot=agent.one_hot)
+    return Step(agent.policy, agent.input_spec, exploration_type, agent.actions)
 
 
 def _like(flags: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:

@@ -129,10 +129,10 @@ class Subject:
         calls, inputs = self.settings.random_calls, self.recorded_inputs.spread(self.settings.random_inputs).inputs
         eager = runtimes.load_by_name(self.policy, "eager_random", threads=1)
         sampled = {
-            "eager_random": sample(eager, inputs, calls),
-            "pt2_random": sample(load(), inputs, calls),
+            "eager_random": {"action": sample(eager, inputs, calls)},
+            "pt2_random": {"action": sample(load(), inputs, calls)},
         }
-        first = [{"pt2_random": sample(load(), inputs, max(1, calls // 4))} for _ in range(2)]
+        first = [{"pt2_random": {"action": sample(load(), inputs, max(1, calls // 4))}} for _ in range(2)]
         failures = check_samples(sampled, first, self.settings)["pt2_random"].failures
         return f"draws, {failures[0]}" if failures else None
 

@@ -32,7 +32,7 @@ class Fuzzer {
     void call() {
         policy *handle = handles_.empty() || one_in(20) ? nullptr : handles_[below(handles_.size())];
         fill();
-        switch (below(7)) {
+        switch (below(8)) {
             case 0:
                 return open();
             case 1:
@@ -44,6 +44,8 @@ class Fuzzer {
                 return step(handle);
             case 5:
                 return run(handle);
+            case 6:
+                return decide(handle);
             default:
                 return one_in(20) ? selftest(handle) : step(handle);
         }
@@ -82,8 +84,24 @@ class Fuzzer {
         const void *observation = one_in(10) ? nullptr : given_[0].data();
         void *action = one_in(10) ? nullptr : made_[0].data();
         const bool right = handle != nullptr && observation != nullptr && action != nullptr;
+        const bool several = policy_observations() > 1 || policy_action_outputs() > 1;
         const policy_status status = policy_step(handle, observation, action, one_in(2) ? nullptr : values.data());
-        require(status == (right ? POLICY_OK : POLICY_ARGUMENT), "step");
+        require(status == (several ? POLICY_SEVERAL : right ? POLICY_OK : POLICY_ARGUMENT), "step");
+    }
+
+    void decide(policy *handle) {
+        std::vector<const void *> observations;
+        std::vector<void *> actions, values;
+        const std::size_t given = policy_observations(), made = policy_action_outputs();
+        for (std::size_t i = 0; i < given; ++i) observations.push_back(one_in(20) ? nullptr : given_[i].data());
+        for (std::size_t i = 0; i < made; ++i) actions.push_back(one_in(20) ? nullptr : made_[i].data());
+        for (std::size_t i = 0; i < policy_values(); ++i) values.push_back(one_in(2) ? nullptr : made_[made + i].data());
+        bool right = handle != nullptr;
+        for (const void *place : observations) right = right && place != nullptr;
+        for (const void *place : actions) right = right && place != nullptr;
+        const policy_status status =
+            policy_decide(handle, observations.data(), actions.data(), one_in(2) ? nullptr : values.data());
+        require(status == (right ? POLICY_OK : POLICY_ARGUMENT), "decide");
     }
 
     void run(policy *handle) {

@@ -24,7 +24,8 @@ bool work(const char *golden) {
         for (std::size_t i = 0; i < results; ++i) made.push_back(memory.emplace_back(outputs[i].bytes).data());
         for (int step = 0; step < 5; ++step) {
             if (policy_run(handle, given.data(), made.data()) != POLICY_OK) return false;
-            if (policy_step(handle, given[0], made[0], made[1]) != POLICY_OK) return false;
+            void *const *values = made.data() + policy_action_outputs();
+            if (policy_decide(handle, given.data(), made.data(), values) != POLICY_OK) return false;
         }
         policy_close(handle);
     }

@@ -1,0 +1,363 @@
+"""TorchRL's transforms of an environment as modules of a program: pure functions, with memory as explicit states.
+
+Observation transforms come before the policy, and action transforms behind it, as the environment inverts them.
+Statistics are frozen. What only counts, rewards or ends episodes is dropped. A transform of one's own is taken for a
+pure function; one that remembers has a method ``as_module``, which makes a module with the memory as states, and their
+``state_spec``, as :class:`~policy_export.environments.preprocess.FrameStack` has them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict import NestedKey, TensorDictBase, unravel_key
+from tensordict.nn import TensorDictModuleBase
+from torch import nn
+from torchrl.data import Categorical, Composite, OneHot, Unbounded
+from torchrl.envs import EnvBase, TransformedEnv
+from torchrl.envs.transforms import CatFrames, Compose, ObservationNorm, TensorDictPrimer, Transform, VecNorm, VecNormV2
+
+from policy_export.config.errors import ProfileError
+from policy_export.device.errors import one_line
+from policy_export.device.torchrl_env import flat_name
+from policy_export.environments.preprocess import IS_INIT
+
+STATISTICS = (ObservationNorm, VecNorm, VecNormV2)
+# Why a transform cannot be part of a program. What a program has no need of is not here.
+STEPPING = "it changes how the environment steps, which a device's environment does not do"
+DRAWING = "it draws random numbers"
+REFUSED = {
+    **dict.fromkeys(("FrameSkipTransform", "MultiAction", "ActionChunkTransform", "MacroPrimitiveTransform"), STEPPING),
+    **dict.fromkeys(("ConditionalSkip", "ConditionalPolicySwitch"), STEPPING),
+    **dict.fromkeys(("RandomCropTensorDict",), DRAWING),
+    **dict.fromkeys(("TimeMaxPool", "NextObservationDelta"), "it keeps observations in itself; CatFrames is taken"),
+    **dict.fromkeys(("Tokenizer", "Hash", "Timer"), "it is no function of numbers"),
+}
+# What only the training has a use for: a policy that reads what they write is refused for that entry.
+DROPPED = (
+    *("StepCounter", "RewardSum", "InitTracker", "TrajCounter", "TensorDictPrimer", "gSDENoise", "Reward2GoTransform"),
+    *("TargetReturn", "FiniteTensorDictCheck", "PinMemoryTransform", "DeviceCastTransform", "BurnInTransform"),
+    *("NoopResetEnv", "EndOfLifeTransform", "AutoResetTransform", "VecGymEnvTransform", "TerminateTransform"),
+    *("RandomTruncationTransform", "BatchSizeTransform", "RemoveEmptySpecs", "ExcludeTransform", "SelectTransform"),
+    *("ActionMask", "RNDTransform"),
+)
+
+
+def flat_transforms(transform: Transform | Iterable[Transform] | None) -> list[Transform]:
+    """Return transforms one by one, in the order in which observations pass them."""
+    if transform is None:
+        return []
+    if isinstance(transform, nn.Module) and not isinstance(transform, Compose):
+        return [transform]
+    return [inner for each in transform for inner in flat_transforms(each)]
+
+
+def transforms_of(env: EnvBase) -> list[Transform]:
+    """Return an environment's transforms, the innermost first."""
+    found: list[Transform] = []
+    while isinstance(env, TransformedEnv):
+        found = [*flat_transforms(env.transform), *found]
+        env = env.base_env
+    return found
+
+
+def alone(*transforms: Transform) -> list[Transform]:
+    """Return copies of transforms, one by one, that belong to no environment."""
+    copies = [transform.clone() for transform in flat_transforms(transforms)]
+    for each in copies:
+        if isinstance(each, TensorDictPrimer) and each.expand_specs is None:  # it is used in a batch here
+            each.expand_specs = True
+    return copies
+
+
+class OneHotActions(Transform):
+    """Lets a policy choose by a one-hot vector where the environment takes an index."""
+
+    def __init__(self) -> None:
+        super().__init__(in_keys_inv=["action"], out_keys_inv=["action"])
+
+    def _inv_apply_transform(self, action: torch.Tensor) -> torch.Tensor:
+        return action.long().argmax(-1)
+
+    def transform_input_spec(self, input_spec: Composite) -> Composite:
+        spec = input_spec["full_action_spec", "action"]
+        assert isinstance(spec, Categorical)
+        input_spec["full_action_spec", "action"] = OneHot(spec.n, shape=(*spec.shape, spec.n))
+        return input_spec
+
+
+class Observed(TensorDictModuleBase):
+    """An observation transform as a module."""
+
+    def __init__(self, transform: Transform, pairs: Sequence[tuple[NestedKey, NestedKey]]) -> None:
+        super().__init__()
+        self.transform = transform
+        self.in_keys, self.out_keys = [given for given, _ in pairs], [made for _, made in pairs]
+
+    def forward(self, entries: TensorDictBase) -> TensorDictBase:
+        return self.transform._call(entries)  # noqa: SLF001  as an environment does; `forward` is for replay buffers
+
+
+class Acted(TensorDictModuleBase):
+    """An action transform as a module: from what the policy writes to what the environment takes."""
+
+    def __init__(self, transform: Transform, pairs: Sequence[tuple[NestedKey, NestedKey]]) -> None:
+        super().__init__()
+        self.transform = transform
+        self.in_keys, self.out_keys = [given for given, _ in pairs], [made for _, made in pairs]
+
+    def forward(self, entries: TensorDictBase) -> TensorDictBase:
+        return self.transform._inv_call(entries)  # noqa: SLF001  as an environment does
+
+
+class History(TensorDictModuleBase):
+    """``CatFrames`` with its frames as a state.
+
+    Args:
+        transform: of the environment.
+        key: of what is stacked.
+        written: of the stack.
+        size: of ``key``, along the stack's dimension.
+        state: key of the older frames, the oldest first.
+    """
+
+    def __init__(self, transform: CatFrames, key: NestedKey, written: NestedKey, size: int, state: str) -> None:
+        super().__init__()
+        self.dim, self.older, self.size = transform.dim, transform.N - 1, size
+        self.padding = None if transform.padding == "same" else float(transform.padding_value)
+        self.in_keys, self.out_keys = [key, state, IS_INIT], [written, ("next", state)]
+
+    def forward(self, entries: TensorDictBase) -> TensorDictBase:
+        frame, older, begins = (entries[key] for key in self.in_keys)
+        first = torch.cat([frame] * self.older, self.dim)
+        if self.padding is not None:
+            first = torch.full_like(first, self.padding)
+        begins = begins.view(-1, *[1] * (frame.ndim - 1))
+        stack = torch.cat([torch.where(begins, first, older), frame], self.dim)
+        entries[self.out_keys[0]] = stack
+        entries[self.out_keys[1]] = stack.narrow(self.dim, self.size, self.older * self.size)
+        return entries
+
+
+@dataclass(frozen=True)
+class Parts:
+    """An environment's transforms, as modules.
+
+    Attributes:
+        before: from what the environment shows to what the policy reads.
+        behind: from what the policy writes to the environment's action.
+        states: their memory, without batch.
+        primed: what the environment starts the states of policies with, by TorchRL's primers, without batch.
+        dropped: names of the transforms that no program has.
+    """
+
+    before: list[nn.Module]
+    behind: list[nn.Module]
+    states: Composite
+    primed: Composite
+    dropped: list[str]
+
+
+def program_parts(env: EnvBase) -> Parts:
+    """Return an environment's transforms as modules of a program.
+
+    Raises:
+        ProfileError: one of them cannot be part of a program; it is named.
+    """
+    before: list[nn.Module] = []
+    behind: list[nn.Module] = []
+    states, primed, dropped = Composite(), Composite(), list[str]()
+    for transform in transforms_of(env):
+        name = type(transform).__name__
+        if name in REFUSED:
+            raise ProfileError(f"transforms: {name} cannot be part of a program: {REFUSED[name]}")
+        if name in DROPPED:
+            dropped.append(name)
+            if isinstance(transform, TensorDictPrimer):
+                row = (0,) * len(_inside(transform).batch_size)
+                primed.update(transform.primers[row] if row else transform.primers)
+            continue
+        outside = _inside(transform)
+        known = {unravel_key(key) for key in outside.observation_spec.keys(include_nested=True, leaves_only=True)}
+        pairs = _pairs(transform.in_keys, transform.out_keys, known)
+        actions = {unravel_key(key) for key in outside.action_keys}
+        inverse = [(given, made) for made, given in _pairs(transform.in_keys_inv, transform.out_keys_inv, actions)]
+        if hasattr(transform, "as_module"):
+            before.append(transform.clone().as_module())
+            states.update(getattr(transform, "state_spec", Composite()))
+        elif isinstance(transform, CatFrames):
+            modules, own = _histories(transform, pairs, outside, states)
+            before += modules
+            states.update(own)
+        elif pairs:
+            before += _observed(transform, pairs)
+        if inverse:
+            behind.insert(0, Acted(transform.clone(), inverse))
+    return Parts(before, behind, states, primed, dropped)
+
+
+def _keys(keys: Sequence[NestedKey] | None) -> list[NestedKey]:
+    return [unravel_key(key) for key in keys or ()]
+
+
+def _pairs(
+    ones: Sequence[NestedKey] | None, others: Sequence[NestedKey] | None, known: set[NestedKey]
+) -> list[tuple[NestedKey, NestedKey]]:
+    """Return the pairs of keys whose first is known; where there are fewer seconds, the last one serves the rest."""
+    first, second = _keys(ones), _keys(others) or _keys(ones)
+    if len(first) == len(second):
+        return [(one, other) for one, other in zip(first, second, strict=True) if one in known]
+    return [(one, second[min(place, len(second) - 1)]) for place, one in enumerate(first) if one in known]
+
+
+def _inside(transform: Transform) -> EnvBase:
+    """Return the environment below a transform."""
+    parent = transform.parent
+    assert parent is not None
+    return parent
+
+
+def _observed(transform: Transform, pairs: list[tuple[NestedKey, NestedKey]]) -> list[nn.Module]:
+    """Return an observation transform as modules, with frozen statistics."""
+    if not isinstance(transform, VecNorm | VecNormV2):
+        return [Observed(transform.clone(), pairs)]
+    loc, scale = transform.loc, transform.scale
+    return [
+        Observed(
+            ObservationNorm(
+                loc=_one_row(loc[given], transform),
+                scale=_one_row(scale[given], transform),
+                standard_normal=True,
+                in_keys=[given],
+                out_keys=[made],
+            ),
+            [(given, made)],
+        )
+        for given, made in pairs
+    ]
+
+
+def _one_row(statistics: torch.Tensor, transform: VecNorm | VecNormV2) -> torch.Tensor:
+    """Return statistics without the dimensions of the environment's batch.
+
+    Raises:
+        ProfileError: every row of the batch has its own.
+    """
+    if isinstance(transform, VecNorm) or transform.reduce_batch_dims:
+        return statistics.clone()
+    for _ in _inside(transform).batch_size:
+        if statistics.ndim and statistics.shape[0] > 1:
+            raise ProfileError(
+                f"transforms: {type(transform).__name__} keeps statistics for each environment of a batch, and a "
+                "program is for one: give it reduce_batch_dims=True"
+            )
+        statistics = statistics[0]
+    return statistics.clone()
+
+
+def _histories(
+    transform: CatFrames, pairs: list[tuple[NestedKey, NestedKey]], outside: EnvBase, known: Composite
+) -> tuple[list[nn.Module], Composite]:
+    if transform.as_inverse or transform.future or transform.mask_key is not None:
+        raise ProfileError("transforms: CatFrames cannot be part of a program with as_inverse, future or mask_key")
+    modules, states = list[nn.Module](), Composite()
+    for given, made in pairs:
+        spec = outside.observation_spec[given]
+        shape = list(spec.shape[len(outside.batch_size) :])
+        size, state = shape[transform.dim], f"{flat_name(given)}_frames"
+        while state in known.keys():  # of a history of histories
+            state += "_again"
+        shape[transform.dim] = size * (transform.N - 1)
+        modules.append(History(transform, given, made, size, state))
+        states[state] = Unbounded(shape, dtype=spec.dtype)
+    return modules, states
+
+
+def statistics(transforms: Iterable[Transform]) -> dict[str, torch.Tensor]:
+    """Return the statistics of transforms by name, such as ``transforms/0.loc``.
+
+    Raises:
+        ProfileError: some have none yet.
+    """
+    found = {}
+    for place, transform in enumerate(transforms):
+        if isinstance(transform, STATISTICS):
+            for name, tensor in _statistics(transform).items():
+                found[f"transforms/{place}.{name}"] = tensor.detach().cpu().clone()
+    return found
+
+
+def _statistics(transform: Transform) -> dict[str, torch.Tensor]:
+    if isinstance(transform, ObservationNorm):
+        if not transform.initialized:
+            raise ProfileError("transforms: ObservationNorm has no statistics: give loc and scale, or call init_stats")
+        return {"loc": transform.loc, "scale": transform.scale}
+    if not _has_measured(transform):
+        raise ProfileError(
+            f"transforms: {type(transform).__name__} has no statistics: let the factory roll out the environment once"
+        )
+    return dict(transform.get_extra_state())
+
+
+def freeze(transforms: Iterable[Transform], saved: Mapping[str, torch.Tensor] | None = None) -> None:
+    """Freeze the statistics of transforms, in place.
+
+    Args:
+        transforms: of an environment.
+        saved: what they are to be, as :func:`statistics` has returned them; none for what they are.
+
+    Raises:
+        ProfileError: the statistics are of other transforms.
+    """
+    for place, transform in enumerate(transforms):
+        if not isinstance(transform, STATISTICS):
+            continue
+        if saved is not None:
+            start = f"transforms/{place}."
+            own = {name.removeprefix(start): tensor.clone() for name, tensor in saved.items() if name.startswith(start)}
+            try:
+                _restore(transform, own)
+            except Exception as error:  # names and shapes of another transform's statistics
+                raise ProfileError(
+                    f"transforms: {type(transform).__name__}: the saved statistics do not fit: {one_line(error)}; "
+                    "train it again"
+                ) from error
+        if not isinstance(transform, ObservationNorm):
+            transform.freeze()
+
+
+def unfreeze(transforms: Iterable[Transform]) -> None:
+    """Let transforms measure on, in place."""
+    for transform in transforms:
+        if isinstance(transform, VecNorm | VecNormV2):
+            transform.unfreeze()
+
+
+def measures(transforms: Iterable[Transform]) -> bool:
+    """Return whether some transforms measure while the environment steps, and have not done so yet."""
+    return any(isinstance(each, VecNorm | VecNormV2) and not _has_measured(each) for each in transforms)
+
+
+def _has_measured(transform: Transform) -> bool:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is nothing yet
+        state = transform.get_extra_state() or {}
+    counts = [tensor for name, tensor in state.items() if name.endswith("count") or "count" in name]
+    return bool(counts) and all(bool((count > 0).any()) for count in counts)
+
+
+def _restore(transform: Transform, own: dict[str, Any]) -> None:
+    if isinstance(transform, ObservationNorm):
+        transform.register_buffer("loc", own["loc"])
+        transform.register_buffer("scale", own["scale"])
+        return
+    for name in ("_td", "_loc"):  # what is there already may have another shape
+        if hasattr(transform, name):
+            setattr(transform, name, None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that other processes do not share them
+        transform.set_extra_state({name: tensor.share_memory_() for name, tensor in own.items()})

@@ -1,0 +1,120 @@
+"""Whether a policy can play in its environment, found out with one decision."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torchrl.envs import EnvBase
+from torchrl.envs.utils import ExplorationType
+
+from policy_export.config.errors import ProfileError
+from policy_export.config.profile import Env, Profile, RecordedEnv, env_key
+from policy_export.device.arrays import Arrays
+from policy_export.device.environments import Environment, make_environment
+from policy_export.device.errors import UserError, one_line
+from policy_export.device.player import Player
+from policy_export.environments.actions import recorded_actions
+from policy_export.environments.env import environment_facts
+from policy_export.environments.recorded import load_recording
+from policy_export.program.calls import wrap
+from policy_export.program.driver import Driver
+from policy_export.program.policy import Agent
+from policy_export.program.step import make_step
+
+
+def check_trainable(profile: Profile, agent: Agent) -> None:
+    """Check that an algorithm can train a policy.
+
+    Raises:
+        ProfileError: the policy has several actions, or one for each agent.
+    """
+    if agent.given != ["action"]:
+        raise ProfileError(
+            f"train.algorithm: {profile.train.algorithm!r}: trains policies with the one action 'action', this one "
+            f"writes {agent.given}: train it elsewhere, and give algorithm none"
+        )
+
+
+def check_recording(env: RecordedEnv, least: int) -> None:
+    """Check that a recording is long enough for the check, before anything is made.
+
+    Raises:
+        ProfileError: it has fewer observations than ``least``.
+    """
+    _, actions, episodes = load_recording(env)
+    for name, array in actions.items():
+        taken, spec = torch.from_numpy(array), recorded_actions(env)[name]
+        if taken.shape[1:] != spec.shape or not spec.expand(len(taken), *spec.shape).is_in(taken.to(spec.dtype)):
+            raise ProfileError(
+                f"{env_key(env)}: {name!r} is {array.dtype}{list(array.shape)} from {array.min()} to {array.max()}, "
+                f"env.actions says {env.model_dump()['actions']}"
+            )
+    steps = sum(map(len, episodes))
+    if steps < least:
+        raise ProfileError(
+            f"{env_key(env)}: holds {steps} observations, parity_check.min_observations asks for {least}: record more, "
+            "or lower it in params.yaml"
+        )
+
+
+def try_environments(env: Env, agent: Agent, training: EnvBase) -> Environment:
+    """Play one decision in the environment of a device, and in that of the training; return the former.
+
+    Raises:
+        ProfileError: one of them fails, or does not show what the policy reads.
+    """
+    key = env_key(env)
+    facts = environment_facts(env)
+    step = make_step(agent, ExplorationType.DETERMINISTIC)
+    manifest = facts | step.signature.as_dict()
+    try:
+        played = make_environment(manifest, 0)
+        player = Player(wrap(step), manifest)
+        shown = player.read(played.observations)
+        check_shown(shown, manifest)
+        played.step(player.act(shown))
+        check_shown(player.read(played.observations), manifest)
+    except UserError as error:
+        raise ProfileError(f"{key}: {error}") from error
+    with telling_training(env):
+        Driver(training, agent.actor, ExplorationType.DETERMINISTIC, agent.given)
+        training.rollout(1)
+    return played
+
+
+@contextlib.contextmanager
+def telling_training(env: Env) -> Iterator[None]:
+    """Tell a failure of a training environment in one line.
+
+    Raises:
+        ProfileError: whatever is raised inside.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:  # an environment or a transform may fail in any way
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise ProfileError(f"{env_key(env)}: its training environment fails: {reason}") from error
+
+
+def check_shown(shown: Arrays, manifest: dict[str, Any]) -> None:
+    """Compare observations with what the policy reads.
+
+    Raises:
+        UserError: one has another dtype or shape, or holds what is no number.
+    """
+    for spec in manifest["inputs"]:
+        if (array := shown.get(spec["name"])) is None:
+            continue
+        if str(array.dtype) != spec["dtype"] or list(array.shape) != spec["shape"][1:]:
+            raise UserError(
+                f"shows {spec['name']} as {array.dtype}{list(array.shape)}, the policy reads "
+                f"{spec['dtype']}{spec['shape'][1:]}"
+            )
+        if array.dtype.kind == "f" and np.isnan(array).any():
+            raise UserError(f"shows {spec['name']} with what is no number (nan)")

@@ -1,0 +1,152 @@
+"""The profiles of docs/bring-your-own.md, taken out of the page, through the real stages."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pipeline_helpers import ROOT, copy_project, python
+from ruamel.yaml import YAML
+from safetensors.numpy import load_file
+
+pytestmark = pytest.mark.slow
+
+PAGE = (ROOT / "docs/bring-your-own.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+FILES = {text.partition("\n")[0].removeprefix("# "): text for language, text in BLOCKS if language == "python"}
+PROFILES = {
+    name: profile
+    for language, text in BLOCKS
+    if language == "yaml"
+    for name, profile in YAML(typ="safe", pure=True).load(text).items()
+}
+SMALL = {
+    "record": {"greedy_episodes": 2, "epsilon_episodes": 2},
+    "compile_native": {"targets": ["native"]},
+    "parity_check": {"min_observations": 200, "episodes": 3, "random_inputs": 4, "random_calls": 8},
+}
+PROGRAMS = {name: ["pt2", "onnx"] for name in PROFILES} | {"robot": ["pt2", "onnx", "native"]}
+
+# The stages in one process, as importing PyTorch takes longer than most of them do.
+BUILD = """
+import runpy, sys
+_, policy, *stages = sys.argv
+for stage in stages:
+    sys.argv = [stage, policy]
+    runpy.run_module(f"stages.{stage}", run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """Give a project with the page's files and profiles, after the stage machine."""
+    folder = tmp_path_factory.mktemp("own")
+    copy_project(folder)
+    yaml = YAML()
+    content = yaml.load((folder / "params.yaml").read_text())
+    content |= {"matrix": list(PROFILES)}
+    content["policies"] |= {name: profile | {"programs": PROGRAMS[name]} for name, profile in PROFILES.items()}
+    for section, values in SMALL.items():
+        content[section] |= values
+    yaml.dump(content, folder / "params.yaml")
+    for name, text in FILES.items():
+        (folder / name).write_text(text)
+    for language, text in BLOCKS:
+        if language == "sh":
+            assert text.startswith("python ")
+            python(*shlex.split(text)[1:], cwd=folder, project=folder)
+    python("write_recording.py", cwd=folder, project=folder)
+    python("-m", "stages.machine", cwd=folder, project=folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def build(project):
+    """Build and check a policy, once, and return its report."""
+
+    def built(policy):
+        path = project / "results" / policy / "parity.json"
+        if not path.exists():
+            native = ["compile_native"] if "native" in PROGRAMS[policy] else []
+            stages = ["train", "record", "export_pt2", *native, "export_onnx", "manifest", "parity_check"]
+            python("-c", BUILD, policy, *stages, cwd=project, project=project)
+        return json.loads(path.read_text())
+
+    return built
+
+
+def manifest_of(project, policy):
+    return json.loads((project / "models" / policy / "manifest.json").read_text())
+
+
+def names(specs):
+    return [spec["name"] for spec in specs]
+
+
+def test_page_has_five_profiles():
+    assert list(PROFILES) == ["swing", "robot", "normalised", "team", "pole"]
+
+
+@pytest.mark.parametrize("policy", PROFILES)
+def test_every_program_is_proven(build, policy):
+    report = build(policy)
+    assert report["passed"]
+    wanted = set(PROGRAMS[policy])
+    assert set(report["programs"]) == wanted | {f"{name}_random" for name in wanted - {"native"}}
+    assert report["programs"]["onnx"]["observations"] >= SMALL["parity_check"]["min_observations"]
+    assert all(report["programs"][name]["different_actions"] == 0 for name in wanted)
+
+
+@pytest.mark.parametrize("policy", [name for name in PROFILES if name != "pole"])
+def test_policy_decides_as_in_its_training_environment(build, policy):
+    training = build(policy)["training_environment"]
+    assert training["decisions"] > 0
+    assert training["different_actions"] == 0
+
+
+def test_checkpoint_is_what_was_exported(build, project):
+    import torch
+
+    build("swing")
+    saved = load_file(project / "models/swing/policy.safetensors").values()
+    kept = {(array.shape, array.tobytes()) for array in saved}
+    own = torch.load(project / "swing.pt", weights_only=True).values()
+    assert {(tuple(tensor.shape), tensor.numpy().tobytes()) for tensor in own} <= kept
+    assert manifest_of(project, "swing")["environment"]["kwargs"] == {"g": 9.81}
+
+
+def test_program_has_all_observations(build, project):
+    build("robot")
+    manifest = manifest_of(project, "robot")
+    assert names(manifest["inputs"]) == ["camera", "joints", "allowed_mask"]
+    assert names(manifest["outputs"]) == ["action", "logits"]
+
+
+def test_statistics_are_in_the_weights_file(build, project):
+    build("normalised")
+    saved = load_file(project / "models/normalised/policy.safetensors")
+    statistics = {name for name in saved if name.startswith("transforms/0.")}
+    assert statistics
+    assert manifest_of(project, "normalised")["actions"] == {"low": [-2.0], "high": [2.0]}
+
+
+def test_agents_are_a_dimension_of_inputs_and_outputs(build, project):
+    build("team")
+    manifest = manifest_of(project, "team")
+    assert [(spec["name"], spec["shape"][1:]) for spec in manifest["inputs"]] == [("agents_observation", [3, 4])]
+    assert manifest["outputs"][0]["name"] == "agents_action"
+    assert manifest["outputs"][0]["shape"][1:] == [3, 2]
+    assert manifest["actions"]["entries"]["agents_action"] == {"kind": "indices", "sizes": [[5, 2]] * 3}
+
+
+def test_recording_is_compared_with_the_owners_actions(build, project):
+    report = build("pole")
+    assert "training_environment" not in report
+    assert report["closed_loop"].startswith("closed loop was not possible")
+    assert not any("closed_loop" in entry for entry in report["programs"].values())
+    steps = int(np.size(load_file(project / "pole.safetensors")["is_init"]))
+    assert (report["owner"]["observations"], report["owner"]["different_actions"]) == (steps, 0)
