@@ -249,7 +249,7 @@ def die(owner, name, calls, halfway):
 die(*{
     "rollout": (policy_export.algorithms.training.Checkpoint, "save", 8, False),
     "checkpoint": (torch, "save", 8, True),
-    "output": (policy_export.program.policy, "save_file", 1, True),
+    "output": (policy_export.program.weights, "save_file", 1, True),
 }[sys.argv[1]])
 policy_export.algorithms.training.CHECKPOINT_SECONDS = 0
 policy_export.algorithms.training.train("dqn")
