@@ -309,7 +309,7 @@ BACKEND = dataclasses.replace(onnx.BACKEND, name="mine", owns_file=False, defaul
         ("README.md", append("More.\n"), set(), POLICIES),
         ("tests/test_env.py", CODE, set(), POLICIES),
         ("policy_export/algorithms/rollouts.py", append("# a comment\n"), set(), POLICIES),
-        ("policy_export/program/policy.py", replace("damaged: ", "broken: "), JUDGED | {"manifest"}, POLICIES),
+        ("policy_export/program/weights.py", replace("damaged: ", "broken: "), JUDGED | {"manifest"}, POLICIES),
         ("policy_export/device/command.py", replace("episodes to play", "games"), JUDGED | {"manifest"}, POLICIES),
         ("policy_export/stage/quiet.py", CODE, JUDGED | {"manifest"}, POLICIES),
         ("policy_export/device/gif.py", CODE, JUDGED | {"manifest"}, POLICIES),

@@ -234,7 +234,7 @@ def test_training_gives_the_same_again(tmp_path, monkeypatch):
 DIES = """
 import itertools, os, signal, sys
 import torch
-import policy_export.program.policy, policy_export.algorithms.training
+import policy_export.program.weights, policy_export.algorithms.training
 
 def die(owner, name, calls, halfway):
     write, counter = getattr(owner, name), itertools.count(1)
