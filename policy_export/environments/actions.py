@@ -7,17 +7,10 @@ from typing import Any
 import torch
 from tensordict import unravel_key
 from torchrl.data import Binary, Bounded, Categorical, Composite, MultiCategorical, MultiOneHot, OneHot, TensorSpec
-from torchrl.envs import EnvBase
 
 from policy_export.config.errors import ProfileError
 from policy_export.config.profile import Bounds, RecordedEnv
 from policy_export.device.torchrl_env import flat_name
-
-
-def action_spec_of(env: EnvBase) -> Composite:
-    """Return the specs of all of an environment's actions, without batch."""
-    spec = env.full_action_spec
-    return spec[(0,) * len(env.batch_size)] if env.batch_size else spec
 
 
 def recorded_actions(env: RecordedEnv) -> Composite:

@@ -22,10 +22,10 @@ from policy_export.config.errors import ProfileError
 from policy_export.config.profile import Env, Preprocess, Transforms
 from policy_export.device.errors import UserError, one_line
 from policy_export.device.torchrl_env import call_factory, without_transforms
-from policy_export.environments.actions import action_spec_of, describe_actions, recorded_actions
+from policy_export.environments.actions import describe_actions, recorded_actions
 from policy_export.environments.factories import checked_arguments, import_function
 from policy_export.environments.preprocess import OBSERVATION, check_crop, env_transforms
-from policy_export.environments.transforms import OneHotActions, alone, flat_transforms, transforms_of
+from policy_export.environments.transforms import OneHotActions, alone, flat_transforms, one_row, transforms_of
 
 KNOWN = frozenset(gymnasium.registry)  # before any module of the user's has been imported
 
@@ -332,4 +332,4 @@ def environment_facts(env: Env) -> dict[str, Any]:
     else:
         bare = make_gym_env(env)
         described = env.model_dump(exclude={"kwargs"} if env.kwargs is None else None)
-    return {"environment": described, **describe_actions(action_spec_of(bare))}
+    return {"environment": described, **describe_actions(one_row(bare, bare.full_action_spec))}

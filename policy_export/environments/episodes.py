@@ -59,7 +59,6 @@ class Episode:
 
 
 ARRAYS = ("actions", "rewards", "state_hashes")
-SEVERAL = ("actions", "observations")  # which may have a name behind a slash
 
 
 def hash_state(environment: Environment) -> int:

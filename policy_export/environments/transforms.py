@@ -90,25 +90,29 @@ class OneHotActions(Transform):
         return input_spec
 
 
-class Observed(TensorDictModuleBase):
-    """An observation transform as a module."""
+def one_row(env: EnvBase, spec: Composite) -> Composite:
+    """Return a spec of an environment without the environment's batch."""
+    return spec[(0,) * len(env.batch_size)] if env.batch_size else spec
+
+
+class _Part(TensorDictModuleBase):
+    """A transform as a module, with the keys that it reads and writes, in pairs."""
 
     def __init__(self, transform: Transform, pairs: Sequence[tuple[NestedKey, NestedKey]]) -> None:
         super().__init__()
         self.transform = transform
         self.in_keys, self.out_keys = [given for given, _ in pairs], [made for _, made in pairs]
+
+
+class Observed(_Part):
+    """An observation transform as a module."""
 
     def forward(self, entries: TensorDictBase) -> TensorDictBase:
         return self.transform._call(entries)  # noqa: SLF001  as an environment does; `forward` is for replay buffers
 
 
-class Acted(TensorDictModuleBase):
+class Acted(_Part):
     """An action transform as a module: from what the policy writes to what the environment takes."""
-
-    def __init__(self, transform: Transform, pairs: Sequence[tuple[NestedKey, NestedKey]]) -> None:
-        super().__init__()
-        self.transform = transform
-        self.in_keys, self.out_keys = [given for given, _ in pairs], [made for _, made in pairs]
 
     def forward(self, entries: TensorDictBase) -> TensorDictBase:
         return self.transform._inv_call(entries)  # noqa: SLF001  as an environment does
@@ -178,8 +182,7 @@ def program_parts(env: EnvBase) -> Parts:
         if name in DROPPED:
             dropped.append(name)
             if isinstance(transform, TensorDictPrimer):
-                row = (0,) * len(_inside(transform).batch_size)
-                primed.update(transform.primers[row] if row else transform.primers)
+                primed.update(one_row(_inside(transform), transform.primers))
             continue
         outside = _inside(transform)
         known = {unravel_key(key) for key in outside.observation_spec.keys(include_nested=True, leaves_only=True)}
@@ -346,7 +349,7 @@ def _has_measured(transform: Transform) -> bool:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there is nothing yet
         state = transform.get_extra_state() or {}
-    counts = [tensor for name, tensor in state.items() if name.endswith("count") or "count" in name]
+    counts = [tensor for name, tensor in state.items() if "count" in name]
     return bool(counts) and all(bool((count > 0).any()) for count in counts)
 
 

@@ -14,6 +14,7 @@ from torchrl.envs.utils import ExplorationType
 from policy_export.config.errors import ProfileError
 from policy_export.device.torchrl_env import array_specs, episode_ended
 from policy_export.environments.preprocess import IS_INIT
+from policy_export.environments.transforms import one_row
 from policy_export.program.memory import find_memory, state_spec
 
 
@@ -38,7 +39,7 @@ class Driver:
         actions: Sequence[NestedKey] = ("action",),
     ) -> None:
         self.env, self.policy, self.actions = env, policy, actions
-        shown = Composite(array_specs(env.observation_spec[(0,) * len(env.batch_size)]))
+        shown = Composite(array_specs(one_row(env, env.observation_spec)))
         found = find_memory(policy, shown.cpu().update(state_spec(policy)), exploration_type, actions)
         if found.restarts:
             raise ProfileError(f"the policy starts {found.in_place} otherwise than with zeros, which cannot be trained")

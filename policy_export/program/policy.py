@@ -29,7 +29,15 @@ from policy_export.environments.env import KNOWN, is_registered, make_env, make_
 from policy_export.environments.factories import checked_arguments, import_function
 from policy_export.environments.preprocess import IS_INIT
 from policy_export.environments.recorded import recorded_specs
-from policy_export.environments.transforms import Parts, freeze, measures, program_parts, statistics, transforms_of
+from policy_export.environments.transforms import (
+    Parts,
+    freeze,
+    measures,
+    one_row,
+    program_parts,
+    statistics,
+    transforms_of,
+)
 from policy_export.program.memory import Trial, find_memory, initialise, state_keys, state_spec
 
 
@@ -103,9 +111,8 @@ class Specs(NamedTuple):
 
     @classmethod
     def of(cls, env: EnvBase) -> Specs:
-        row = (0,) * len(env.batch_size)
         known = (env.observation_spec, env.full_action_spec)
-        return cls(*(Composite(array_specs(spec[row] if row else spec)) for spec in known))
+        return cls(*(Composite(array_specs(one_row(env, spec))) for spec in known))
 
 
 def _make_agent(profile: Profile, saved: Mapping[str, torch.Tensor] | None) -> Agent:
