@@ -29,6 +29,7 @@ from policy_export.benchmark.measured import Measured
 from policy_export.benchmark.ratios import Ratio, compare, fastest
 from policy_export.benchmark.report import name_fastest
 from policy_export.benchmark.session import INPUTS, SETTINGS, TURN, Workload, expected_file
+from policy_export.program.decisions import ONE_INDEX
 
 LEAST = 0.03  # of which speeds must differ before they are told apart
 
@@ -142,6 +143,7 @@ def workload(tmp_path):
     settings = {
         "tolerance": 1e-5,
         "states": [],
+        "kinds": ONE_INDEX,
         "offline_seconds": 0.01,
         "candidates": {},
         "in_batches": [],

@@ -213,14 +213,14 @@ import numpy as np
 
 
 class Mine(gymnasium.Env):
-    observation_space = gymnasium.spaces.Box(0, 255, (210, 160, 3), np.uint8)
+    observation_space = gymnasium.spaces.Dict(observation=gymnasium.spaces.Box(0, 255, (210, 160, 3), np.uint8))
     action_space = gymnasium.spaces.Discrete(6)
 
     def reset(self, *, seed=None, options=None):
-        return np.zeros((210, 160, 3), np.uint8), {}
+        return {"observation": np.zeros((210, 160, 3), np.uint8)}, {}
 
     def step(self, action):
-        return np.zeros((210, 160, 3), np.uint8), 2.0, False, False, {}
+        return {"observation": np.zeros((210, 160, 3), np.uint8)}, 2.0, False, False, {}
 
 
 gymnasium.register("Mine-v0", entry_point=Mine)
