@@ -13,6 +13,7 @@ from policy_export.environments import episodes
 from policy_export.environments.env import environment_facts
 from policy_export.environments.recording import record_episodes, recorded_episodes
 from policy_export.program.calls import wrap
+from policy_export.program.failures import in_one_line
 from policy_export.program.policy import find_env
 from policy_export.program.step import load_step
 from policy_export.stage.command import run
@@ -26,9 +27,10 @@ def record(policy: str) -> None:
         torch.set_num_threads(1)
         step = load_step(policy, profile)
         manifest = environment_facts(find_env(profile)) | step.signature.as_dict()
-        recorded = record_episodes(
-            Player(wrap(step), manifest), settings.record, settings.parity_check.min_observations
-        )
+        with in_one_line(policy, "record"):
+            recorded = record_episodes(
+                Player(wrap(step), manifest), settings.record, settings.parity_check.min_observations
+            )
     for episode in recorded:
         print(
             f"record {policy}  seed {episode.seed}  epsilon {episode.epsilon}  score {episode.rewards.sum():+g}  "

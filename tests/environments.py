@@ -10,17 +10,22 @@ import torch
 from tensordict import TensorDict
 from tensordict.nn import NormalParamExtractor, TensorDictModule, TensorDictSequential
 from torch import nn
-from torchrl.data import Binary, Bounded, Categorical, Composite, Unbounded
+from torchrl.data import Binary, Bounded, Categorical, Composite, MultiOneHot, Unbounded
 from torchrl.envs import (
     ActionDiscretizer,
     ActionScaling,
     CatFrames,
+    CatTensors,
     Compose,
     DoubleToFloat,
+    DTypeCastTransform,
+    EndOfLifeTransform,
     EnvBase,
+    FlattenObservation,
     FrameSkipTransform,
     GymEnv,
     InitTracker,
+    NoopResetEnv,
     ObservationNorm,
     RewardSum,
     StepCounter,
@@ -83,11 +88,13 @@ class Robot(EnvBase):
         return TensorDict(self._shown(), self.batch_size)
 
     def _step(self, entries):
-        if self.fault == "step":
+        if self.fault == "step" or (self.fault == "later" and self.steps > 5):
             raise RuntimeError("no power")
         self.steps += 1
         done = torch.full((*self.batch_size, 1), self.steps >= STEPS)
         reward = entries["action"].float()[..., None]
+        if self.fault == "reward":
+            reward = reward * torch.nan
         return TensorDict(
             {**self._shown(), "reward": reward, "done": done, "terminated": done.clone()}, self.batch_size
         )
@@ -181,6 +188,7 @@ class Panel(gymnasium.Env):
             "several": gymnasium.spaces.MultiDiscrete([3, 2]),
             "alike": gymnasium.spaces.MultiDiscrete([3, 3]),
             "bits": gymnasium.spaces.MultiBinary(3),
+            "wheels": gymnasium.spaces.Box(-1, 1, (2,), np.float32),
             "entries": gymnasium.spaces.Dict(
                 {"gear": gymnasium.spaces.Discrete(3), "wheel": gymnasium.spaces.Box(-1, 1, (2,), np.float32)}
             ),
@@ -261,13 +269,24 @@ def values(observations, actions):
     return QValueActor(network, in_keys=["observation"], spec=actions)
 
 
+class Levels(nn.Module):
+    """Chooses one of some levels for each number of a vector, by index or as one-hot vectors end to end."""
+
+    def __init__(self, actions, size):
+        super().__init__()
+        self.sizes, self.one_hot = actions.nvec.tolist(), isinstance(actions, MultiOneHot)
+        self.network = MLP(in_features=size, out_features=sum(self.sizes), num_cells=[8])
+
+    def forward(self, observation):
+        parts = [part.argmax(-1) for part in self.network(observation).split(self.sizes, -1)]
+        if self.one_hot:
+            return torch.cat([nn.functional.one_hot(*each) for each in zip(parts, self.sizes, strict=True)], -1).bool()
+        return torch.stack(parts, -1)
+
+
 def levels(observations, actions):
-    """Return a policy that chooses one of some levels for each number of a vector."""
-    network = MLP(
-        in_features=observations["observation"].shape[-1], out_features=int(actions.nvec.sum()), num_cells=[8]
-    )
-    chooser = TensorDictModule(lambda logits: logits.argmax(-1, keepdim=True), in_keys=["logits"], out_keys=["action"])
-    return TensorDictSequential(TensorDictModule(network, ["observation"], ["logits"]), chooser)
+    key = "screen" if "screen" in observations.keys() else "observation"
+    return TensorDictModule(Levels(actions, observations[key].shape[-1]), in_keys=[key], out_keys=["action"])
 
 
 def normalised():
@@ -277,6 +296,43 @@ def normalised():
 
 def history(padding: str = "same"):
     return [DoubleToFloat(), CatFrames(3, -1, in_keys=["observation"], padding=padding)]
+
+
+def joined():
+    """Return transforms of which one asks the environment for its keys."""
+    return [DoubleToFloat(), CatTensors(out_key="observation", del_keys=False)]
+
+
+def astray():
+    return ObservationNorm(loc=0.3, scale=0.5, in_keys=["vector"])
+
+
+def dashboard(intervals: list[int], *, categorical: bool):
+    """Return an environment of two wheels, which have some positions each, and of three screens."""
+    panel = GymEnv("Panel-v0", kind="wheels")
+    seen = [
+        FlattenObservation(-2, -1, in_keys=["screen"]),
+        DTypeCastTransform(torch.uint8, torch.float32, in_keys=["screen"]),
+        CatFrames(3, -1, in_keys=["screen"]),
+        ObservationNorm(in_keys=["screen"]),
+        ActionDiscretizer(num_intervals=torch.tensor(intervals), categorical=categorical),
+    ]
+    env = TransformedEnv(panel, Compose(*seen))
+    env.transform[3].init_stats(10)
+    return env
+
+
+def breakout():
+    """Return Breakout, seen as its memory, which starts at a chance moment and ends with each life."""
+    env = GymEnv("ALE/Breakout-v5", obs_type="ram", frame_skip=4, categorical_action_encoding=True)
+    return TransformedEnv(
+        env,
+        Compose(
+            NoopResetEnv(5),
+            EndOfLifeTransform(),
+            DTypeCastTransform(torch.uint8, torch.float32, in_keys=["observation"]),
+        ),
+    )
 
 
 def skipping():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from pathlib import Path
 
 import environments
 import numpy as np
@@ -14,6 +15,7 @@ from safetensors.numpy import save_file
 from tensordict.nn import TensorDictSequential
 from torchrl.envs.utils import ExplorationType
 
+from policy_export.algorithms import training
 from policy_export.config.errors import ProfileError
 from policy_export.config.profile import Profile, check
 from policy_export.device.environments import make_environment, play
@@ -64,6 +66,16 @@ PROFILES = {
     **{kind: profile_of(SWING | {"kind": kind}, "vector") for kind in ("VecNorm", "VecNormV2", "ObservationNorm")},
     "ActionScaling": profile_of(SWING | {"kind": "ActionScaling"}, "vector"),
     "ActionDiscretizer": profile_of(SWING | {"kind": "ActionDiscretizer"}, "levels"),
+    "levels": profile_of({"factory": "environments:dashboard", "intervals": [5, 3], "categorical": True}, "levels"),
+    "one-hot levels": profile_of(
+        {"factory": "environments:dashboard", "intervals": [4, 4], "categorical": False}, "levels"
+    ),
+    "CatTensors of what there is": profile_of(
+        {"id": "MountainCarContinuous-v0", "max_episode_steps": 20},
+        "vector",
+        transforms={"factory": "environments:joined"},
+    ),
+    "one environment's transforms": profile_of({"factory": "environments:breakout", "max_episode_steps": 20}, "values"),
 }
 NAMES = {
     "several observations": (["image", "vector", "inner_count", "inner_mask"], ["action"]),
@@ -309,6 +321,10 @@ def try_profile(profile):
             "FrameSkipTransform cannot be part",
         ),
         (
+            profile_of(POLE, "values", transforms={"factory": "environments:astray"}),
+            "ObservationNorm reads 'vector', the environment has 'observation'",
+        ),
+        (
             profile_of(POLE, "values", transforms={"factory": "environments:robot"}),
             "makes a Robot, must make a Transform",
         ),
@@ -334,3 +350,31 @@ def test_agents_are_not_trained_here():
     agent, _, _ = subject("agents")
     with pytest.raises(ProfileError, match="give algorithm none"):
         check_trainable(PROFILES["agents"], agent)
+
+
+def test_score_that_is_no_number():
+    profile = profile_of({"factory": "environments:robot", "fault": "reward"}, "masked")
+    with pytest.raises(ProfileError, match="the score of an episode is nan, must be a number"):
+        training.evaluate(profile, make_agent("mine", profile))
+
+
+def test_environment_that_fails_later_is_one_line(tmp_path, monkeypatch):
+    profile = profile_of({"factory": "environments:robot", "fault": "later"}, "masked")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(training, "load_profile", lambda _: profile)
+    with pytest.raises(UserError, match=r"^train: RuntimeError: no power, at .*environments.py:\d+; the whole trace: "):
+        training.train("mine")
+    assert "no power" in Path("results/mine/failures/train.txt").read_text()
+    assert not Path("models").exists()
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_mask_of_several_choices(flat):
+    """Check that random actions keep to it, as rows or end to end."""
+    sizes = [3, 3] if not flat else [4, 2]
+    manifest = {"action_names": ["action"], "actions": {"entries": {"action": {"kind": "indices", "sizes": sizes}}}}
+    mask = np.array([0, 1, 0, 0, 0, 1], bool)
+    shown = {"action_mask": mask if flat else mask.reshape(2, 3)}
+    random = np.random.default_rng(0)
+    for _ in range(10):
+        np.testing.assert_array_equal(random_action(manifest, random, shown), [1, 1] if flat else [1, 2])

@@ -15,6 +15,7 @@ from policy_export.environments.preprocess import Screen
 from policy_export.lowering.batch_one import as_flat_concatenation, lower_batch_one
 from policy_export.lowering.convolutions import as_product, use_products
 from policy_export.lowering.integer_preprocessing import MAX_WEIGHT, use_integer_preprocessing
+from policy_export.lowering.onnx import translate
 from policy_export.lowering.redundant_reshapes import drop_redundant_reshapes
 
 CROP = {"top": 34, "left": 0, "height": 160, "width": 160}
@@ -292,3 +293,42 @@ def test_only_what_keeps_the_order_is_dropped(shapes, nodes, left):
     shape = [size.dim_value or 2 for size in before.graph.input[0].type.tensor_type.shape.dim]
     numbers = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     np.testing.assert_array_equal(run(after, numbers), run(before, numbers))
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 8), (3, 2, 4, 8)], ids=["without heads", "with heads"])
+def test_attention_in_onnx_where_a_mask_allows_nothing(shape):
+    class Attends(torch.nn.Module):
+        def forward(self, query, hidden):
+            bias = torch.zeros_like(query[..., :4]).masked_fill(hidden, -torch.inf)
+            return {"out": nn.functional.scaled_dot_product_attention(query, query, query, attn_mask=bias)}
+
+    torch.manual_seed(0)
+    query, hidden = torch.randn(shape), torch.rand(*shape[:-1], 4) < 0.5
+    hidden[1] = True
+    inputs = {"query": query, "hidden": hidden}
+    sizes = {name: {0: torch.export.Dim("batch", min=1)} for name in inputs}
+    exported = torch.export.export(Attends(), (), inputs, dynamic_shapes=sizes)
+    found = run_translated(exported, inputs, ["out"])["out"]
+    np.testing.assert_allclose(found, Attends()(**inputs)["out"], atol=1e-6)
+    assert not found[1].any()
+
+
+def test_flags_in_onnx_are_drawn_with_their_probabilities():
+    class Draws(torch.nn.Module):
+        def forward(self, chance):
+            return {"flags": torch.bernoulli(chance)}
+
+    inputs = {"chance": torch.tensor([[0.0, 0.05, 0.5, 0.95, 1.0]]).repeat(4000, 1)}
+    sizes = {"chance": {0: torch.export.Dim("batch", min=1)}}
+    exported = torch.export.export(Draws(), (), inputs, dynamic_shapes=sizes)
+    flags = run_translated(exported, inputs, ["flags"])["flags"]
+    assert flags.dtype == np.float32
+    np.testing.assert_allclose(flags.mean(0), inputs["chance"][0], atol=0.04)  # five deviations of a mean
+
+
+def run_translated(exported, inputs, outputs):
+    facts = {"inputs": [{"name": name} for name in inputs], "outputs": [{"name": name} for name in outputs]}
+    model = translate(exported, facts, 20).model_proto
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    feed = {name: tensor.numpy() for name, tensor in inputs.items()}
+    return dict(zip(outputs, session.run(outputs, feed), strict=True))

@@ -7,6 +7,7 @@ import sys
 import threading
 
 import numpy as np
+import onnxruntime
 import openvino
 import pytest
 import torch
@@ -105,3 +106,36 @@ def test_openvino_draws_the_same_at_every_call(tmp_path):
     first, second = (program([np.zeros((64, 6), np.float32)])[0].copy() for _ in range(2))
     assert len(set(first.ravel().tolist())) > 1
     np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("dimensions", [3, 4])
+def test_exported_attention_is_not_pytorchs(dimensions):
+    """Workaround: ``spell_out_attention`` of ``policy_export/lowering/onnx.py``."""
+
+    class Attends(torch.nn.Module):
+        def forward(self, query, bias):
+            return torch.nn.functional.scaled_dot_product_attention(query, query, query, attn_mask=bias)
+
+    shape = (2, 3, 4) if dimensions == 3 else (2, 1, 3, 4)
+    inputs = {"query": torch.ones(shape), "bias": torch.full((*shape[:-1], shape[-2]), -torch.inf)}
+    sizes = {name: {0: BATCH} for name in inputs}
+    exported = torch.export.export(Attends(), (), inputs, dynamic_shapes=sizes)
+    assert exported.module()(**inputs).abs().max() == 0
+    if dimensions == 3:
+        with pytest.raises(torch.onnx.OnnxExporterError, match="4D"):
+            torch.onnx.export(exported, dynamo=True, verbose=False)
+        return
+    model = torch.onnx.export(exported, dynamo=True, verbose=False).model_proto
+    feed = {name: tensor.numpy() for name, tensor in inputs.items()}
+    (found,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, feed)
+    assert np.isnan(found).all()
+
+
+def test_bernoulli_of_onnx_draws_the_opposite():
+    """Workaround: ``draw_flags`` of ``policy_export/lowering/onnx.py``."""
+    given, drawn = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1000]) for name in "pb")
+    graph = helper.make_graph([helper.make_node("Bernoulli", ["p"], ["b"])], "draw", [given], [drawn])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    (flags,) = session.run(None, {"p": np.full(1000, 0.05, np.float32)})
+    assert flags.mean() > 0.8

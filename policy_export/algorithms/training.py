@@ -35,6 +35,7 @@ from policy_export.device.torchrl_env import episode_ended, total_reward
 from policy_export.environments.recording import MOST_STEPS
 from policy_export.environments.transforms import freeze, statistics, transforms_of, unfreeze
 from policy_export.program.driver import Driver
+from policy_export.program.failures import in_one_line
 from policy_export.program.policy import Agent, environment_of, make_agent
 from policy_export.program.weights import save_weights
 from policy_export.stage.files import replacing, write_json, write_table
@@ -202,6 +203,9 @@ def evaluate(profile: Profile, agent: Agent) -> dict[str, float] | None:
 
     The score of an episode of several agents is the sum of theirs. An environment of a factory's that has a batch plays
     several rounds.
+
+    Raises:
+        ProfileError: an episode does not end, or its score is no number.
     """
     if isinstance(profile.env, RecordedEnv):
         return None
@@ -213,6 +217,8 @@ def evaluate(profile: Profile, agent: Agent) -> dict[str, float] | None:
         scores += played
         steps += taken
     final = torch.tensor(scores[:wanted])
+    if not final.isfinite().all():
+        raise ProfileError(f"env: the score of an episode is {float(final[~final.isfinite()][0])}, must be a number")
     return {
         "mean_score": float(final.mean()),
         "std_score": float(final.std(correction=0)),
@@ -268,11 +274,12 @@ def train(policy: str) -> None:
     learns = not isinstance(profile.train, Untrained)
     algorithm = importlib.import_module(f"policy_export.algorithms.{profile.train.algorithm}") if learns else None
     torch.manual_seed(profile.train.seed)  # after the imports, which may draw random numbers
-    agent = make_agent(policy, profile)
-    agent.actor.to(device)
-    checkpoint = Checkpoint(policy, profile)
-    steps, curve = learn(policy, profile, agent, algorithm.Learner, checkpoint) if algorithm else (0, [])
-    evaluation = evaluate(profile, agent)
+    with in_one_line(policy, "train"):
+        agent = make_agent(policy, profile)
+        agent.actor.to(device)
+        checkpoint = Checkpoint(policy, profile)
+        steps, curve = learn(policy, profile, agent, algorithm.Learner, checkpoint) if algorithm else (0, [])
+        evaluation = evaluate(profile, agent)
     if evaluation is not None:
         print(f"train {policy}  greedy score {evaluation['mean_score']:+.2f} over {evaluation['episodes']} episodes")
 

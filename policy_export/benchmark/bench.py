@@ -30,14 +30,14 @@ def measure(policy: str, settings: params.Bench, tolerance: float) -> report.Fin
     what_rolls = rollout_names(manifest)
     speeds: dict[str, list[float]] = {what: [] for what in what_rolls}
     with ExitStack() as stack:
-        rolling = {what: stack.enter_context(processes(1)) for what in what_rolls}
+        rolling = {what: stack.enter_context(processes(1, fresh=True)) for what in what_rolls}
         warming = [rolling[what].submit(measure_rollout, policy, what, settings) for what in what_rolls]
         folder = stack.enter_context(prepared(policy, plan))
         for task in warming:
             task.result()
         started = stack.enter_context(sessions(policy, folder, plan))
         command, starts = Command.of(policy, manifest, folder), []
-        counting = rolling.get(TORCHRL) or stack.enter_context(processes(1))
+        counting = rolling.get(TORCHRL) or stack.enter_context(processes(1, fresh=True))
         work = counting.submit(count_work, policy).result()
         peak = counting.submit(measure_peak, settings.threads).result()
         for round_ in range(1, settings.rounds + 1):

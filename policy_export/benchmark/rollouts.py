@@ -6,8 +6,11 @@ Each of them is loaded once per process, and continues from call to call.
 from __future__ import annotations
 
 import collections
+import ctypes
 import functools
 import itertools
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,8 +27,8 @@ from policy_export.device.environments import is_playable, make_environment, pla
 from policy_export.device.manifest import observation_names, read_manifest
 from policy_export.device.player import Player
 from policy_export.environments import episodes
-from policy_export.stage.processes import end_with_starter
 
+PR_SET_PDEATHSIG = 1  # prctl(2)
 RANDOM_ACTIONS = 10_000  # drawn before the measurement
 PLAYING = "playing"  # what the process that plays meanwhile prints once it does
 EMULATOR, TORCHRL, PLAYER = "emulator", "torchrl", "player_"  # and the program that the player plays with
@@ -120,9 +123,11 @@ def torchrl_rollout(policy: str, threads: int) -> Callable[[int], object]:
     return roll_out
 
 
-def run_emulator(policy: str) -> None:
-    """Keep a core busy with the policy's environment, until the process that started this one ends."""
-    end_with_starter()
+def run_emulator(policy: str, starter: int) -> None:
+    """Keep a core busy with the policy's environment, until the process with the id ``starter``, its parent, ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # reaches it while it is paused, too
+    if os.getppid() != starter:
+        return
     decisions = emulate(read_manifest(Path("models", policy)))
     next(decisions)
     print(PLAYING, flush=True)
@@ -130,4 +135,4 @@ def run_emulator(policy: str) -> None:
 
 
 if __name__ == "__main__":
-    run_emulator(sys.argv[1])
+    run_emulator(sys.argv[1], int(sys.argv[2]))

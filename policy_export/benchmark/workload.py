@@ -91,7 +91,7 @@ def running_emulator(policy: str) -> Iterator[int]:
     Raises:
         UserError: it does not play, or ends too early.
     """
-    command = [sys.executable, "-m", rollouts.__name__, policy]
+    command = [sys.executable, "-m", rollouts.__name__, policy, str(os.getpid())]
     process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE)
     try:
         if stream(process.stdout).readline().strip() != rollouts.PLAYING:
@@ -122,7 +122,7 @@ class Sessions:
 def prepared(policy: str, plan: Plan) -> Iterator[Path]:
     """Prepare a folder with the workload, and an environment that can be played at the same time."""
     with tempfile.TemporaryDirectory() as folder, running_emulator(policy) as emulator:
-        with processes(1) as executor:
+        with processes(1, fresh=True) as executor:
             executor.submit(prepare, policy, Path(folder), plan, emulator).result()
         yield Path(folder)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import ale_py
@@ -25,7 +25,14 @@ from policy_export.device.torchrl_env import call_factory, without_transforms
 from policy_export.environments.actions import describe_actions, recorded_actions
 from policy_export.environments.factories import checked_arguments, import_function
 from policy_export.environments.preprocess import OBSERVATION, check_crop, env_transforms
-from policy_export.environments.transforms import OneHotActions, alone, flat_transforms, one_row, transforms_of
+from policy_export.environments.transforms import (
+    OF_A_ROW,
+    OneHotActions,
+    alone,
+    flat_transforms,
+    one_row,
+    transforms_of,
+)
 
 KNOWN = frozenset(gymnasium.registry)  # before any module of the user's has been imported
 
@@ -148,27 +155,26 @@ def make_env(
     Raises:
         ProfileError: it cannot be made.
     """
-    own: list[Transform] = []
+    if isinstance(env, profile.RecordedEnv):
+        raise ProfileError("env.recording: there is no environment, only what was recorded in one")
     if isinstance(env, profile.AtariEnv):
         made: EnvBase = AtariEnv(env, num_envs, seed, one_hot=one_hot)
-    elif isinstance(env, profile.FactoryEnv):
-        first = make_factory_env(env)
-        own = alone(*_resolved(first))
-        bare = without_transforms(first)
-        made = bare if bare.batch_size else SerialEnv(num_envs, [lambda: bare, *_others(env, num_envs)])
-        made.set_seed(seed)
-    elif isinstance(env, profile.GymEnv):
-        made = SerialEnv(num_envs, lambda: make_gym_env(env))
-        made.set_seed(seed)
+        own = _transforms_behind(made, preprocess, transforms)
     else:
-        raise ProfileError("env.recording: there is no environment, only what was recorded in one")
-    if preprocess is not None:
-        check_crop(preprocess, *made.observation_spec[OBSERVATION].shape[1:3])
-        own += alone(env_transforms(preprocess))
-    if transforms is not None:
-        own += make_transforms(transforms)
-    if one_hot and not isinstance(env, profile.AtariEnv):
-        own.append(OneHotActions())
+        single = make_single_env(env, preprocess, transforms)
+        first, own = without_transforms(single), alone(*transforms_of(single))
+        rows = [each for each in own if type(each).__name__ in OF_A_ROW]
+        own = [each for each in own if each not in rows]
+
+        def make_row(bare: EnvBase | None = None) -> EnvBase:
+            bare = bare or make_bare_env(env)
+            return transformed(bare, alone(*rows)) if rows else bare
+
+        made = (
+            first if first.batch_size else SerialEnv(num_envs, [lambda: make_row(first), *[make_row] * (num_envs - 1)])
+        )
+        made.set_seed(seed)
+        own += [OneHotActions()] if one_hot else []
     return transformed(made, own) if own else made
 
 
@@ -179,39 +185,55 @@ def transformed(env: EnvBase, transforms: list[Transform]) -> TransformedEnv:
         return TransformedEnv(env, Compose(*transforms))
 
 
-def _others(env: profile.FactoryEnv, num_envs: int) -> list[Callable[[], EnvBase]]:
-    return [lambda: without_transforms(make_factory_env(env))] * (num_envs - 1)
-
-
-def _resolved(env: EnvBase) -> list[Transform]:
-    """Return an environment's transforms, which know their keys: some ask the environment for them."""
-    found = transforms_of(env)
-    for transform in found:
-        _ = transform.in_keys, transform.out_keys, transform.in_keys_inv, transform.out_keys_inv
-    return found
-
-
 def make_single_env(env: Env, preprocess: Preprocess | None, transforms: Transforms | None) -> EnvBase:
     """Make the environment for one policy's specs, with its transforms, and without a batch unless it has its own.
 
     Raises:
         ProfileError: it cannot be made.
     """
-    if isinstance(env, profile.AtariEnv):
-        return make_env(env, preprocess, 1, 0, transforms=transforms)
     if isinstance(env, profile.FactoryEnv):
         made = make_factory_env(env)
         bare, own = without_transforms(made), alone(*_resolved(made))
     else:
-        assert isinstance(env, profile.GymEnv)
-        bare, own = make_gym_env(env), []
-    if transforms is not None:
-        own += make_transforms(transforms)
+        bare, own = make_bare_env(env), []
+    own += _transforms_behind(bare, preprocess, transforms)
     if not own:
         return bare
     made = transformed(bare, own)
     _resolved(made)
     return made
+
+
+def make_bare_env(env: Env) -> EnvBase:
+    """Make one environment without transforms.
+
+    Raises:
+        ProfileError: it cannot be made.
+    """
+    if isinstance(env, profile.FactoryEnv):
+        return without_transforms(make_factory_env(env))
+    if isinstance(env, profile.AtariEnv):
+        return AtariEnv(env, 1, 0)
+    assert isinstance(env, profile.GymEnv)
+    return make_gym_env(env)
+
+
+def _transforms_behind(env: EnvBase, preprocess: Preprocess | None, transforms: Transforms | None) -> list[Transform]:
+    """Return the transforms of a profile."""
+    found: list[Transform] = []
+    if preprocess is not None:
+        check_crop(preprocess, *env.observation_spec[OBSERVATION].shape[-3:-1])
+        found += alone(env_transforms(preprocess))
+    return found + (make_transforms(transforms) if transforms is not None else [])
+
+
+def _resolved(env: EnvBase) -> list[Transform]:
+    """Return an environment's transforms, which know their keys: some ask the environment for them."""
+    _ = env.observation_spec, env.full_action_spec
+    found = transforms_of(env)
+    for transform in found:
+        _ = transform.in_keys, transform.out_keys, transform.in_keys_inv, transform.out_keys_inv
+    return found
 
 
 def make_factory_env(env: profile.FactoryEnv) -> EnvBase:
@@ -327,9 +349,8 @@ def environment_facts(env: Env) -> dict[str, Any]:
     if isinstance(env, profile.RecordedEnv):
         return {"environment": {"recording": env.recording}, **describe_actions(recorded_actions(env))}
     if isinstance(env, profile.FactoryEnv):
-        bare = without_transforms(make_factory_env(env))
         described = {"factory": env.factory, "arguments": env.arguments, "max_episode_steps": env.max_episode_steps}
     else:
-        bare = make_gym_env(env)
         described = env.model_dump(exclude={"kwargs"} if env.kwargs is None else None)
+    bare = make_bare_env(env)
     return {"environment": described, **describe_actions(one_row(bare, bare.full_action_spec))}

@@ -84,9 +84,9 @@ def random_action(manifest: dict[str, Any], random: np.random.Generator, shown: 
     return action
 
 
-def _random(kind: dict[str, Any], random: np.random.Generator, mask: npt.NDArray[Any] | None, dtype: Any) -> Any:
+def _random(kind: dict[str, Any], random: np.random.Generator, mask: list[npt.NDArray[Any]] | None, dtype: Any) -> Any:
     if mask is not None:
-        allowed = [int(random.choice(np.flatnonzero(row))) for row in mask.reshape(-1, mask.shape[-1])]
+        allowed = [int(random.choice(np.flatnonzero(row))) for row in mask]
         return allowed[0] if kind["kind"] == "index" else np.reshape(allowed, np.shape(kind["sizes"])).astype(dtype)
     match kind["kind"]:
         case "index":
@@ -115,16 +115,22 @@ def _one_hot(random: np.random.Generator, size: int, shape: Any) -> npt.NDArray[
     return np.eye(size)[random.integers(size, size=tuple(shape))]
 
 
-def _find_mask(shown: Arrays, kind: dict[str, Any]) -> npt.NDArray[Any] | None:
-    """Return the mask of a choice among the observations: flags for each choice, some of which are set."""
+def _find_mask(shown: Arrays, kind: dict[str, Any]) -> list[npt.NDArray[Any]] | None:
+    """Return the mask of choices among the observations: for each of them, which are allowed, at least one of them.
+
+    It has a row for each of several choices, or all of them end to end.
+    """
     if kind["kind"] not in ("index", "indices"):
         return None
     sizes = np.array(kind["sizes"])
-    shape = (int(sizes[0]),) if kind["kind"] == "index" else (*sizes.shape, int(sizes.flat[0]))
+    alike = bool((sizes == sizes.flat[0]).all())
+    shapes = {(int(sizes.sum()),), (*sizes.shape, int(sizes.flat[0]) if alike else 0)}
     for name, array in shown.items():
         flags = array.dtype.kind in "bui" and bool(np.isin(array, (0, 1)).all())
-        if "mask" in name and flags and array.shape == shape and array.any(-1).all():
-            return array
+        if "mask" in name and flags and array.shape in shapes:
+            rows = np.split(array.ravel(), np.cumsum(sizes.ravel())[:-1])
+            if all(row.any() for row in rows):
+                return rows
     return None
 
 

@@ -9,7 +9,7 @@ pure function; one that remembers has a method ``as_module``, which makes a modu
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,17 @@ from tensordict.nn import TensorDictModuleBase
 from torch import nn
 from torchrl.data import Categorical, Composite, OneHot, Unbounded
 from torchrl.envs import EnvBase, TransformedEnv
-from torchrl.envs.transforms import CatFrames, Compose, ObservationNorm, TensorDictPrimer, Transform, VecNorm, VecNormV2
+from torchrl.envs.transforms import (
+    ActionDiscretizer,
+    CatFrames,
+    Compose,
+    ObservationNorm,
+    ObservationTransform,
+    TensorDictPrimer,
+    Transform,
+    VecNorm,
+    VecNormV2,
+)
 
 from policy_export.config.errors import ProfileError
 from policy_export.device.errors import one_line
@@ -37,6 +47,8 @@ REFUSED = {
     **dict.fromkeys(("TimeMaxPool", "NextObservationDelta"), "it keeps observations in itself; CatFrames is taken"),
     **dict.fromkeys(("Tokenizer", "Hash", "Timer"), "it is no function of numbers"),
 }
+# They ask one environment of a batch: each has its own.
+OF_A_ROW = ("NoopResetEnv", "EndOfLifeTransform")
 # What only the training has a use for: a policy that reads what they write is refused for that entry.
 DROPPED = (
     *("StepCounter", "RewardSum", "InitTracker", "TrajCounter", "TensorDictPrimer", "gSDENoise", "Reward2GoTransform"),
@@ -68,10 +80,52 @@ def transforms_of(env: EnvBase) -> list[Transform]:
 def alone(*transforms: Transform) -> list[Transform]:
     """Return copies of transforms, one by one, that belong to no environment."""
     copies = [transform.clone() for transform in flat_transforms(transforms)]
-    for each in copies:
-        if isinstance(each, TensorDictPrimer) and each.expand_specs is None:  # it is used in a batch here
+    for each in copies:  # they are used in a batch here
+        if isinstance(each, TensorDictPrimer) and each.expand_specs is None:
             each.expand_specs = True
-    return copies
+        if isinstance(each, CatFrames):  # it has stacked those of another batch, if the environment was used
+            for name in [name for name, _ in each.named_buffers(recurse=False) if name.startswith("_cat_buffers_")]:
+                each.register_buffer(name, nn.parameter.UninitializedBuffer())
+    return [Levels.of(each) if type(each) is ActionDiscretizer else each for each in copies]
+
+
+class Levels(ActionDiscretizer):
+    """TorchRL's ``ActionDiscretizer`` for any batch, and for one-hot choices without a mask that picks them.
+
+    TorchRL's own takes no batch where the actions have different numbers of levels.
+    """
+
+    @classmethod
+    def of(cls, transform: ActionDiscretizer) -> Levels:
+        if transform.sampling == cls.SamplingStrategy.RANDOM:
+            raise ProfileError(f"transforms: ActionDiscretizer cannot be part of a program: {DRAWING}")
+        return cls(
+            transform.num_intervals,
+            transform.action_key,
+            transform.out_action_key,
+            transform.sampling,
+            transform.categorical,
+        )
+
+    def transform_input_spec(self, input_spec: Composite) -> Composite:
+        spec = super().transform_input_spec(input_spec)
+        tables = (
+            self.intervals if isinstance(self.intervals, list) else self.intervals.view(-1, self.intervals.shape[-1])
+        )
+        self.sizes = [len(table) for table in tables]
+        for number, table in enumerate(tables):
+            self.register_buffer(f"levels_{number}", table)
+        return spec
+
+    def _inv_call(self, entries: TensorDictBase) -> TensorDictBase:
+        chosen = entries[self.out_keys_inv[0]]
+        if not self.categorical:
+            chosen = torch.stack([part.long().argmax(-1) for part in chosen.split(self.sizes, -1)], -1)
+        elif not self.n_act:
+            chosen = chosen.unsqueeze(-1)
+        tables = [getattr(self, f"levels_{number}") for number in range(len(self.sizes))]
+        taken = torch.stack([table[choice] for table, choice in zip(tables, chosen.unbind(-1), strict=True)], -1)
+        return entries.set(self.in_keys_inv[0], taken if self.n_act else taken.squeeze(-1))
 
 
 class OneHotActions(Transform):
@@ -188,6 +242,7 @@ def program_parts(env: EnvBase) -> Parts:
         known = {unravel_key(key) for key in outside.observation_spec.keys(include_nested=True, leaves_only=True)}
         pairs = _pairs(transform.in_keys, transform.out_keys, known)
         actions = {unravel_key(key) for key in outside.action_keys}
+        _check_keys(transform, outside, known)
         inverse = [(given, made) for made, given in _pairs(transform.in_keys_inv, transform.out_keys_inv, actions)]
         if hasattr(transform, "as_module"):
             before.append(transform.clone().as_module())
@@ -201,6 +256,19 @@ def program_parts(env: EnvBase) -> Parts:
         if inverse:
             behind.insert(0, Acted(transform.clone(), inverse))
     return Parts(before, behind, states, primed, dropped)
+
+
+def _check_keys(transform: Transform, outside: EnvBase, known: set[NestedKey]) -> None:
+    """Check that what a transform reads is there.
+
+    Raises:
+        ProfileError: it is not.
+    """
+    there = {*known, *map(unravel_key, (*outside.action_keys, *outside.reward_keys, *outside.done_keys))}
+    missing = [key for key in _keys(transform.in_keys) if key not in there]
+    if missing and isinstance(transform, ObservationTransform):
+        name, shown = type(transform).__name__, ", ".join(sorted(map(repr, known)))
+        raise ProfileError(f"transforms: {name} reads {missing[0]!r}, the environment has {shown}")
 
 
 def _keys(keys: Sequence[NestedKey] | None) -> list[NestedKey]:
@@ -280,6 +348,11 @@ def _histories(
     return modules, states
 
 
+def _numbered(transforms: Iterable[Transform]) -> Iterator[tuple[int, Transform]]:
+    """Return transforms with their numbers, the same ones in a batch and alone."""
+    return enumerate(each for each in transforms if type(each).__name__ not in OF_A_ROW)
+
+
 def statistics(transforms: Iterable[Transform]) -> dict[str, torch.Tensor]:
     """Return the statistics of transforms by name, such as ``transforms/0.loc``.
 
@@ -287,7 +360,7 @@ def statistics(transforms: Iterable[Transform]) -> dict[str, torch.Tensor]:
         ProfileError: some have none yet.
     """
     found = {}
-    for place, transform in enumerate(transforms):
+    for place, transform in _numbered(transforms):
         if isinstance(transform, STATISTICS):
             for name, tensor in _statistics(transform).items():
                 found[f"transforms/{place}.{name}"] = tensor.detach().cpu().clone()
@@ -316,7 +389,7 @@ def freeze(transforms: Iterable[Transform], saved: Mapping[str, torch.Tensor] | 
     Raises:
         ProfileError: the statistics are of other transforms.
     """
-    for place, transform in enumerate(transforms):
+    for place, transform in _numbered(transforms):
         if not isinstance(transform, STATISTICS):
             continue
         if saved is not None:

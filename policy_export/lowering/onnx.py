@@ -25,6 +25,29 @@ if TYPE_CHECKING:
     import torch
 
 
+def draw_flags(probabilities: Any, generator: None = None) -> Any:  # noqa: ARG001  the operator's own arguments
+    """Translate ``aten.bernoulli``. The function that ONNX defines for its own operator draws 1 with 1 - p."""
+    from onnxscript import opset18 as op
+
+    drawn = op.Less(op.RandomUniformLike(probabilities), probabilities)
+    return op.CastLike(drawn, probabilities)
+
+
+def spell_out_attention(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Return a program with attention as products and sums.
+
+    PyTorch's exporter takes no attention of three dimensions, and gives NaN, not 0, where a mask allows nothing.
+    """
+    import torch
+
+    attention = torch.ops.aten.scaled_dot_product_attention.default
+    if not any(node.target is attention for node in program.graph.nodes):
+        return program
+    on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default  # noqa: SLF001  what it becomes first
+    known = torch.export.default_decompositions()
+    return program.run_decompositions({operator: known[operator] for operator in (attention, on_cpu)})
+
+
 def translate(program: torch.export.ExportedProgram, facts: dict[str, Any], opset: int) -> torch.onnx.ONNXProgram:
     """Return a program as PyTorch's exporter translates it, with the program's own names."""
     import torch
@@ -33,8 +56,9 @@ def translate(program: torch.export.ExportedProgram, facts: dict[str, Any], opse
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "# The axis name: batch will not be used")
         converted = torch.onnx.export(
-            program,
+            spell_out_attention(program),
             dynamo=True,
+            custom_translation_table={torch.ops.aten.bernoulli.default: draw_flags},
             opset_version=opset,
             input_names=[spec["name"] for spec in facts["inputs"]],  # the graph has them in small letters
             output_names=names,

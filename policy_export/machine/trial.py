@@ -61,9 +61,9 @@ def try_policy(name: str, programs: Mapping[str, bool]) -> list[str]:
     from policy_export.program.policy import environment_of, find_env, make_agent
 
     profile = load_profile(name)
-    agent = make_agent(name, profile)
-    with naming(name):
-        try_programs(name, agent, programs)
+    with naming(name), in_one_line(name, "machine"):
+        agent = make_agent(name, profile)
+        try_programs(agent, programs)
         known = find_env(profile)
         if isinstance(known, RecordedEnv):
             check_recording(known, params.load().parity_check.min_observations)
@@ -78,7 +78,7 @@ def try_policy(name: str, programs: Mapping[str, bool]) -> list[str]:
     return own_modules(played.env) if isinstance(played, GymEnvironment) else []
 
 
-def try_programs(name: str, agent: Agent, wanted: Mapping[str, bool]) -> None:
+def try_programs(agent: Agent, wanted: Mapping[str, bool]) -> None:
     """Export an untrained policy, and let each of its back ends that can refuse it now do so, before anything is made.
 
     Raises:
@@ -92,17 +92,16 @@ def try_programs(name: str, agent: Agent, wanted: Mapping[str, bool]) -> None:
     from policy_export.program.step import make_step
 
     agent.policy.eval().requires_grad_(requires_grad=False)
-    with in_one_line(name, "machine"):
-        steps = {exploration: make_step(agent, ExplorationType[exploration]) for exploration in EXPORTS.values()}
-        exported = {exploration: export(step) for exploration, step in steps.items()}
-        inputs = steps["DETERMINISTIC"].signature.as_dict()["inputs"]
-        for backend in backends().values():
-            if backend.refuse is None or not wanted[backend.name]:
-                continue
-            try:
-                backend.refuse(exported["DETERMINISTIC"], inputs)
-            except UserError as error:
-                raise type(error)(f"{error}{way_out(wanted, backend.name)}") from error.__cause__
+    steps = {exploration: make_step(agent, ExplorationType[exploration]) for exploration in EXPORTS.values()}
+    exported = {exploration: export(step) for exploration, step in steps.items()}
+    inputs = steps["DETERMINISTIC"].signature.as_dict()["inputs"]
+    for backend in backends().values():
+        if backend.refuse is None or not wanted[backend.name]:
+            continue
+        try:
+            backend.refuse(exported["DETERMINISTIC"], inputs)
+        except UserError as error:
+            raise type(error)(f"{error}{way_out(wanted, backend.name)}") from error.__cause__
 
 
 def own_modules(env: Any) -> list[str]:

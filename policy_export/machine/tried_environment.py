@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torchrl.envs import EnvBase
-from torchrl.envs.utils import ExplorationType
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from policy_export.config.errors import ProfileError
 from policy_export.config.profile import Env, Profile, RecordedEnv, env_key
@@ -80,9 +80,9 @@ def try_environments(env: Env, agent: Agent, training: EnvBase) -> Environment:
         check_shown(player.read(played.observations), manifest)
     except UserError as error:
         raise ProfileError(f"{key}: {error}") from error
-    with telling_training(env):
-        Driver(training, agent.actor, ExplorationType.DETERMINISTIC, agent.given)
-        training.rollout(1)
+    with telling_training(env), torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+        driver = Driver(training, agent.actor, ExplorationType.DETERMINISTIC, agent.given)
+        driver.act(driver.decide(driver.entries, driver.memory))  # random actions may be none that it allows now
     return played
 
 

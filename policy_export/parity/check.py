@@ -20,9 +20,10 @@ from typing import Any
 
 from policy_export.backends import registry, runtimes
 from policy_export.config import params
+from policy_export.config.profile import load_profile
 from policy_export.device.environments import is_playable
 from policy_export.device.errors import UserError
-from policy_export.device.manifest import action_kinds, sha256
+from policy_export.device.manifest import action_kinds, read_manifest, sha256
 from policy_export.environments import episodes
 from policy_export.environments.episodes import Episode
 from policy_export.parity import report
@@ -40,7 +41,7 @@ from policy_export.parity.exploration import noise_states
 from policy_export.parity.open_loop import OWNER, check_by_name
 from policy_export.parity.recorded_inputs import pick_by_name
 from policy_export.parity.samples import Sampled, act_by_name, check_samples, sample_by_name
-from policy_export.parity.training_environment import check_training_environment_by_name
+from policy_export.program.failures import in_one_line
 from policy_export.program.made import versions_of
 from policy_export.stage.files import write_json
 from policy_export.stage.processes import processes
@@ -68,6 +69,21 @@ class Results:
     training: Comparison | None
 
 
+def check_training_environment_by_name(policy: str, settings: params.ParityCheck) -> Comparison:
+    """Compare the policy, by its name, with the trained actor in its training environment."""
+    # Only here, as who starts the process does not need PyTorch.
+    import torch
+
+    from policy_export.parity.training_environment import check_training_environment
+    from policy_export.program.step import load_agent
+
+    torch.set_num_threads(1)
+    profile, manifest = load_profile(policy), read_manifest(Path("models", policy))
+    eager = runtimes.load_by_name(policy, runtimes.EAGER, threads=1)
+    with in_one_line(policy, "parity_check"):
+        return check_training_environment(profile, load_agent(policy, profile), eager, manifest, settings)
+
+
 def run_programs(
     policy: str, manifest: dict[str, Any], recorded: list[Episode], settings: params.ParityCheck
 ) -> Results:
@@ -75,7 +91,7 @@ def run_programs(
     deterministic, exploring = list(registry.deterministic(manifest)), list(registry.exploring(manifest))
     observations, kinds = sum(map(len, recorded)), action_kinds(manifest)
     playable, replays = is_playable(manifest), recorded[0].observations is None
-    with processes(settings.processes) as executor, processes(2, one_task_each=True) as starting:
+    with processes(settings.processes) as executor, processes(2, one_task_each=True, fresh=True) as starting:
         # Any memory will do; that of the fastest program takes a second, eager's many.
         picking = executor.submit(pick_by_name, policy, registry.quickest(manifest), ROWS)
         opening = executor.submit(check_by_name, policy, deterministic + exploring, settings)

@@ -7,7 +7,6 @@ be what arrives there. So statistics or a scale that live in the environment can
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,11 +16,10 @@ from torchrl.data import Composite
 from torchrl.envs.transforms import Transform
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from policy_export.backends import runtimes
 from policy_export.config import params
-from policy_export.config.profile import Profile, load_profile
+from policy_export.config.profile import Profile
 from policy_export.device.arrays import Arrays, Run
-from policy_export.device.manifest import action_kinds, read_manifest
+from policy_export.device.manifest import action_kinds
 from policy_export.device.player import Player
 from policy_export.device.torchrl_env import array_specs, episode_ended, flat_name, without_transforms
 from policy_export.environments.env import transformed
@@ -29,7 +27,6 @@ from policy_export.environments.transforms import alone, freeze, transforms_of
 from policy_export.parity.comparison import Batch, Comparison, Place
 from policy_export.program.driver import Driver
 from policy_export.program.policy import Agent, environment_of
-from policy_export.program.step import load_agent
 
 MOST_DECISIONS = 100_000  # of all episodes together
 
@@ -67,14 +64,6 @@ class Tap(Transform):
             for key, spec in array_specs(specs).items()
             if key in entries.keys(include_nested=True)
         }
-
-
-def check_training_environment_by_name(policy: str, settings: params.ParityCheck) -> Comparison:
-    """Run :func:`check_training_environment` with a policy's weights, by its name."""
-    torch.set_num_threads(1)
-    profile, manifest = load_profile(policy), read_manifest(Path("models", policy))
-    eager = runtimes.load_by_name(policy, "eager", threads=1)
-    return check_training_environment(profile, load_agent(policy, profile), eager, manifest, settings)
 
 
 @torch.no_grad()

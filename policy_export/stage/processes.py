@@ -2,43 +2,59 @@
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
-import signal
+import os
+import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.connection import wait
+
+import numpy as np
 
 from policy_export.device.errors import UserError
 from policy_export.stage.quiet import drop_remarks
 
-PR_SET_PDEATHSIG = 1  # prctl(2)
+PRELOADED = "policy_export.stage.preloaded"
 
 
-def end_with_starter() -> None:
-    """Make this process end as soon as the one that has started it ends, in whatever way."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def _end_with_starter() -> None:
+    starter = multiprocessing.parent_process()
+    assert starter is not None
+    wait([starter.sentinel])
+    os._exit(1)
 
 
 def _begin() -> None:
-    end_with_starter()
+    threading.Thread(target=_end_with_starter, daemon=True).start()
     drop_remarks()
+    # Copies of one process would draw the same. Python's own numbers differ already.
+    np.random.seed()  # noqa: NPY002
+    if "torch" in sys.modules:
+        sys.modules["torch"].seed()
 
 
 @contextmanager
-def processes(count: int, *, one_task_each: bool = False) -> Iterator[ProcessPoolExecutor]:
-    """Yield an executor of up to ``count`` processes that start as ``python`` does, with none of this one's memory.
+def processes(count: int, *, one_task_each: bool = False, fresh: bool = False) -> Iterator[ProcessPoolExecutor]:
+    """Yield an executor of up to ``count`` processes, with none of this one's memory.
+
+    Importing PyTorch and TorchRL takes longer than most tasks. So these processes are copies of one that has imported
+    them, and done nothing else.
 
     Args:
         count: number of processes at the same time.
         one_task_each: every task gets a process that has just started.
+        fresh: they start as ``python`` does instead, with the random seeds that a program has when it starts.
 
     Raises:
         UserError: a process was ended from outside.
     """
     tasks = 1 if one_task_each else None
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("spawn" if fresh else "forkserver")
+    if not fresh:
+        context.set_forkserver_preload([PRELOADED])
     executor = ProcessPoolExecutor(count, context, initializer=_begin, max_tasks_per_child=tasks)
     try:
         yield executor
