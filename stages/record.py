@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from policy_export.config import params
-from policy_export.config.profile import RecordedEnv, load_profile
+from policy_export.config.errors import under
+from policy_export.config.profile import RecordedEnv, env_key, load_profile
 from policy_export.device.player import Player
 from policy_export.environments import episodes
 from policy_export.environments.env import environment_facts
@@ -27,10 +28,9 @@ def record(policy: str) -> None:
         torch.set_num_threads(1)
         step = load_step(policy, profile)
         manifest = environment_facts(find_env(profile)) | step.signature.as_dict()
-        with in_one_line(policy, "record"):
-            recorded = record_episodes(
-                Player(wrap(step), manifest), settings.record, settings.parity_check.min_observations
-            )
+        player = Player(wrap(step), manifest)
+        with under(env_key(profile.env)), in_one_line(policy, "record"):
+            recorded = record_episodes(player, settings.record, settings.parity_check.min_observations)
     for episode in recorded:
         print(
             f"record {policy}  seed {episode.seed}  epsilon {episode.epsilon}  score {episode.rewards.sum():+g}  "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 
 import gymnasium
@@ -27,7 +28,9 @@ from torchrl.envs import (
     InitTracker,
     NoopResetEnv,
     ObservationNorm,
+    ParallelEnv,
     RewardSum,
+    SerialEnv,
     StepCounter,
     TransformedEnv,
     VecNorm,
@@ -102,6 +105,11 @@ class Robot(EnvBase):
 
 def robot(batch: list[int] | None = None, fault: str | None = None, *, seeded: bool = True):
     return Robot(batch or (), fault, seeded=seeded)
+
+
+@functools.cache
+def shared():
+    return Robot()
 
 
 class Sees(nn.Module):
@@ -356,6 +364,14 @@ def pendulum(kind: str):
     elif kind.startswith("Vec"):
         env.rollout(50)
     return env
+
+
+def several(kind: str):
+    """Return three pendulums side by side, in processes of their own, with transforms within and without."""
+    batch = (SerialEnv if kind == "SerialEnv" else ParallelEnv)(3, functools.partial(pendulum, "ActionScaling"))
+    return TransformedEnv(
+        batch, Compose(ObservationNorm(0.3, 0.5, in_keys=["observation"]), CatFrames(2, -1, in_keys=["observation"]))
+    )
 
 
 def unmeasured():

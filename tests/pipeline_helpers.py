@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,21 @@ SHORT_CHECK = params.ParityCheck(
     random_calls=4,
     random_error_rate=1e-6,
 )
+
+# Short episodes of a user's policies.
+SMALL: dict[str, dict[str, Any]] = {
+    "record": {"greedy_episodes": 2, "epsilon_episodes": 2},
+    "compile_native": {"targets": ["native"]},
+    "parity_check": {"min_observations": 200, "episodes": 3, "random_inputs": 4, "random_calls": 8},
+}
+# The stages in one process, as importing PyTorch takes longer than most of them do.
+BUILD = """
+import runpy, sys
+_, policy, *stages = sys.argv
+for stage in stages:
+    sys.argv = [stage, policy]
+    runpy.run_module(f"stages.{stage}", run_name="__main__")
+"""
 
 
 def copy_project(folder: Path) -> None:
@@ -115,3 +130,28 @@ def accept_files(policy: str, libraries: Sequence[str] = ("torch",)) -> None:
         folder = Path("models", policy)
         write_record(policy, name, [folder / file for file in backends()[name].outputs], libraries)
     write_manifest(policy)
+
+
+def make_own_project(folder: Path, files: Mapping[str, str], profiles: Mapping[str, Any]) -> None:
+    """Copy the project, with a user's files and profiles, whose settings are small."""
+    copy_project(folder)
+    yaml = YAML()
+    content = yaml.load((folder / "params.yaml").read_text())
+    content |= {"matrix": list(profiles)}
+    content["policies"] |= profiles
+    for section, values in SMALL.items():
+        content[section] |= values
+    yaml.dump(content, folder / "params.yaml")
+    for name, text in files.items():
+        (folder / name).write_text(text)
+
+
+def build_policy(project: Path, policy: str, programs: Sequence[str]) -> dict[str, Any]:
+    """Run the stages of a policy of such a project, unless they have run, and return the report of the check."""
+    path = project / "results" / policy / "parity.json"
+    if not path.exists():
+        native = ["compile_native"] if "native" in programs else []
+        stages = ["train", "record", "export_pt2", *native, "export_onnx", "manifest", "parity_check"]
+        python("-c", BUILD, policy, *stages, cwd=project, project=project)
+    report: dict[str, Any] = json.loads(path.read_text())
+    return report

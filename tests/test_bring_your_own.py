@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pipeline_helpers import ROOT, copy_project, python
+from pipeline_helpers import ROOT, SMALL, build_policy, make_own_project, python
 from ruamel.yaml import YAML
 from safetensors.numpy import load_file
 
@@ -24,37 +24,15 @@ PROFILES = {
     if language == "yaml"
     for name, profile in YAML(typ="safe", pure=True).load(text).items()
 }
-SMALL = {
-    "record": {"greedy_episodes": 2, "epsilon_episodes": 2},
-    "compile_native": {"targets": ["native"]},
-    "parity_check": {"min_observations": 200, "episodes": 3, "random_inputs": 4, "random_calls": 8},
-}
 PROGRAMS = {name: ["pt2", "onnx"] for name in PROFILES} | {"robot": ["pt2", "onnx", "native"]}
-
-# The stages in one process, as importing PyTorch takes longer than most of them do.
-BUILD = """
-import runpy, sys
-_, policy, *stages = sys.argv
-for stage in stages:
-    sys.argv = [stage, policy]
-    runpy.run_module(f"stages.{stage}", run_name="__main__")
-"""
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
     """Give a project with the page's files and profiles, after the stage machine."""
     folder = tmp_path_factory.mktemp("own")
-    copy_project(folder)
-    yaml = YAML()
-    content = yaml.load((folder / "params.yaml").read_text())
-    content |= {"matrix": list(PROFILES)}
-    content["policies"] |= {name: profile | {"programs": PROGRAMS[name]} for name, profile in PROFILES.items()}
-    for section, values in SMALL.items():
-        content[section] |= values
-    yaml.dump(content, folder / "params.yaml")
-    for name, text in FILES.items():
-        (folder / name).write_text(text)
+    profiles = {name: profile | {"programs": PROGRAMS[name]} for name, profile in PROFILES.items()}
+    make_own_project(folder, FILES, profiles)
     for language, text in BLOCKS:
         if language == "sh":
             assert text.startswith("python ")
@@ -69,12 +47,7 @@ def build(project):
     """Build and check a policy, once, and return its report."""
 
     def built(policy):
-        path = project / "results" / policy / "parity.json"
-        if not path.exists():
-            native = ["compile_native"] if "native" in PROGRAMS[policy] else []
-            stages = ["train", "record", "export_pt2", *native, "export_onnx", "manifest", "parity_check"]
-            python("-c", BUILD, policy, *stages, cwd=project, project=project)
-        return json.loads(path.read_text())
+        return build_policy(project, policy, PROGRAMS[policy])
 
     return built
 

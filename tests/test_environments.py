@@ -66,6 +66,10 @@ PROFILES = {
     **{kind: profile_of(SWING | {"kind": kind}, "vector") for kind in ("VecNorm", "VecNormV2", "ObservationNorm")},
     "ActionScaling": profile_of(SWING | {"kind": "ActionScaling"}, "vector"),
     "ActionDiscretizer": profile_of(SWING | {"kind": "ActionDiscretizer"}, "levels"),
+    **{
+        kind: profile_of({"factory": "environments:several", "kind": kind, "max_episode_steps": 20}, "vector")
+        for kind in ("SerialEnv", "ParallelEnv")
+    },
     "levels": profile_of({"factory": "environments:dashboard", "intervals": [5, 3], "categorical": True}, "levels"),
     "one-hot levels": profile_of(
         {"factory": "environments:dashboard", "intervals": [4, 4], "categorical": False}, "levels"
@@ -305,6 +309,7 @@ def try_profile(profile):
         ),
         (profile_of({"factory": "environments:robot", "fault": "nan"}, "masked"), "vector with what is no number"),
         (profile_of({"factory": "environments:robot", "batches": 3}, "masked"), "env.batches: 3: unknown key"),
+        (profile_of({"factory": "environments:shared"}, "masked"), "makes the same environment again"),
         (profile_of({"factory": "environments:nosuch"}, "masked"), "has no attribute 'nosuch'"),
         (profile_of({"factory": "environments:masked"}, "masked"), "env._observations: missing, must be given"),
         (profile_of({"factory": "environments:normalised"}, "masked"), "makes a list, must make an EnvBase"),
@@ -368,13 +373,18 @@ def test_environment_that_fails_later_is_one_line(tmp_path, monkeypatch):
     assert not Path("models").exists()
 
 
-@pytest.mark.parametrize("flat", [False, True])
-def test_mask_of_several_choices(flat):
-    """Check that random actions keep to it, as rows or end to end."""
-    sizes = [3, 3] if not flat else [4, 2]
-    manifest = {"action_names": ["action"], "actions": {"entries": {"action": {"kind": "indices", "sizes": sizes}}}}
-    mask = np.array([0, 1, 0, 0, 0, 1], bool)
-    shown = {"action_mask": mask if flat else mask.reshape(2, 3)}
+@pytest.mark.parametrize(
+    ("kind", "shape", "action"),
+    [
+        ({"kind": "indices", "sizes": [3, 3]}, (2, 3), [1, 2]),
+        ({"kind": "indices", "sizes": [4, 2]}, (6,), [1, 1]),
+        ({"kind": "one_hot", "sizes": [4, 2], "shape": []}, (6,), [0, 1, 0, 0, 0, 1]),
+        ({"kind": "one_hot", "sizes": [3], "shape": [2]}, (2, 3), [[0, 1, 0], [0, 0, 1]]),
+    ],
+)
+def test_random_actions_keep_to_a_mask(kind, shape, action):
+    manifest = {"action_names": ["action"], "actions": {"entries": {"action": kind}}}
+    shown = {"action_mask": np.array([0, 1, 0, 0, 0, 1], bool).reshape(shape)}
     random = np.random.default_rng(0)
     for _ in range(10):
-        np.testing.assert_array_equal(random_action(manifest, random, shown), [1, 1] if flat else [1, 2])
+        np.testing.assert_array_equal(random_action(manifest, random, shown), action)

@@ -165,6 +165,29 @@ def test_values_must_not_depend_on_the_noise(noisy):
     assert "loc differs by" in str(result.failures[0])
 
 
+def test_values_are_those_of_the_policy_as_it_explores(noisy):
+    """Check this with values that exploration moves, always alike, as noisy weights do, or anew at every call."""
+    random = np.random.default_rng(0)
+
+    def moved(run, *, anew=False):
+        return lambda inputs: (
+            (outputs := run(inputs))
+            | {"loc": outputs["loc"] + (random.random(outputs["loc"].shape, np.float32) if anew else np.float32(0.5))}
+        )
+
+    program = noisy.programs["pt2_random"]
+    for run, explorer, failures in (
+        (moved(program), None, True),
+        (moved(program), moved(noisy.eager_random), False),
+        (program, moved(noisy.eager_random), True),
+        (moved(program, anew=True), moved(noisy.eager_random, anew=True), False),
+    ):
+        (result,) = check_open_loop(
+            noisy.eager, {"pt2_random": run}, noisy.recorded, noisy.manifest, SHORT_CHECK, explorer=explorer
+        ).values()
+        assert bool(result.failures) == failures
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -7,14 +7,15 @@ import pytest
 import torch
 import zoo
 from tensordict import TensorDict
-from tensordict.nn import TensorDictModule, TensorDictSequential
+from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
 from torch import nn
 from torchrl.data import Bounded, Categorical, Composite, Unbounded
-from torchrl.envs import ObservationNorm
+from torchrl.envs import ObservationNorm, TensorDictPrimer
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from policy_export.device.errors import UserError
-from policy_export.program.memory import find_memory, initialise, state_spec
+from policy_export.program.export import export
+from policy_export.program.memory import find_memory, initialise, state_spec, state_starts
 from policy_export.program.step import Step
 
 DETERMINISTIC, RANDOM = ExplorationType.DETERMINISTIC, ExplorationType.RANDOM
@@ -120,7 +121,7 @@ class Hidden(nn.Module):
 
     def __init__(self, way):
         super().__init__()
-        self.way, self.count, self.last, self.frames = way, 0, None, []
+        self.way, self.count, self.last, self.frames, self.known = way, 0, None, [], {}
         self.register_buffer("mean", torch.zeros(4))
 
     def forward(self, observation):
@@ -135,7 +136,10 @@ class Hidden(nn.Module):
             return sum(self.frames)[:, 0]
         if self.way == "number":
             self.count += 1
-            return observation[:, 0] * self.count
+            return observation[:, 0] * (self.count < 1000)
+        if self.way == "dictionary":
+            self.known["last"] = observation + self.known.get("last", 0)
+            return self.known["last"][:, 0]
         return observation[:, 0] * float(np.random.default_rng().random())
 
 
@@ -145,7 +149,8 @@ class Hidden(nn.Module):
         ("buffer", "write into themselves (module.0.module.mean)"),
         ("attribute", "write into themselves (module.0.module.last)"),
         ("list", "write into themselves (module.0.module.frames)"),
-        ("number", "decides otherwise when it is called again"),
+        ("number", "write into themselves (module.0.module.count)"),
+        ("dictionary", "write into themselves (module.0.module.known)"),
         ("numpy", "decides otherwise when it is called again"),
     ],
 )
@@ -155,6 +160,51 @@ def test_hidden_memory_is_refused(way, said):
         find_memory(policy, OBSERVATIONS, DETERMINISTIC)
     (line,) = str(caught.value).splitlines()
     assert said in line
+
+
+class Filter(TensorDictModuleBase):
+    """Averages what it sees, and leaves it to its caller to begin anew."""
+
+    def __init__(self, **start):
+        super().__init__()
+        self.in_keys, self.out_keys, self.start = ["observation", "mean"], ["action", ("next", "mean")], start
+
+    def make_tensordict_primer(self):
+        return TensorDictPrimer({"mean": Unbounded((4,))}, **self.start)
+
+    def forward(self, entries):
+        entries["next", "mean"] = (entries["mean"] + entries["observation"]) / 2
+        entries["action"] = entries["next", "mean"][:, :2].clone()
+        return entries
+
+
+@pytest.mark.parametrize(("start", "first"), [({}, 0.0), ({"default_value": 3.0}, 3.0)])
+def test_state_that_the_policy_does_not_reset_starts_as_its_primer_says(start, first):
+    policy = TensorDictSequential(Filter(**start))
+    spec = OBSERVATIONS.clone().update(state_spec(policy))
+    step = Step(policy, spec, DETERMINISTIC, starts=state_starts(policy))
+    inputs = {"observation": torch.ones(2, 4), "mean": torch.full((2, 4), 7.0)}
+    inputs["is_init"] = torch.tensor([[True], [False]])
+    expected = torch.tensor([[(first + 1) / 2], [4.0]]).expand(2, 4)
+    torch.testing.assert_close(step(**inputs)["next_mean"], expected)
+    torch.testing.assert_close(export(step).module()(**inputs)["next_mean"], expected)
+
+
+@pytest.mark.parametrize("start", [{"random": True}, {"default_value": lambda: torch.ones(4)}])
+def test_state_that_starts_with_no_constant_is_refused(start):
+    policy = TensorDictSequential(Filter(**start))
+    spec = OBSERVATIONS.clone().update(state_spec(policy))
+    with pytest.raises(UserError, match="the state 'mean' starts with random numbers, or with what a function returns"):
+        Step(policy, spec, DETERMINISTIC, starts=state_starts(policy))
+
+
+def test_observation_that_the_policy_changes_in_place_stays_the_callers():
+    policy = TensorDictSequential(TensorDictModule(lambda seen: seen.mul_(2)[:, 0], ["observation"], ["action"]))
+    step = Step(policy, OBSERVATIONS, DETERMINISTIC)
+    seen = torch.ones(2, 4)
+    for program in (step, export(step).module()):
+        assert program(observation=seen)["action"].tolist() == [2, 2]
+    assert seen.tolist() == torch.ones(2, 4).tolist()
 
 
 def test_nothing_of_a_trial_is_left():

@@ -24,3 +24,18 @@ def naming(policy: str) -> Iterator[None]:
     except ProfileError as error:
         lines = [f"params.yaml: policies.{policy}: {line}" for line in str(error).splitlines()]
         raise UserError("\n".join(lines)) from error.__cause__
+
+
+@contextlib.contextmanager
+def under(key: str) -> Iterator[None]:
+    """Add a key of the profile to the messages of errors that name none.
+
+    Raises:
+        ProfileError: a :class:`UserError` was raised inside.
+    """
+    try:
+        yield
+    except ProfileError:
+        raise
+    except UserError as error:
+        raise ProfileError(f"{key}: {error}") from error.__cause__

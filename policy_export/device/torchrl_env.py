@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,8 +43,21 @@ def call_factory(factory: str, arguments: Mapping[str, Any]) -> EnvBase:
     return made
 
 
+def layers(env: EnvBase) -> Iterator[EnvBase]:
+    """Yield an environment and what is below it: below transforms their environment, of several ones the first.
+
+    The latter is made anew, in this process.
+    """
+    from torchrl.envs import ParallelEnv, SerialEnv, TransformedEnv
+
+    yield env
+    while isinstance(env, TransformedEnv | SerialEnv | ParallelEnv):
+        env = env.base_env if isinstance(env, TransformedEnv) else env.create_env_fn[0](**env.create_env_kwargs[0])
+        yield env
+
+
 def without_transforms(env: EnvBase) -> EnvBase:
-    """Return the environment that shows what a device sees, below all transforms."""
+    """Return the environment below all transforms."""
     from torchrl.envs import TransformedEnv
 
     while isinstance(env, TransformedEnv):
@@ -71,7 +84,8 @@ def total_reward(entries: TensorDictBase, reward_keys: Iterable[NestedKey]) -> A
 class TorchRLEnvironment:
     """One of TorchRL's environments, driven like an :class:`Emulator`, without its transforms.
 
-    An environment of several rows plays the same actions in all of them; what counts is the first.
+    Of several environments, as ``ParallelEnv`` has them, it is the first. One that has several rows itself plays the
+    same actions in all of them; what counts is the first.
 
     Args:
         factory: ``module:function``, which makes it.
@@ -85,7 +99,8 @@ class TorchRLEnvironment:
 
     def __init__(self, factory: str, *, arguments: Mapping[str, Any], max_episode_steps: int | None, seed: int) -> None:
         self.factory, self.limit, self.steps = factory, max_episode_steps, 0
-        self.env = without_transforms(call_factory(factory, arguments))
+        with telling(repr(factory), "{} fails"):
+            *_, self.env = layers(call_factory(factory, arguments))
         self.what = f"the environment of {factory!r}"
         with telling(self.what, "reset of {} fails"):
             self.env.set_seed(seed)

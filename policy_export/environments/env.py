@@ -21,7 +21,7 @@ from policy_export.config import profile
 from policy_export.config.errors import ProfileError
 from policy_export.config.profile import Env, Preprocess, Transforms
 from policy_export.device.errors import UserError, one_line
-from policy_export.device.torchrl_env import call_factory, without_transforms
+from policy_export.device.torchrl_env import call_factory, layers, without_transforms
 from policy_export.environments.actions import describe_actions, recorded_actions
 from policy_export.environments.factories import checked_arguments, import_function
 from policy_export.environments.preprocess import OBSERVATION, check_crop, env_transforms
@@ -192,8 +192,11 @@ def make_single_env(env: Env, preprocess: Preprocess | None, transforms: Transfo
         ProfileError: it cannot be made.
     """
     if isinstance(env, profile.FactoryEnv):
-        made = make_factory_env(env)
-        bare, own = without_transforms(made), alone(*_resolved(made))
+        *outer, bare = layers(make_factory_env(env))
+        # Transforms of transforms are one chain. What several environments have each is a chain of its own.
+        pairs = zip(outer, [None, *outer], strict=False)
+        chains = [layer for layer, above in pairs if not isinstance(above, TransformedEnv)]
+        own = alone(*(transform for chain in reversed(chains) for transform in _resolved(chain)))
     else:
         bare, own = make_bare_env(env), []
     own += _transforms_behind(bare, preprocess, transforms)
@@ -211,7 +214,8 @@ def make_bare_env(env: Env) -> EnvBase:
         ProfileError: it cannot be made.
     """
     if isinstance(env, profile.FactoryEnv):
-        return without_transforms(make_factory_env(env))
+        *_, bare = layers(make_factory_env(env))
+        return bare
     if isinstance(env, profile.AtariEnv):
         return AtariEnv(env, 1, 0)
     assert isinstance(env, profile.GymEnv)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,8 +87,7 @@ def random_action(manifest: dict[str, Any], random: np.random.Generator, shown: 
 
 def _random(kind: dict[str, Any], random: np.random.Generator, mask: list[npt.NDArray[Any]] | None, dtype: Any) -> Any:
     if mask is not None:
-        allowed = [int(random.choice(np.flatnonzero(row))) for row in mask]
-        return allowed[0] if kind["kind"] == "index" else np.reshape(allowed, np.shape(kind["sizes"])).astype(dtype)
+        return _allowed(kind, random, mask, dtype)
     match kind["kind"]:
         case "index":
             return int(random.integers(kind["sizes"][0]))
@@ -101,6 +101,17 @@ def _random(kind: dict[str, Any], random: np.random.Generator, mask: list[npt.ND
             return random.integers(2, size=kind["shape"]).astype(dtype)
         case _:
             return _vector(kind, random).astype(dtype)
+
+
+def _allowed(kind: dict[str, Any], random: np.random.Generator, mask: list[npt.NDArray[Any]], dtype: Any) -> Any:
+    """Return choices that a mask allows; its rows are those of :func:`_find_mask`."""
+    allowed = [int(random.choice(np.flatnonzero(row))) for row in mask]
+    if kind["kind"] == "index":
+        return allowed[0]
+    if kind["kind"] == "indices":
+        return np.reshape(allowed, np.shape(kind["sizes"])).astype(dtype)
+    chosen = [np.eye(len(row))[choice] for row, choice in zip(mask, allowed, strict=True)]
+    return np.concatenate(chosen).reshape(*kind.get("shape", ()), sum(kind["sizes"])).astype(dtype)
 
 
 def _vector(kind: dict[str, Any], random: np.random.Generator) -> npt.NDArray[Any]:
@@ -120,11 +131,15 @@ def _find_mask(shown: Arrays, kind: dict[str, Any]) -> list[npt.NDArray[Any]] | 
 
     It has a row for each of several choices, or all of them end to end.
     """
-    if kind["kind"] not in ("index", "indices"):
+    if kind["kind"] not in ("index", "indices", "one_hot"):
         return None
     sizes = np.array(kind["sizes"])
-    alike = bool((sizes == sizes.flat[0]).all())
-    shapes = {(int(sizes.sum()),), (*sizes.shape, int(sizes.flat[0]) if alike else 0)}
+    if kind["kind"] == "one_hot":
+        shapes = {(*kind.get("shape", ()), int(sizes.sum()))}
+        sizes = np.tile(sizes, math.prod(kind.get("shape", ())))
+    else:
+        alike = bool((sizes == sizes.flat[0]).all())
+        shapes = {(int(sizes.sum()),), (*sizes.shape, int(sizes.flat[0]) if alike else 0)}
     for name, array in shown.items():
         flags = array.dtype.kind in "bui" and bool(np.isin(array, (0, 1)).all())
         if "mask" in name and flags and array.shape in shapes:

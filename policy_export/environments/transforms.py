@@ -36,6 +36,8 @@ from policy_export.device.errors import one_line
 from policy_export.device.torchrl_env import flat_name
 from policy_export.environments.preprocess import IS_INIT
 
+Starts = dict[NestedKey, float | None]  # what states start with, by key; none for what is no constant
+
 STATISTICS = (ObservationNorm, VecNorm, VecNormV2)
 # Why a transform cannot be part of a program. What a program has no need of is not here.
 STEPPING = "it changes how the environment steps, which a device's environment does not do"
@@ -209,7 +211,8 @@ class Parts:
         before: from what the environment shows to what the policy reads.
         behind: from what the policy writes to the environment's action.
         states: their memory, without batch.
-        primed: what the environment starts the states of policies with, by TorchRL's primers, without batch.
+        primed: the states of policies that the environment has by TorchRL's primers, without batch.
+        starts: what these start with.
         dropped: names of the transforms that no program has.
     """
 
@@ -217,7 +220,24 @@ class Parts:
     behind: list[nn.Module]
     states: Composite
     primed: Composite
+    starts: Starts
     dropped: list[str]
+
+
+def primer_starts(primer: TensorDictPrimer) -> Starts:
+    """Return what a primer starts each of its entries with."""
+    defaults = primer.default_value
+    found: Starts = {}
+    for key in map(unravel_key, primer.primers.keys(include_nested=True, leaves_only=True)):
+        start = defaults if primer.single_default_value else defaults[key]
+        found[key] = None if primer.random or callable(start) else float(start)
+    return found
+
+
+def env_starts(env: EnvBase) -> Starts:
+    """Return what an environment's primers start the states of policies with."""
+    primers = [transform for transform in transforms_of(env) if isinstance(transform, TensorDictPrimer)]
+    return {key: start for primer in primers for key, start in primer_starts(primer).items()}
 
 
 def program_parts(env: EnvBase) -> Parts:
@@ -255,7 +275,7 @@ def program_parts(env: EnvBase) -> Parts:
             before += _observed(transform, pairs)
         if inverse:
             behind.insert(0, Acted(transform.clone(), inverse))
-    return Parts(before, behind, states, primed, dropped)
+    return Parts(before, behind, states, primed, env_starts(env), dropped)
 
 
 def _check_keys(transform: Transform, outside: EnvBase, known: set[NestedKey]) -> None:

@@ -11,14 +11,14 @@ import torch
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from policy_export.config.errors import ProfileError
-from policy_export.config.profile import Env, Profile, RecordedEnv, env_key
+from policy_export.config.errors import ProfileError, under
+from policy_export.config.profile import Env, FactoryEnv, Profile, RecordedEnv, env_key
 from policy_export.device.arrays import Arrays
 from policy_export.device.environments import Environment, make_environment
 from policy_export.device.errors import UserError, one_line
 from policy_export.device.player import Player
 from policy_export.environments.actions import recorded_actions
-from policy_export.environments.env import environment_facts
+from policy_export.environments.env import environment_facts, make_bare_env
 from policy_export.environments.recorded import load_recording
 from policy_export.program.calls import wrap
 from policy_export.program.driver import Driver
@@ -67,19 +67,20 @@ def try_environments(env: Env, agent: Agent, training: EnvBase) -> Environment:
     Raises:
         ProfileError: one of them fails, or does not show what the policy reads.
     """
-    key = env_key(env)
+    if isinstance(env, FactoryEnv):
+        one, other = (make_bare_env(env) for _ in range(2))
+        if one is other:
+            raise ProfileError(f"{env_key(env)}: makes the same environment again, must make a new one at every call")
     facts = environment_facts(env)
     step = make_step(agent, ExplorationType.DETERMINISTIC)
     manifest = facts | step.signature.as_dict()
-    try:
+    with under(env_key(env)):
         played = make_environment(manifest, 0)
         player = Player(wrap(step), manifest)
         shown = player.read(played.observations)
         check_shown(shown, manifest)
         played.step(player.act(shown))
         check_shown(player.read(played.observations), manifest)
-    except UserError as error:
-        raise ProfileError(f"{key}: {error}") from error
     with telling_training(env), torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
         driver = Driver(training, agent.actor, ExplorationType.DETERMINISTIC, agent.given)
         driver.act(driver.decide(driver.entries, driver.memory))  # random actions may be none that it allows now

@@ -1,13 +1,15 @@
 """Run the programs on recorded observations, and compare every output with eager's.
 
 Each deterministic program has its own memory and sees everything. A program that explores, made from the same policy,
-sees every ``EXPLORING_STRIDE``-th step, with eager's memory; its outputs are compared as well. Only the state of its
-noise, where it has one, is its own.
+sees every ``EXPLORING_STRIDE``-th step, with eager's memory; its outputs are compared as well, with those of eager as
+it explores, which weights with noise change. Only the state of its noise, where it has one, is its own, and what eager
+draws anew at every call, as a plan that the action follows, has no other value to be compared with.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from policy_export.device.manifest import action_kinds, read_manifest
 from policy_export.device.player import Player
 from policy_export.environments import episodes
 from policy_export.environments.episodes import Episode
-from policy_export.parity.comparison import Batch, Comparison, Place
+from policy_export.parity.comparison import Batch, Comparison, Place, check_kinds
 from policy_export.parity.exploration import exploring, without_noise
 from policy_export.program.decisions import Kinds
 
@@ -60,6 +62,15 @@ def owned(recorded: list[Episode], playing: list[int], step: int, expected: Arra
     return {name: taken.astype(expected[name].dtype) for name in kinds}
 
 
+@contextmanager
+def naming_program(name: str) -> Iterator[None]:
+    """Add a program's name to the messages of its faults."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+
+
 def decide(name: str, player: Player, observations: Arrays) -> Arrays:
     """Return a program's outputs for observations, computed with its memory.
 
@@ -72,14 +83,34 @@ def decide(name: str, player: Player, observations: Arrays) -> Arrays:
         raise UserError(f"{name}: has no output {error}") from None
 
 
+def undrawn(explorer: Run, feed: Arrays, manifest: dict[str, Any], actions: set[str]) -> Arrays:
+    """Return the actions of a policy that explores, and those of its outputs that are the same in two calls."""
+    one, other = (without_noise(explorer(feed), manifest) for _ in range(2))
+    return {
+        name: array
+        for name, array in one.items()
+        if name in actions or np.array_equal(array, other[name], equal_nan=array.dtype.kind == "f")
+    }
+
+
 def check_open_loop(
     eager: Run,
     programs: dict[str, Run],
     recorded: list[Episode],
     manifest: dict[str, Any],
     settings: params.ParityCheck,
+    *,
+    explorer: Run | None = None,
 ) -> dict[str, Comparison]:
     """Run all programs on what was recorded, the episodes side by side.
+
+    Args:
+        eager: the policy without exploration.
+        programs: by name.
+        recorded: the episodes.
+        manifest: names, dtypes and shapes of their inputs and outputs.
+        settings: of the check.
+        explorer: the policy as it explores; none where its values are those without exploration.
 
     Raises:
         UserError: a program's outputs are not those of eager, or an episode does not replay.
@@ -110,21 +141,31 @@ def check_open_loop(
             player.feed |= inputs["eager"]
             inputs[name], outputs[name] = player.feed.copy(), decide(name, player, observations)
         expected = outputs.pop("eager")
+        explored = next((inputs[name] for name in explorers if name in inputs), None)
+        known = undrawn(explorer, explored, manifest, set(kinds)) if explorer and explored else expected
         if OWNER in results:
             inputs[OWNER], outputs[OWNER] = inputs["eager"], expected | owned(recorded, playing, step, expected, kinds)
         places = [Place(recorded[episode].seed, step) for episode in playing]
         for name, found in outputs.items():
-            try:
-                known = without_noise(found, manifest) if name in explorers else found
-                results[name].compare(Batch(places, expected, known, inputs[name]))
-            except UserError as error:
-                raise UserError(f"{name}: {error}") from None
+            with naming_program(name):
+                if name in explorers:
+                    own = without_noise(found, manifest)
+                    check_kinds(expected, own)
+                    shared = {output: array for output, array in own.items() if output in known}
+                    results[name].compare(Batch(places, known, shared, inputs[name]))
+                else:
+                    results[name].compare(Batch(places, expected, found, inputs[name]))
     return results
 
 
 def check_by_name(policy: str, programs: list[str], settings: params.ParityCheck) -> dict[str, Comparison]:
     """Run :func:`check_open_loop` for some of a policy's programs, by their names, with its recorded episodes."""
     recorded = episodes.load(Path("data", policy, "episodes.safetensors"), policy)
-    eager, *runs = (runtimes.load_by_name(policy, name, threads=1) for name in ("eager", *programs))
+    eager, explorer, *runs = (
+        runtimes.load_by_name(policy, name, threads=1)
+        for name in (runtimes.EAGER, f"{runtimes.EAGER}{RANDOM}", *programs)
+    )
     manifest = read_manifest(Path("models", policy))
-    return check_open_loop(eager, dict(zip(programs, runs, strict=True)), recorded, manifest, settings)
+    return check_open_loop(
+        eager, dict(zip(programs, runs, strict=True)), recorded, manifest, settings, explorer=explorer
+    )

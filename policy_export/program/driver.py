@@ -14,8 +14,8 @@ from torchrl.envs.utils import ExplorationType
 from policy_export.config.errors import ProfileError
 from policy_export.device.torchrl_env import array_specs, episode_ended
 from policy_export.environments.preprocess import IS_INIT
-from policy_export.environments.transforms import one_row
-from policy_export.program.memory import find_memory, state_spec
+from policy_export.environments.transforms import env_starts, one_row
+from policy_export.program.memory import find_memory, state_spec, state_starts
 
 
 class Driver:
@@ -28,7 +28,7 @@ class Driver:
         actions: keys of the policy's actions.
 
     Raises:
-        ProfileError: the policy's memory does not start with zeros.
+        ProfileError: the policy starts its memory otherwise.
     """
 
     def __init__(
@@ -40,13 +40,17 @@ class Driver:
     ) -> None:
         self.env, self.policy, self.actions = env, policy, actions
         shown = Composite(array_specs(one_row(env, env.observation_spec)))
-        found = find_memory(policy, shown.cpu().update(state_spec(policy)), exploration_type, actions)
+        starts = env_starts(env) | state_starts(policy)
+        found = find_memory(policy, shown.cpu().update(state_spec(policy)), exploration_type, actions, starts)
         if found.restarts:
             raise ProfileError(f"the policy starts {found.in_place} otherwise than with zeros, which cannot be trained")
         self.observations, self.states = found.observations, found.written
         self.device = next((tensor.device for tensor in policy.parameters()), torch.device("cpu"))
         self.entries = env.reset()
-        self.memory = found.spec.expand(*env.batch_size, *found.spec.shape).zero().to(self.device)
+        self.start = found.spec.expand(*env.batch_size, *found.spec.shape).zero().to(self.device)
+        for key in self.states:
+            self.start[key].fill_(starts.get(key) or 0)
+        self.memory = self.start.clone()
         if self.states:
             self.memory[IS_INIT] = torch.ones(*env.batch_size, 1, dtype=torch.bool, device=self.device)
 
@@ -67,6 +71,8 @@ class Driver:
         done = episode_ended(outcome, self.env.done_keys).unsqueeze(-1).to(self.device)
         if self.states:
             after = TensorDict({key: decision[place] for key, place in self.states.items()}, self.env.batch_size)
-            self.memory = after.apply(lambda state: state.masked_fill(done.view(-1, *[1] * (state.ndim - 1)), 0))
+            self.memory = after.apply(
+                lambda state, start: torch.where(done.view(-1, *[1] * (state.ndim - 1)), start, state), self.start
+            )
             after[IS_INIT], self.memory[IS_INIT] = torch.zeros_like(done), done
         return outcome, after

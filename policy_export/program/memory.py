@@ -10,7 +10,8 @@ place.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -19,13 +20,14 @@ from tensordict.nn import TensorDictModuleBase
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torchrl.data import Binary, Bounded, Composite, TensorSpec, Unbounded
-from torchrl.envs.transforms import Compose
+from torchrl.envs.transforms import Compose, TensorDictPrimer
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules.utils import get_primers_from_module
 
 from policy_export.config.errors import ProfileError
 from policy_export.device.errors import UserError
 from policy_export.environments.preprocess import IS_INIT
+from policy_export.environments.transforms import Starts, primer_starts
 from policy_export.program.decisions import VALUES
 from policy_export.program.failures import explain
 
@@ -45,13 +47,22 @@ def state_keys(policy: TensorDictModuleBase) -> list[NestedKey]:
     return [key for key in policy.in_keys if next_key(key) in policy.out_keys]
 
 
+def _primers(policy: TensorDictModuleBase) -> list[TensorDictPrimer]:
+    found = get_primers_from_module(policy, warn=False)
+    return list(found) if isinstance(found, Compose) else [found] if found else []
+
+
 def state_spec(policy: TensorDictModuleBase) -> Composite:
     """Return shape and dtype of the states that a policy's modules declare by TorchRL's primers, without batch."""
-    found = get_primers_from_module(policy, warn=False)
     spec = Composite()
-    for primer in found if isinstance(found, Compose) else [found] if found else []:
+    for primer in _primers(policy):
         spec.update(primer.primers)
     return spec
+
+
+def state_starts(policy: TensorDictModuleBase) -> Starts:
+    """Return what the states start with that a policy's modules declare by TorchRL's primers."""
+    return {key: start for primer in _primers(policy) for key, start in primer_starts(primer).items()}
 
 
 @dataclass(frozen=True)
@@ -62,6 +73,8 @@ class Memory:
         observations: keys of what the policy reads of its environment.
         written: key of each state, and the key under which the policy writes its next value.
         spec: shape and dtype of every state, without batch.
+        starts: of the states that the policy does not reset itself, by key, the number that they start with.
+        overwritten: keys of the tensors that the policy changes in place.
         restarts: whether an episode's first step must be computed without the entries that are written in place, as
             the policy starts them otherwise than with zeros.
     """
@@ -69,6 +82,8 @@ class Memory:
     observations: list[NestedKey]
     written: dict[NestedKey, NestedKey] = field(default_factory=dict)
     spec: Composite = field(default_factory=Composite)
+    starts: dict[NestedKey, float] = field(default_factory=dict)
+    overwritten: list[NestedKey] = field(default_factory=list)
     restarts: bool = False
 
     @property
@@ -93,21 +108,45 @@ class Trial:
         """Return all entries after a call, which always draws the same random numbers."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(SEED)
-            return call(self.policy, entries, self.exploration_type)
+            given = {key: tensor.clone() for key, tensor in entries.items()}
+            return call(self.policy, given, self.exploration_type)
+
+    def overwritten(self, entries: Entries) -> list[NestedKey]:
+        """Return the keys of the tensors that the policy changes in place."""
+        given = {key: tensor.clone() for key, tensor in entries.items()}
+        call(self.policy, given, self.exploration_type)
+        return [key for key, tensor in given.items() if not torch.equal(tensor, entries[key])]
 
     def kept(self) -> dict[str, torch.Tensor]:
         """Return copies of the tensors that the policy's modules hold in addition to their weights, by name."""
         found = dict(self.policy.named_buffers())
-        for path, module in self.policy.named_modules():
-            for name, value in vars(module).items():
-                tensors = value if isinstance(value, list | tuple) else [value]
-                found |= {
-                    f"{path}.{name}".removeprefix("."): tensor
-                    for tensor in tensors
-                    if isinstance(tensor, torch.Tensor) and not isinstance(tensor, nn.Parameter)
-                }
+        for name, value in self._attributes():
+            for place, tensor in enumerate(held := _contents(value)):
+                if isinstance(tensor, torch.Tensor) and not isinstance(tensor, nn.Parameter):
+                    found[f"{name}[{place}]" if len(held) > 1 else name] = tensor
         # TorchRL's networks of several agents hold a network without values, into which they put each agent's weights.
         return {name: tensor.detach().clone() for name, tensor in found.items() if not tensor.is_meta}
+
+    def counted(self) -> dict[str, list[object]]:
+        """Return numbers and texts, and how much else, that the attributes of the policy's modules hold, by name."""
+        return {
+            name: [each if isinstance(each, int | float | str) else None for each in _contents(value)]
+            for name, value in self._attributes()
+        }
+
+    def _attributes(self) -> Iterator[tuple[str, object]]:
+        modules_own = vars(nn.Module())
+        for path, module in self.policy.named_modules():
+            for name, value in vars(module).items():
+                if name not in modules_own:
+                    yield f"{path}.{name}".removeprefix("."), value
+
+
+def _contents(value: object) -> list[object]:
+    """Return what a container holds, or the value itself."""
+    if isinstance(value, Mapping):
+        return list(value.values())
+    return list(value) if isinstance(value, list | tuple | deque) else [value]
 
 
 def initialise(policy: TensorDictModuleBase, input_spec: Composite) -> None:
@@ -130,7 +169,7 @@ def initialise(policy: TensorDictModuleBase, input_spec: Composite) -> None:
 
 
 def call(policy: TensorDictModuleBase, entries: Entries, exploration_type: ExplorationType) -> Entries:
-    """Return all entries after a call of the policy, without gradients.
+    """Return all entries after a call of the policy with tensors of ``ROWS`` rows, without gradients.
 
     Raises:
         KeyError: the policy reads an entry that is not there.
@@ -138,7 +177,7 @@ def call(policy: TensorDictModuleBase, entries: Entries, exploration_type: Explo
     """
     given = TensorDict({}, batch_size=[ROWS])
     for key, tensor in entries.items():
-        given[key] = tensor.clone()
+        given[key] = tensor
     try:
         with torch.no_grad(), set_exploration_type(exploration_type):
             after = policy(given)
@@ -159,6 +198,7 @@ def find_memory(
     input_spec: Composite,
     exploration_type: ExplorationType,
     actions: Sequence[NestedKey] = ("action",),
+    starts: Starts | None = None,
 ) -> Memory:
     """Return the states of a policy, found by trying it out.
 
@@ -167,10 +207,11 @@ def find_memory(
         input_spec: of the observations, and of the states as far as they are declared, without batch.
         exploration_type: under which the policy is called; what only explores keeps its states only then.
         actions: keys of its actions.
+        starts: what its states start with, by key; zero where nothing is given.
 
     Raises:
-        ProfileError: a module keeps a memory in itself, or the policy reads an entry that is neither an observation nor
-            a state of known shape.
+        ProfileError: a module keeps a memory in itself, a state starts with no constant, or the policy reads an entry
+            that is neither an observation nor a state of known shape.
     """
     declared = state_keys(policy)
     known = {unravel_key(key) for key in input_spec.keys(include_nested=True, leaves_only=True)}
@@ -212,7 +253,18 @@ def find_memory(
     spec = Composite({key: input_spec[key] for key in declared})
     for key in in_place:
         spec[key] = unbatched(first[key])
-    return Memory(read, written, spec, bool(in_place) and starts_otherwise(trial, entries, in_place, decisions))
+    begin = {key: (starts or {}).get(key, 0.0) for key in written}
+    known_starts = {key: start for key, start in begin.items() if start is not None}
+    if unknown := [key for key in begin if key not in known_starts]:
+        raise ProfileError(
+            f"the state {unknown[0]!r} starts with random numbers, or with what a function returns, and that of a "
+            "program with a constant: give its TensorDictPrimer a number as default_value"
+        )
+    kept_on = [*in_place, *left_over(trial, entries, declared, decisions)]
+    restarts = bool(in_place) and starts_otherwise(trial, entries, in_place, decisions, begin)
+    return Memory(
+        read, written, spec, {key: known_starts[key] for key in kept_on}, trial.overwritten(entries), restarts
+    )
 
 
 def example(spec: Composite, key: NestedKey) -> torch.Tensor:
@@ -303,15 +355,29 @@ def attempt(trial: Trial, entries: Entries) -> Entries | None:
         return None
 
 
-def starts_otherwise(trial: Trial, entries: Entries, in_place: list[NestedKey], decisions: list[NestedKey]) -> bool:
-    """Return whether a policy decides differently without the entries that it writes in place than with zeros there."""
+def left_over(trial: Trial, entries: Entries, declared: list[NestedKey], decisions: list[NestedKey]) -> list[NestedKey]:
+    """Return the states that the policy does not reset itself where ``is_init`` is true."""
+    begins = entries | {IS_INIT: torch.ones(ROWS, 1, dtype=torch.bool)}
+    expected = attempt(trial, begins)
+    found = []
+    for key in declared:
+        changed = attempt(trial, begins | {key: disturbed(entries[key])})
+        if expected is None or changed is None or differing(changed, expected, decisions):
+            found.append(key)
+    return found
+
+
+def starts_otherwise(
+    trial: Trial, entries: Entries, in_place: list[NestedKey], decisions: list[NestedKey], starts: Starts
+) -> bool:
+    """Return whether a policy decides differently without the entries that it writes in place than as they start."""
     begins = entries | {IS_INIT: torch.ones(ROWS, 1, dtype=torch.bool)}
     try:
         missing = trial({key: tensor for key, tensor in begins.items() if key not in in_place})
     except (KeyError, UserError):  # the environment must provide them: by TorchRL's primers, with zeros
         return False
-    zeros = trial(begins | {key: torch.zeros_like(missing[key]) for key in in_place})
-    return bool(differing(missing, zeros, [*decisions, *in_place]))
+    started = trial(begins | {key: torch.full_like(missing[key], starts[key] or 0) for key in in_place})
+    return bool(differing(missing, started, [*decisions, *in_place]))
 
 
 def refuse_hidden(trial: Trial, kept: dict[str, torch.Tensor], first: Entries, entries: Entries) -> None:
@@ -320,9 +386,11 @@ def refuse_hidden(trial: Trial, kept: dict[str, torch.Tensor], first: Entries, e
     Raises:
         ProfileError: a module keeps something from call to call, or draws random numbers that are not PyTorch's.
     """
-    now = trial.kept()
+    now, counted = trial.kept(), trial.counted()
     names = [name for name in now if name not in kept or not torch.equal(now[name], kept[name])]
     different = bool(differing(first, trial(entries), first))
+    again = trial.counted()
+    names += [name for name, held in again.items() if name not in names and held != counted.get(name, held)]
     if names:
         raise ProfileError(
             f"the policy's modules write into themselves ({', '.join(names)}), and a program has no such memory: read "

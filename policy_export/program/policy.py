@@ -31,6 +31,7 @@ from policy_export.environments.preprocess import IS_INIT
 from policy_export.environments.recorded import recorded_specs
 from policy_export.environments.transforms import (
     Parts,
+    Starts,
     freeze,
     measures,
     one_row,
@@ -38,7 +39,7 @@ from policy_export.environments.transforms import (
     statistics,
     transforms_of,
 )
-from policy_export.program.memory import Trial, find_memory, initialise, state_keys, state_spec
+from policy_export.program.memory import Trial, find_memory, initialise, state_keys, state_spec, state_starts
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Agent:
         action_specs: of the environment below all transforms, without batch.
         given: keys of the actions that the actor writes, for the transformed environment.
         statistics: of the transforms, by name; they are saved with the weights.
+        starts: what the states of the policy start with, by key.
         one_hot: whether the actor writes a choice as a one-hot vector instead of an index.
     """
 
@@ -63,6 +65,7 @@ class Agent:
     action_specs: Composite
     given: list[NestedKey]
     statistics: dict[str, torch.Tensor]
+    starts: Starts
     one_hot: bool = False
 
     @property
@@ -119,7 +122,7 @@ def _make_agent(profile: Profile, saved: Mapping[str, torch.Tensor] | None) -> A
     env = find_env(profile)
     if isinstance(env, RecordedEnv):
         specs = Specs(recorded_specs(env), recorded_actions(env))
-        return assemble(profile.policy, specs, specs, Parts([], [], Composite(), Composite(), []), {})
+        return assemble(profile.policy, specs, specs, Parts([], [], Composite(), Composite(), {}, []), {})
     made = make_single_env(env, profile.preprocess, profile.transforms)
     transforms = transforms_of(made)
     if saved is None and not isinstance(profile.train, Untrained) and measures(transforms):
@@ -158,8 +161,8 @@ def assemble(policy: Policy, inside: Specs, outside: Specs, parts: Parts, frozen
         known = {*keys_of(shown), *made, *states, *keys_of(primed), IS_INIT}
         if key in keys_of(outside.observations) and key not in known:
             raise ProfileError(
-                f"the policy reads {key!r}, which no program has: it is written for the training only, by one of the "
-                f"transforms {', '.join(parts.dropped)}"
+                f"the policy reads {key!r}, which no program has: it is written for the training only, by "
+                + (f"one of the transforms {', '.join(parts.dropped)}" if parts.dropped else "one of the transforms")
             )
     input_spec = shown.clone()
     input_spec.update(parts.states)
@@ -180,7 +183,8 @@ def assemble(policy: Policy, inside: Specs, outside: Specs, parts: Parts, frozen
     initialise(whole, input_spec)
     for key, action in try_actions(modules, input_spec, actions).items():
         check_action(key, action, taken[key])
-    return Agent(actor, whole, input_spec, taken, wanted, frozen, one_hot)
+    starts = parts.starts | state_starts(actor)
+    return Agent(actor, whole, input_spec, taken, wanted, frozen, starts, one_hot)
 
 
 def index_of(action: torch.Tensor) -> torch.Tensor:

@@ -21,6 +21,7 @@ from policy_export.config.profile import Profile
 from policy_export.device.errors import UserError
 from policy_export.device.torchrl_env import flat_name
 from policy_export.environments.preprocess import IS_INIT
+from policy_export.environments.transforms import Starts
 from policy_export.program.memory import find_memory, is_flags, is_value, least, next_key
 from policy_export.program.policy import Agent, make_agent
 from policy_export.program.torch_private import part
@@ -61,6 +62,7 @@ class Step(nn.Module):
         input_spec: of the observations and of the states that are declared, without batch.
         exploration_type: ``DETERMINISTIC`` or ``RANDOM``; part of the function, whatever is set around its call.
         actions: keys of the environment's actions.
+        starts: what the states start with, by key; zero where nothing is given.
 
     Raises:
         UserError: two entries of the policy would have the same name, or its memory cannot be made explicit.
@@ -72,12 +74,13 @@ class Step(nn.Module):
         input_spec: Composite,
         exploration_type: ExplorationType,
         actions: Sequence[NestedKey] = ("action",),
+        starts: Starts | None = None,
     ) -> None:
         super().__init__()
         self.policy, self.input_spec, self.exploration_type = policy, input_spec, exploration_type
-        self.actions, self.expected = list(actions), _expected_values(policy)
+        self.actions, self.starts, self.expected = list(actions), starts, _expected_values(policy)
         _named(policy.in_keys)
-        self.memory = find_memory(policy, input_spec, exploration_type, actions)
+        self.memory = find_memory(policy, input_spec, exploration_type, actions, starts)
         states = self.memory.written
         flags: list[NestedKey] = [IS_INIT] if states else []
         values = [*policy.out_keys, *([EXPECTED] if self.expected else [])]
@@ -92,15 +95,20 @@ class Step(nn.Module):
         self.forward = self._named_forward()
 
     def decide(self, entries: TensorDict) -> TensorDictBase:
-        """Call the policy; rows whose episode starts do not have the entries that it writes in place."""
-        in_place = self.memory.in_place
+        """Call the policy; rows whose episode starts have their states as these start.
+
+        Of what the policy writes in place, such a row has nothing if the policy then starts it otherwise.
+        """
+        for key in self.memory.overwritten:  # they belong to the caller
+            entries[key] = entries[key].clone()
+        in_place = self.memory.in_place if self.memory.restarts else []
+        for key, start in self.memory.starts.items():
+            if key not in in_place:
+                begins = _like(entries[IS_INIT][:, 0], entries[key])
+                entries[key] = torch.where(begins, torch.full_like(entries[key], start), entries[key])
         if not in_place:
             return self.policy(entries)
         begins = entries[IS_INIT][:, 0]
-        if not self.memory.restarts:
-            for key in in_place:
-                entries[key] = torch.where(_like(begins, entries[key]), torch.zeros_like(entries[key]), entries[key])
-            return self.policy(entries)
         started, going_on = self.policy(entries.exclude(*in_place)), self.policy(entries)
         written = set(started.keys(include_nested=True))  # without what is computed from it afterwards
         for key in [key for key in self.outputs.values() if key in written]:
@@ -172,7 +180,7 @@ def load_step(policy: str, profile: Profile, exploration_type: ExplorationType =
 
 def make_step(agent: Agent, exploration_type: ExplorationType) -> Step:
     """Return a policy as a function of named tensors."""
-    return Step(agent.policy, agent.input_spec, exploration_type, agent.actions)
+    return Step(agent.policy, agent.input_spec, exploration_type, agent.actions, agent.starts)
 
 
 def _like(flags: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
