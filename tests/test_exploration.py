@@ -61,11 +61,6 @@ class Restarts(Noise):
         return torch.ones_like(is_init)
 
 
-class NeverBeginsAnew(Noise):
-    def begins(self, is_init):
-        return torch.zeros_like(is_init)
-
-
 def make_step(*, noise: Noise | None) -> Step:
     """Return a policy of Pendulum, which is the same under any noise."""
     torch.manual_seed(0)
@@ -224,16 +219,21 @@ def test_noise_of_programs_is_the_policys(noisy, name):
 
 
 @pytest.mark.parametrize(
-    ("noise", "what"),
+    ("noise", "change", "what"),
     [
-        (Restarts, "correlation of action[0] with that of 1 steps before"),
-        (NeverBeginsAnew, "size of the change of action[0] where the noise begins anew"),
+        (Restarts, {}, "correlation of action[0] with that of 1 steps before"),
+        (Noise, {"is_init": False}, "size of the change of action[0] where the noise begins anew"),
     ],
+    ids=["begins anew at every step", "never begins anew"],
 )
-def test_exported_fault_of_noise_is_found(noisy, noise, what):
+def test_exported_fault_of_noise_is_found(noisy, noise, change, what):
     inputs, states = complete(noisy.recorded_inputs, noisy.manifest), noise_states(noisy.manifest)
     program = wrap(export(make_step(noise=noise())).module())
-    acted = [act(run, inputs, states) for run in (noisy.eager_random, program)]
+
+    def wrong(inputs: Arrays) -> Arrays:
+        return program(inputs | {name: np.full_like(inputs[name], value) for name, value in change.items()})
+
+    acted = [act(run, inputs, states) for run in (noisy.eager_random, wrong)]
     assert what in [finding.what for finding in check_noise(*acted, TOLERANCE) if finding.p < LEVEL]
 
 

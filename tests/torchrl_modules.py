@@ -350,7 +350,7 @@ def chunks_of_actions():
     return modules.MultiStepActorWrapper(chunk, n_steps=4, replan_interval=2)
 
 
-@case("DreamerV3SeededPolicy", how=REFUSED, reads=("state", "belief"), says="the same random seed")
+@case("DreamerV3SeededPolicy", how=REFUSED, reads=("state", "belief"), says="write into themselves")
 def seeded():
     return modules.DreamerV3SeededPolicy(dreamer_v3(), seed=7)
 

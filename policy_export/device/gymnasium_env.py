@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from .arrays import Action, Arrays
 from .errors import UserError, one_line
+from .shown import Shown
 
 NO_WORD = re.compile(r"\W")  # of keys, as names are of inputs and outputs
 COLOURS, MOST = 3, 255  # of an image
@@ -41,7 +41,7 @@ def telling(name: str, failure: str) -> Iterator[None]:
         raise UserError(f"{failure.format(name)}: {one_line(error)}") from error
 
 
-class GymEnvironment:
+class GymEnvironment(Shown):
     """One of gymnasium's environments, driven like an :class:`Emulator`.
 
     ``observations`` are by name: ``observation`` where there is one, and the entries of a dictionary otherwise, with
@@ -94,17 +94,6 @@ class GymEnvironment:
             if found[name].shape != shape:
                 raise UserError(f"{self.id!r} shows {name} of shape {list(found[name].shape)}, but declares {[*shape]}")
         return found
-
-    @property
-    def observation(self) -> npt.NDArray[Any]:
-        """Return the only observation."""
-        (observation,) = self.observations.values()
-        return observation
-
-    @property
-    def state(self) -> bytes:
-        """Return the observations, the nearest thing to a state that every environment has."""
-        return b"".join(array.tobytes() for array in self.observations.values())
 
     def step(self, action: Action) -> float:
         """Play one decision (an index, an array, or several by name), and return its reward.

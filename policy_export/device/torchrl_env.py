@@ -12,6 +12,7 @@ import numpy.typing as npt
 from .arrays import Action, Arrays
 from .errors import UserError
 from .gymnasium_env import NO_WORD, telling
+from .shown import Shown
 
 if TYPE_CHECKING:
     from tensordict import NestedKey, TensorDictBase
@@ -81,7 +82,7 @@ def total_reward(entries: TensorDictBase, reward_keys: Iterable[NestedKey]) -> A
     return sum(entries[key].float().flatten(entries.ndim).sum(-1) for key in reward_keys)
 
 
-class TorchRLEnvironment:
+class TorchRLEnvironment(Shown):
     """One of TorchRL's environments, driven like an :class:`Emulator`, without its transforms.
 
     Of several environments, as ``ParallelEnv`` has them, it is the first. One that has several rows itself plays the
@@ -128,17 +129,6 @@ class TorchRLEnvironment:
                 raise UserError(f"{self.what} shows {key!r} as {kinds[0]}, but declares {kinds[1]}")
             found[flat_name(key)] = self._row(tensor)
         return found
-
-    @property
-    def observation(self) -> npt.NDArray[Any]:
-        """Return the only observation."""
-        (observation,) = self.observations.values()
-        return observation
-
-    @property
-    def state(self) -> bytes:
-        """Return the observations, the nearest thing to a state that every environment has."""
-        return b"".join(array.tobytes() for array in self.observations.values())
 
     def step(self, action: Action) -> float:
         """Play one decision (an index, an array, or several by name), and return its reward.

@@ -124,7 +124,13 @@ def run_programs(
             **dict.fromkeys(starts, "samples after a start"),
         }
         for done, task in enumerate(as_completed(tasks), 1):
-            task.result()
+            try:
+                task.result()
+            except UserError:
+                raise
+            except Exception:
+                opening.result()  # it tells why, if a program has other outputs than the policy
+                raise
             print(f"parity_check {policy}  {done:>2}/{len(tasks)}  {tasks[task]}", flush=True)
         played = {name: task.result() for name, task in playing.items()}
         following = {

@@ -114,7 +114,8 @@ class Trial:
     def overwritten(self, entries: Entries) -> list[NestedKey]:
         """Return the keys of the tensors that the policy changes in place."""
         given = {key: tensor.clone() for key, tensor in entries.items()}
-        call(self.policy, given, self.exploration_type)
+        with torch.random.fork_rng(devices=[]):
+            call(self.policy, given, self.exploration_type)
         return [key for key, tensor in given.items() if not torch.equal(tensor, entries[key])]
 
     def kept(self) -> dict[str, torch.Tensor]:
@@ -243,6 +244,7 @@ def find_memory(
         has = sorted((key for key in known if key not in declared and key not in primed), key=str)
         raise ProfileError(f"the policy reads {missing or errors[0]}, the environment has {has}")
     refuse_hidden(trial, kept, first, given)
+    overwritten = trial.overwritten(given)
     entries = given | {IS_INIT: entries[IS_INIT]}
 
     decisions = [*actions, *filter(is_value, first), *map(next_key, declared)]
@@ -262,9 +264,7 @@ def find_memory(
         )
     kept_on = [*in_place, *left_over(trial, entries, declared, decisions)]
     restarts = bool(in_place) and starts_otherwise(trial, entries, in_place, decisions, begin)
-    return Memory(
-        read, written, spec, {key: known_starts[key] for key in kept_on}, trial.overwritten(entries), restarts
-    )
+    return Memory(read, written, spec, {key: known_starts[key] for key in kept_on}, overwritten, restarts)
 
 
 def example(spec: Composite, key: NestedKey) -> torch.Tensor:

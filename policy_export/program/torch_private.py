@@ -92,8 +92,8 @@ def compile_package(program: ExportedProgram, path: Path, options: Mapping[str, 
     import torch._inductor
     from torch._inductor import config
 
+    part(config.aot_inductor, "output_path")
     generated = "aot_inductor.output_path"
-    require(hasattr(config.aot_inductor, "output_path"), generated, "there is no such option")
     with tempfile.TemporaryDirectory() as folder, config.patch({generated: folder}), torch.no_grad():
         part(part(torch, "_inductor"), "aoti_compile_and_package")(
             program, package_path=str(path), inductor_configs=dict(options)
