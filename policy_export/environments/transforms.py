@@ -94,7 +94,8 @@ def alone(*transforms: Transform) -> list[Transform]:
 class Levels(ActionDiscretizer):
     """TorchRL's ``ActionDiscretizer`` for any batch, and for one-hot choices without a mask that picks them.
 
-    TorchRL's own takes no batch where the actions have different numbers of levels.
+    TorchRL's own takes no batch where the numbers of a vector have different numbers of levels. Actions of more
+    dimensions are left to it.
     """
 
     @classmethod
@@ -111,15 +112,18 @@ class Levels(ActionDiscretizer):
 
     def transform_input_spec(self, input_spec: Composite) -> Composite:
         spec = super().transform_input_spec(input_spec)
-        tables = (
-            self.intervals if isinstance(self.intervals, list) else self.intervals.view(-1, self.intervals.shape[-1])
-        )
+        levels = self.intervals
+        tables = levels if isinstance(levels, list) else levels.view(-1, levels.shape[-1]) if levels.ndim < 3 else []
         self.sizes = [len(table) for table in tables]
         for number, table in enumerate(tables):
             self.register_buffer(f"levels_{number}", table)
         return spec
 
     def _inv_call(self, entries: TensorDictBase) -> TensorDictBase:
+        if not hasattr(self, "sizes"):
+            self._init()
+        if not self.sizes:
+            return super()._inv_call(entries)
         chosen = entries[self.out_keys_inv[0]]
         if not self.categorical:
             chosen = torch.stack([part.long().argmax(-1) for part in chosen.split(self.sizes, -1)], -1)
