@@ -155,8 +155,34 @@ class Preprocess(Section):
         return self
 
 
+class Checkpoint(Section):
+    """Weights that another program has trained.
+
+    Attributes:
+        file: a dictionary of tensors, as ``torch.save`` or safetensors writes it.
+        entry: where the weights are in the file, if it holds more: the keys that lead to them, with dots between.
+        prefix: how the names begin of the weights that are taken, without this beginning; all others are left out.
+        keys: what the beginnings of names become; null leaves the weights out that begin so.
+    """
+
+    file: str
+    entry: str | None = None
+    prefix: str | None = None
+    keys: dict[str, str | None] | None = None
+
+
 class Policy(Made):
-    """How a policy is built: its ``factory``, and the arguments that the factory takes by keyword."""
+    """How a policy is built: its ``factory``, the arguments that it takes by keyword, and its weights.
+
+    A factory that has a parameter ``checkpoint`` is given it, and loads its weights by itself.
+    """
+
+    checkpoint: Any = None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        own = {} if self.checkpoint is None else {"checkpoint": self.checkpoint}
+        return super().arguments | own
 
 
 class Transforms(Made):

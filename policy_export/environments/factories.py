@@ -35,6 +35,12 @@ def import_function(key: str, factory: str) -> Callable[..., Any]:
     return found
 
 
+def takes(factory: Callable[..., Any], name: str) -> bool:
+    """Return whether a function has a parameter of a name, be it among those that it takes by any name."""
+    parameters = inspect.signature(factory).parameters
+    return name in parameters or any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
+
+
 def checked_arguments(
     key: str, factory: Callable[..., Any], arguments: dict[str, Any], *, after: int
 ) -> dict[str, Any]:

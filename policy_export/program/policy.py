@@ -26,7 +26,7 @@ from policy_export.device.errors import UserError, one_line
 from policy_export.device.torchrl_env import array_specs, flat_name, without_transforms
 from policy_export.environments.actions import recorded_actions
 from policy_export.environments.env import KNOWN, is_registered, make_env, make_single_env
-from policy_export.environments.factories import checked_arguments, import_function
+from policy_export.environments.factories import checked_arguments, import_function, takes
 from policy_export.environments.preprocess import IS_INIT
 from policy_export.environments.recorded import recorded_specs
 from policy_export.environments.transforms import (
@@ -40,6 +40,7 @@ from policy_export.environments.transforms import (
     transforms_of,
 )
 from policy_export.program.memory import Trial, find_memory, initialise, state_keys, state_spec, state_starts
+from policy_export.program.weights import checkpoint_of, load_checkpoint
 
 
 @dataclass(frozen=True)
@@ -92,18 +93,23 @@ def keys_of(spec: Composite) -> list[NestedKey]:
 
 
 def make_agent(name: str, profile: Profile, saved: Mapping[str, torch.Tensor] | None = None) -> Agent:
-    """Return the untrained policy of a profile.
+    """Return the policy of a profile before its training, with the weights of its checkpoint if it has one.
 
     Args:
         name: of the policy.
         profile: of the policy.
-        saved: statistics of the transforms; none for those that the transforms have.
+        saved: statistics of the transforms, if the weights will be loaded that were saved with them; none for those
+            that the transforms have.
 
     Raises:
-        UserError: its environment or factory does not exist, or the factory does not take what the profile gives it.
+        UserError: its environment, factory or checkpoint does not exist, or the factory does not take what the profile
+            gives it.
     """
     with naming(name):
-        return _make_agent(profile, saved)
+        agent = _make_agent(profile, saved)
+        if saved is None and (checkpoint := checkpoint_of(profile.policy)) is not None:
+            load_checkpoint(checkpoint, agent.actor)
+        return agent
 
 
 class Specs(NamedTuple):
@@ -264,7 +270,8 @@ def call_factory(params: Policy, observation_spec: Composite, action_spec: Tenso
     """Return what a factory makes of the specs and of the arguments that ``params.yaml`` has for it."""
     place = f"policy.factory: {params.factory!r}"
     factory = import_function("policy", params.factory)
-    arguments = checked_arguments("policy", factory, params.arguments, after=2)
+    given = {name: value for name, value in params.arguments.items() if name != "checkpoint" or takes(factory, name)}
+    arguments = checked_arguments("policy", factory, given, after=2)
     try:
         actor = factory(observation_spec, action_spec, **arguments)
     except UserError as error:

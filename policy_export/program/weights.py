@@ -6,13 +6,18 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from policy_export.device.errors import UserError
+from policy_export.config.errors import ProfileError
+from policy_export.config.profile import Checkpoint, Policy, describe_mistakes
+from policy_export.device.errors import UserError, first_line
+from policy_export.environments.factories import import_function, takes
 from policy_export.stage.files import replacing
 
 STATISTICS = "transforms/"  # how the names of statistics begin; no weight has a slash in its name
@@ -73,6 +78,102 @@ def load_weights(path: Path, policy: str, network: nn.Module) -> None:
         lines = ["does not fit the network of params.yaml; train it again", *differences]
         raise UserError("\n".join(f"{path}: {line}" for line in lines))
     network.load_state_dict(tensors)
+
+
+def checkpoint_of(policy: Policy) -> Checkpoint | None:
+    """Return the weights that a policy starts with, if it has some that its factory does not load itself.
+
+    Raises:
+        ProfileError: the profile has mistakes there.
+    """
+    content = policy.checkpoint
+    if content is None or takes(import_function("policy", policy.factory), "checkpoint"):
+        return None
+    try:
+        return Checkpoint.model_validate({"file": content} if isinstance(content, str) else content)
+    except ValidationError as error:
+        raise ProfileError("\n".join(describe_mistakes(error, Checkpoint, "policy.checkpoint."))) from None
+
+
+def load_checkpoint(checkpoint: Checkpoint, network: nn.Module) -> None:
+    """Load weights that another program has trained into ``network``, or into the module in it that has their names.
+
+    Raises:
+        ProfileError: the file is missing, is no dictionary of tensors, or does not fit; then there is a line for each
+            weight that is missing, superfluous, or of another dtype or shape.
+    """
+    place = f"policy.checkpoint: {checkpoint.file!r}"
+    found = renamed(read_checkpoint(checkpoint, place), checkpoint, place)
+    modules = {name: module for name, module in network.named_modules() if module.state_dict().keys() == found.keys()}
+    outermost = [name for name in modules if not any(_is_within(name, other) for other in modules)]
+    if len(outermost) > 1:
+        raise ProfileError(f"{place}: fits {' and '.join(outermost)} alike: give keys, of names that begin with one")
+    target = modules[outermost[0]] if outermost else network
+    if differences := _differences(_kinds(found), _kinds(target.state_dict())):
+        lines = ["does not fit the policy that the factory makes", *differences]
+        raise ProfileError("\n".join(f"{place}: {line}" for line in lines))
+    target.load_state_dict(found)
+
+
+def _is_within(name: str, other: str) -> bool:
+    return name != other and (not other or name.startswith(f"{other}."))
+
+
+def read_checkpoint(checkpoint: Checkpoint, place: str) -> dict[str, torch.Tensor]:
+    """Return the tensors of a file by name, on the CPU; what is no tensor is left out.
+
+    Raises:
+        ProfileError: it cannot be read, or holds no dictionary of tensors where the weights should be.
+    """
+    path = Path(checkpoint.file)
+    try:
+        content: Any = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except FileNotFoundError:
+        raise ProfileError(f"{place}: no such file") from None
+    except Exception as error:  # both readers raise many kinds for what they do not read
+        raise ProfileError(f"{place}: holds no weights that are safe to load: {first_line(error)}") from None
+    for key in checkpoint.entry.split(".") if checkpoint.entry else ():
+        if not isinstance(content, dict) or key not in content:
+            raise ProfileError(f"{place}: has no entry {checkpoint.entry!r}, only {_listed(content)}")
+        content = content[key]
+    entries = content.items() if isinstance(content, dict) else ()
+    tensors = {str(name): value for name, value in entries if isinstance(value, torch.Tensor)}
+    if not tensors:
+        raise ProfileError(f"{place}: holds no tensors by name, but {_listed(content)}; entry says where they are")
+    return tensors
+
+
+def _listed(content: Any) -> str:
+    return ", ".join(map(repr, content)) if isinstance(content, dict) else f"a {type(content).__name__}"
+
+
+def renamed(tensors: dict[str, torch.Tensor], checkpoint: Checkpoint, place: str) -> dict[str, torch.Tensor]:
+    """Return tensors under the names that a network has.
+
+    Raises:
+        ProfileError: nothing begins with what the profile says, or two would have one name.
+    """
+    if (prefix := checkpoint.prefix) is not None:
+        if not any(name.startswith(prefix) for name in tensors):
+            raise ProfileError(f"{place}: no name begins with prefix {prefix!r}; it has {', '.join(tensors)}")
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    found: dict[str, torch.Tensor] = {}
+    keys = checkpoint.keys or {}
+    if unused := [start for start in keys if not any(name.startswith(start) for name in tensors)]:
+        raise ProfileError(f"{place}: no name begins with {unused[0]!r}, which keys has; it has {', '.join(tensors)}")
+    for name, tensor in tensors.items():
+        start = max((start for start in keys if name.startswith(start)), key=len, default="")
+        new = keys.get(start, start)
+        if new is None:
+            continue
+        if (own := f"{new}{name.removeprefix(start)}") in found:
+            raise ProfileError(f"{place}: keys gives two weights the name {own!r}")
+        found[own] = tensor
+    return found
 
 
 def _kinds(tensors: dict[str, torch.Tensor]) -> dict[str, str]:
