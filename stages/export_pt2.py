@@ -9,13 +9,14 @@ from pathlib import Path
 
 from torchrl.envs.utils import ExplorationType
 
-from policy_export.config.profile import load_profile
+from policy_export.config.profile import BESIDE, load_profile
 from policy_export.device.manifest import sha256
 from policy_export.environments.env import environment_facts
 from policy_export.program.archive import EXPORTS, save_program
 from policy_export.program.export import export
 from policy_export.program.failures import in_one_line
 from policy_export.program.made import write_record
+from policy_export.program.meaning import check_names
 from policy_export.program.policy import find_env
 from policy_export.program.step import load_step
 from policy_export.stage.command import run
@@ -31,11 +32,13 @@ def export_pt2(policy: str) -> None:
         "policy": policy,
         "weights_sha256": sha256(folder / "policy.safetensors"),
         **environment_facts(find_env(profile)),
-        "parameters": profile.model_dump(exclude={"train", "programs"}),
+        "parameters": profile.model_dump(exclude={"train", *BESIDE}),
+        **profile.meaning,
     }
     for name, exploration in EXPORTS.items():
         with in_one_line(policy, "export_pt2"):
             step = load_step(policy, profile, ExplorationType[exploration])
+            check_names(profile, step.signature)
             program = export(step)
         details = {"exploration_type": exploration, **step.signature.as_dict()}
         with replacing(folder / f"{name}.pt2") as temporary:

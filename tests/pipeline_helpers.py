@@ -132,14 +132,19 @@ def accept_files(policy: str, libraries: Sequence[str] = ("torch",)) -> None:
     write_manifest(policy)
 
 
-def make_own_project(folder: Path, files: Mapping[str, str], profiles: Mapping[str, Any]) -> None:
-    """Copy the project, with a user's files and profiles, whose settings are small."""
+def make_own_project(
+    folder: Path,
+    files: Mapping[str, str],
+    profiles: Mapping[str, Any],
+    settings: Mapping[str, dict[str, Any]] | None = None,
+) -> None:
+    """Copy the project, with a user's files and profiles, whose settings are small but for those given."""
     copy_project(folder)
     yaml = YAML()
     content = yaml.load((folder / "params.yaml").read_text())
     content |= {"matrix": list(profiles)}
     content["policies"] |= profiles
-    for section, values in SMALL.items():
+    for section, values in (*SMALL.items(), *(settings or {}).items()):
         content[section] |= values
     yaml.dump(content, folder / "params.yaml")
     for name, text in files.items():

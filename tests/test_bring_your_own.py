@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import re
 import shlex
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
-from pipeline_helpers import ROOT, SMALL, build_policy, make_own_project, python
+from pipeline_helpers import ROOT, SMALL, build_policy, make_own_project, python, run
 from ruamel.yaml import YAML
 from safetensors.numpy import load_file
+
+from policy_export.program.archive import read_facts
 
 pytestmark = pytest.mark.slow
 
@@ -97,6 +101,26 @@ def test_program_has_all_observations(build, project):
     manifest = manifest_of(project, "robot")
     assert names(manifest["inputs"]) == ["camera", "joints", "allowed_mask"]
     assert names(manifest["outputs"]) == ["action", "logits"]
+
+
+def test_meaning_of_numbers_goes_with_every_program(build, project):
+    build("robot")
+    folder, profile = project / "models/robot", PROFILES["robot"]
+    meaning = {key: profile[key] for key in ("facts", "names", "control_rate_hz")}
+    metadata = onnx.load(folder / "policy.onnx").metadata_props
+    found = [
+        manifest_of(project, "robot"),
+        read_facts(folder / "policy.pt2"),
+        json.loads(next(entry.value for entry in metadata if entry.key == "facts")),
+    ]
+    for facts in found:
+        assert {key: facts[key] for key in meaning} == meaning
+    library = ctypes.CDLL(str(folder / "native/libpolicy.so"))
+    library.policy_facts.restype = ctypes.c_char_p
+    assert json.loads(library.policy_facts()) == meaning
+    told = run(str(folder / "native/policy"), "info", cwd=project).stdout.splitlines()
+    (line,) = (line for line in told if line.startswith("facts "))
+    assert json.loads(line.removeprefix("facts ")) == meaning
 
 
 def test_statistics_are_in_the_weights_file(build, project):

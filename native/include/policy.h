@@ -48,6 +48,7 @@ typedef struct {
 typedef struct policy policy;
 
 const char *policy_name(void);                          /* of the policy, such as "dqn" */
+const char *policy_facts(void);                         /* facts, names, control_rate_hz of its profile: a JSON object */
 const char *policy_instructions(void);                  /* what the library was built for, such as "x86-64-v3" */
 size_t policy_inputs(const policy_array **arrays);      /* observations first, then states, then is_init */
 size_t policy_outputs(const policy_array **arrays);     /* actions, the values they were chosen by, then next states */

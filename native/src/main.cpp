@@ -95,7 +95,7 @@ void print_arrays(const char *kind, size_t count, const policy_array *arrays) {
 int tell() {
     const policy_array *arrays = nullptr;
     const char *const *names = nullptr;
-    std::printf("policy %s\ninstructions %s\n", policy_name(), policy_instructions());
+    std::printf("policy %s\nfacts %s\ninstructions %s\n", policy_name(), policy_facts(), policy_instructions());
     const size_t inputs = policy_inputs(&arrays);
     print_arrays("input", inputs, arrays);
     const size_t outputs = policy_outputs(&arrays);

@@ -260,6 +260,8 @@ extern "C" {
 
 const char *policy_name(void) { return facts::name; }
 
+const char *policy_facts(void) { return facts::meaning; }
+
 const char *policy_instructions(void) { return processor_needed(); }
 
 size_t policy_inputs(const policy_array **arrays) {

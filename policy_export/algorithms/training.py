@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from policy_export.algorithms.rollouts import Rollouts
 from policy_export.config.errors import ProfileError
-from policy_export.config.profile import Profile, RecordedEnv, load_profile, named_files, named_modules
+from policy_export.config.profile import BESIDE, Profile, RecordedEnv, load_profile, named_files, named_modules
 from policy_export.config.training import Untrained
 from policy_export.device.torchrl_env import episode_ended, total_reward
 from policy_export.environments.recording import MOST_STEPS
@@ -64,7 +64,7 @@ class Checkpoint:
         algorithm = profile.train.algorithm
         modules = [__name__, *(f"policy_export.{room}.{algorithm}" for room in ("algorithms", "config.training"))]
         hashes = hash_files(needed_files([*modules, *named_modules(profile)]) | named_files(profile))
-        content = profile.model_dump_json(exclude={"programs"}) + json.dumps(hashes)
+        content = profile.model_dump_json(exclude=BESIDE) + json.dumps(hashes)
         self.folder = CHECKPOINTS / f"{policy}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
         self.path = self.folder / "checkpoint.pt"
 

@@ -11,7 +11,7 @@ from policy_export import device
 from policy_export.backends.base import Backend
 from policy_export.backends.registry import backends
 from policy_export.config import params
-from policy_export.config.profile import load_profile
+from policy_export.config.profile import BESIDE, load_profile
 from policy_export.device.errors import UserError
 from policy_export.device.manifest import MANIFEST, SCHEMA_VERSION, sha256
 from policy_export.program.archive import read_facts
@@ -114,7 +114,7 @@ def write_manifest(policy: str) -> None:
         {
             "schema_version": SCHEMA_VERSION,
             **facts,
-            "parameters": profile.model_dump(exclude={"programs"}),
+            "parameters": profile.model_dump(exclude=BESIDE),
             "programs": programs,
             "onnx_session": params.load().manifest.onnx_session.model_dump(),
             "versions": versions_of(DEVICE_LIBRARIES) | versions,

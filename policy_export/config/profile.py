@@ -6,8 +6,9 @@ a policy's factory are checked against the factory's own signature, when it is c
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
@@ -22,6 +23,8 @@ from policy_export.config.training import ALGORITHMS, Train
 from policy_export.device.errors import UserError
 
 PATH = Path("params.yaml")
+MEANING = ("facts", "names", "control_rate_hz")  # keys of a profile that say what its numbers mean
+BESIDE = {"programs", "reference", *MEANING}  # keys that decide nothing of what a policy is
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -190,12 +193,38 @@ class Transforms(Made):
 
 
 class Profile(Section):
+    """One policy, and what becomes of it.
+
+    Attributes:
+        reference: a function of the owner's that decides as the policy does, or what makes one.
+        facts: anything that a user of the policy must know, such as joints, units and gains; no stage reads it.
+        names: what the numbers of an input or output are called, in order, by its name.
+        control_rate_hz: how many decisions a second its device needs.
+    """
+
     env: Env
     preprocess: Preprocess | None
     transforms: Transforms | None = None
     policy: Policy
     train: Train
     programs: Annotated[list[str], Field(min_length=1)] | None = None
+    reference: FactoryName | Made | None = None
+    facts: Any = None
+    names: dict[str, list[str]] | None = None
+    control_rate_hz: Positive | None = None
+
+    @property
+    def meaning(self) -> dict[str, Any]:
+        """Return what the profile says of the numbers' meaning, which no training or export depends on."""
+        return {name: value for name in MEANING if (value := getattr(self, name)) is not None}
+
+    @field_validator("names")
+    @classmethod
+    def _names_differ(cls, found: dict[str, list[str]] | None) -> dict[str, list[str]] | None:
+        for entry, names in (found or {}).items():
+            if repeated := {name for name in names if names.count(name) > 1}:
+                raise ValueError(f"{entry}: {min(repeated)!r} stands there twice")
+        return found
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -213,7 +242,7 @@ class Profile(Section):
 
 # How the names of files end that factories are given. What has a separator is taken for a file's name as well if a
 # policy's factory is given it, and not if an environment's is: these have names such as "ALE/Pong-v5".
-SUFFIXES = {".pt", ".pth", ".ckpt", ".safetensors", ".npz", ".npy", ".json", ".yaml", ".csv", ".onnx"}
+SUFFIXES = {".pt", ".pth", ".ckpt", ".safetensors", ".npz", ".npy", ".zip", ".pkl", ".json", ".yaml", ".csv", ".onnx"}
 MODULE_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -239,8 +268,22 @@ def _is_there(name: str) -> bool:
 
 def named_files(profile: Profile) -> set[Path]:
     """Return the files among the arguments of a profile's factories and environment."""
-    named = {Path(value) for _, value in _arguments(profile) if _is_there(value)}
+    return _files(_arguments(profile))
+
+
+def reference_files(profile: Profile) -> set[Path]:
+    """Return the files among the arguments of what makes a profile's reference."""
+    return _files(_reference_arguments(profile))
+
+
+def _files(arguments: Iterable[tuple[str, str]]) -> set[Path]:
+    named = {Path(value) for _, value in arguments if _is_there(value)}
     return {path for path in named if path.is_file()}
+
+
+def _reference_arguments(profile: Profile) -> Iterator[tuple[str, str]]:
+    if isinstance(profile.reference, Made):
+        yield from _strings(profile.reference.arguments, "reference")
 
 
 def _arguments(profile: Profile) -> Iterator[tuple[str, str]]:
@@ -274,7 +317,7 @@ def check_files(profile: Profile) -> None:
     """
     missing = [
         f"{key}: {value!r}: no such file"
-        for key, value in _arguments(profile)
+        for key, value in itertools.chain(_arguments(profile), _reference_arguments(profile))
         if (Path(value).suffix.lower() in SUFFIXES or ("/" in value and key.startswith("policy.")))
         and "://" not in value
         and not MODULE_PATH.fullmatch(value)

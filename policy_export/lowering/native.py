@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from policy_export.config import params
+from policy_export.config.profile import MEANING
 from policy_export.device.errors import UserError
 from policy_export.device.golden import GOLDEN_FILE
 from policy_export.device.manifest import action_names, observation_names, sha256, value_names
@@ -95,6 +96,7 @@ def write_facts(path: Path, facts: dict[str, Any], weights: Path) -> None:
 
     names = [action["name"] for action in facts["actions"]] if isinstance(facts["actions"], list) else []
     listed = ", ".join(map(text, names)) or "nullptr"
+    meaning = json.dumps({name: facts[name] for name in MEANING if name in facts})
     digest = ", ".join(f"0x{byte:02x}" for byte in bytes.fromhex(sha256(weights)))
     path.write_text(f"""// What the pipeline knows about the policy.
 #pragma once
@@ -108,6 +110,7 @@ def write_facts(path: Path, facts: dict[str, Any], weights: Path) -> None:
 namespace facts {{
 
 inline constexpr char name[] = {text(facts["policy"])};
+inline constexpr char meaning[] = {text(meaning)};
 {arrays("input", facts["inputs"])}
 {arrays("output", facts["outputs"])}
 inline constexpr std::size_t inputs = {len(facts["inputs"])}, observations = {len(observation_names(facts))};

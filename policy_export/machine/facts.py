@@ -21,7 +21,7 @@ from typing import Any
 from policy_export.backends import registry
 from policy_export.config import params
 from policy_export.config.errors import naming
-from policy_export.config.profile import PATH, Profile, check_files, named_files, named_modules
+from policy_export.config.profile import PATH, Profile, check_files, named_files, named_modules, reference_files
 from policy_export.device.errors import UserError
 from policy_export.lowering import instructions
 from policy_export.machine.trial import digest, try_policies
@@ -32,6 +32,7 @@ from policy_export.stage.sources import hash_files, needed_files
 RESULTS = Path("results")
 CODE = RESULTS / "code"
 POLICY, ALGORITHM, TRIAL = "policy.json", "algorithm.json", "trial.json"
+MEANING_FILE, REFERENCE_FILE = "meaning.json", "reference.json"  # keys that DVC would ask for in each profile
 # The stages that make what others are compared with, or that take minutes: they run again where what their code
 # does has changed, and not where only a word of it has.
 HASHED_STAGES = ("record", "export_pt2", "compile_aoti", "compile_native", "export_onnx")
@@ -112,6 +113,16 @@ def hash_sources(profile: Profile, environment: list[str]) -> tuple[dict[str, st
     return hashes, hash_files(training)
 
 
+def hash_reference(profile: Profile) -> dict[str, str]:
+    """Hash what a profile's reference is made of; nothing if it has none."""
+    if (reference := profile.reference) is None:
+        return {}
+    name = reference if isinstance(reference, str) else reference.factory
+    content = reference if isinstance(reference, str) else reference.model_dump_json()
+    own = {f"{PATH}: reference": hashlib.sha256(content.encode()).hexdigest()}
+    return hash_files(needed_files([name.partition(":")[0]]) | reference_files(profile)) | own
+
+
 def training_modules(profile: Profile) -> list[str]:
     """Return the modules of a profile's algorithm that no other module imports."""
     algorithm = profile.train.algorithm
@@ -177,6 +188,8 @@ def follow(profiles: Mapping[str, Profile], programs: Mapping[str, Mapping[str, 
         for name, content in zip((POLICY, ALGORITHM, TRIAL), (*hashes, trials[policy]), strict=True):
             write_json(SOURCES / policy / name, content)
         write_json(SOURCES / policy / PROGRAMS, programs[policy])
+        write_json(SOURCES / policy / MEANING_FILE, profiles[policy].meaning)
+        write_json(SOURCES / policy / REFERENCE_FILE, hash_reference(profiles[policy]))
 
 
 def write_facts() -> None:

@@ -52,21 +52,26 @@ def try_policy(name: str, programs: Mapping[str, bool]) -> list[str]:
         UserError: one of them cannot be built.
     """
     # Only here, as who starts the process does not need PyTorch.
+    from policy_export.environments.recorded import load_recording
     from policy_export.machine.tried_environment import (
         check_recording,
         check_trainable,
         telling_training,
         try_environments,
+        try_reference,
     )
     from policy_export.program.policy import environment_of, find_env, make_agent
 
     profile = load_profile(name)
     with naming(name), in_one_line(name, "machine"):
         agent = make_agent(name, profile)
-        try_programs(agent, programs)
+        try_programs(profile, agent, programs)
         known = find_env(profile)
         if isinstance(known, RecordedEnv):
             check_recording(known, params.load().parity_check.min_observations)
+            if profile.reference is not None:
+                observations, _, _ = load_recording(known)
+                try_reference(profile.reference, agent, {name: array[0] for name, array in observations.items()})
             return []
         with telling_training(known):
             env = environment_of(profile, agent, 1, 0)
@@ -75,10 +80,12 @@ def try_policy(name: str, programs: Mapping[str, bool]) -> list[str]:
             algorithm = importlib.import_module(f"policy_export.algorithms.{profile.train.algorithm}")
             algorithm.Learner(agent.actor, profile.train, env.observation_spec[0])
         played = try_environments(known, agent, env)
+        if profile.reference is not None:
+            try_reference(profile.reference, agent, played.observations)
     return own_modules(played.env) if isinstance(played, GymEnvironment) else []
 
 
-def try_programs(agent: Agent, wanted: Mapping[str, bool]) -> None:
+def try_programs(profile: Profile, agent: Agent, wanted: Mapping[str, bool]) -> None:
     """Export an untrained policy, and let each of its back ends that can refuse it now do so, before anything is made.
 
     Raises:
@@ -89,12 +96,15 @@ def try_programs(agent: Agent, wanted: Mapping[str, bool]) -> None:
     from policy_export.backends.registry import backends
     from policy_export.program.archive import EXPORTS
     from policy_export.program.export import export
+    from policy_export.program.meaning import check_names
     from policy_export.program.step import make_step
 
     agent.policy.eval().requires_grad_(requires_grad=False)
     steps = {exploration: make_step(agent, ExplorationType[exploration]) for exploration in EXPORTS.values()}
     exported = {exploration: export(step) for exploration, step in steps.items()}
-    inputs = steps["DETERMINISTIC"].signature.as_dict()["inputs"]
+    signature = steps["DETERMINISTIC"].signature
+    check_names(profile, signature)
+    inputs = signature.as_dict()["inputs"]
     for backend in backends().values():
         if backend.refuse is None or not wanted[backend.name]:
             continue

@@ -12,16 +12,18 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from policy_export.config.errors import ProfileError, under
-from policy_export.config.profile import Env, FactoryEnv, Profile, RecordedEnv, env_key
+from policy_export.config.profile import Env, FactoryEnv, Made, Profile, RecordedEnv, env_key
 from policy_export.device.arrays import Arrays
 from policy_export.device.environments import Environment, make_environment
 from policy_export.device.errors import UserError, one_line
 from policy_export.device.player import Player
+from policy_export.device.torchrl_env import flat_name
 from policy_export.environments.actions import recorded_actions
 from policy_export.environments.env import environment_facts, make_bare_env
 from policy_export.environments.recorded import load_recording
 from policy_export.program.calls import wrap
 from policy_export.program.driver import Driver
+from policy_export.program.owner import Owner, load_reference
 from policy_export.program.policy import Agent
 from policy_export.program.step import make_step
 
@@ -59,6 +61,19 @@ def check_recording(env: RecordedEnv, least: int) -> None:
             f"{env_key(env)}: holds {steps} observations, parity_check.min_observations asks for {least}: record more, "
             "or lower it in params.yaml"
         )
+
+
+def try_reference(reference: str | Made, agent: Agent, shown: Arrays) -> None:
+    """Ask a profile's reference about one observation.
+
+    Raises:
+        ProfileError: it is not there, fails, or gives no action of the policy's.
+    """
+    step = make_step(agent, ExplorationType.DETERMINISTIC)
+    outputs = {spec["name"]: spec for spec in step.signature.as_dict()["outputs"]}
+    name, predict = load_reference(reference)
+    owner = Owner(name, predict, outputs, [flat_name(key) for key in agent.actions])
+    owner.decide({name: array for name, array in shown.items() if name in step.inputs}, begins=True)
 
 
 def try_environments(env: Env, agent: Agent, training: EnvBase) -> Environment:

@@ -40,6 +40,7 @@ from policy_export.parity.comparison import Comparison
 from policy_export.parity.exploration import noise_states
 from policy_export.parity.open_loop import OWNER, check_by_name
 from policy_export.parity.recorded_inputs import pick_by_name
+from policy_export.parity.reference import Referenced, check_reference_by_name
 from policy_export.parity.samples import Sampled, act_by_name, check_samples, sample_by_name
 from policy_export.program.failures import in_one_line
 from policy_export.program.made import versions_of
@@ -56,7 +57,7 @@ class Results:
 
     ``followed`` are the episodes that diverged from eager's at a tie, played again; ``acted`` has the actions of the
     programs whose noise has a state, and is empty where none has. ``episodes`` is empty, and ``training`` is none,
-    where there is no environment.
+    where there is no environment; ``referenced`` is none where the profile has no reference.
     """
 
     open_loop: dict[str, Comparison]
@@ -67,6 +68,7 @@ class Results:
     first_samples: list[dict[str, Sampled]]
     acted: dict[str, Sampled]
     training: Comparison | None
+    referenced: Referenced | None
 
 
 def check_training_environment_by_name(policy: str, settings: params.ParityCheck) -> Comparison:
@@ -91,6 +93,7 @@ def run_programs(
     deterministic, exploring = list(registry.deterministic(manifest)), list(registry.exploring(manifest))
     observations, kinds = sum(map(len, recorded)), action_kinds(manifest)
     playable, replays = is_playable(manifest), recorded[0].observations is None
+    has_reference = load_profile(policy).reference is not None
     with processes(settings.processes) as executor, processes(2, one_task_each=True, fresh=True) as starting:
         # Any memory will do; that of the fastest program takes a second, eager's many.
         picking = executor.submit(pick_by_name, policy, registry.quickest(manifest), ROWS)
@@ -100,6 +103,7 @@ def run_programs(
             for name in (("eager", *deterministic) if playable else ())
         }
         training = executor.submit(check_training_environment_by_name, policy, settings) if playable else None
+        referring = executor.submit(check_reference_by_name, policy, settings) if has_reference else None
         recorded_inputs = picking.result()
         checking = executor.submit(check_batch_invariance_by_name, policy, deterministic, recorded_inputs, settings)
         few_inputs = recorded_inputs.spread(settings.random_inputs).inputs
@@ -119,6 +123,7 @@ def run_programs(
             **{task: f"closed loop, {settings.episodes} episodes of {name}" for name, task in playing.items()},
             checking: "batches and odd inputs",
             **({training: "the policy in its training environment"} if training is not None else {}),
+            **({referring: "the profile's reference"} if referring is not None else {}),
             **{task: f"samples of {name}" for name, task in sampling.items()},
             **{task: f"noise of {name}" for name, task in acting.items()},
             **dict.fromkeys(starts, "samples after a start"),
@@ -149,6 +154,7 @@ def run_programs(
             [task.result() for task in starts],
             {name: task.result() for name, task in acting.items()},
             None if training is None else training.result(),
+            None if referring is None else referring.result(),
         )
 
 
@@ -193,25 +199,35 @@ def describe_checked(policy: str, manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def describe_references(
-    policy: str, training: Comparison | None, owner: dict[str, Any] | None
+    policy: str, results: Results, owner: dict[str, Any] | None
 ) -> tuple[dict[str, Any], list[str]]:
     """Describe what the policy was compared with, besides its programs; return that, and the failures.
 
     Args:
         policy: its name.
-        training: the trained actor in its training environment; none where there is no environment.
+        results: what everything did.
         owner: the report of the actions that the user's own program took, if they are known.
     """
     content: dict[str, Any] = {}
+    failures: list[str] = []
     if owner is not None:  # which has taken actions, and nothing else
         content["owner"] = {key: owner[key] for key in ("observations", "different_actions", "ties", "passed")}
-    if training is None:
+    if (referenced := results.referenced) is not None:
+        content["reference"] = report.describe_reference(referenced)
+        loops = {"open loop": referenced.open_loop, "closed loop": referenced.closed_loop}
+        for loop, compared in loops.items():
+            if compared is None:
+                continue
+            failures += [f"reference, {loop}: {failure}" for failure in compared.failures]
+            told = f"{compared.observations} decisions, {compared.different_actions} other"
+            print(f"parity_check {policy}  the reference {referenced.function} in {loop}: {told}", flush=True)
+    if (training := results.training) is None:
         print(f"parity_check {policy}  {NO_CLOSED_LOOP}", flush=True)
-        return content | {"closed_loop": NO_CLOSED_LOOP}, []
+        return content | {"closed_loop": NO_CLOSED_LOOP}, failures
     told = f"{training.observations} decisions, {training.different_actions} other"
     print(f"parity_check {policy}  the policy in its training environment: {told}", flush=True)
-    content["training_environment"] = report.describe_training_environment(training)
-    return content, [f"in the training environment, {failure}" for failure in training.failures]
+    content["training_environment"] = report.describe_decisions(training)
+    return content, failures + [f"in the training environment, {failure}" for failure in training.failures]
 
 
 def parity_check(policy: str) -> None:
@@ -254,7 +270,7 @@ def parity_check(policy: str) -> None:
         verdict = "passed" if not found else "FAILED"
         differences = "  ".join(f"{key} {value:.1e}" for key, value in open_loop.max_abs_difference.items())
         print(f"parity_check {policy}  {name:<16}{verdict}  largest differences: {differences}", flush=True)
-    beside, found = describe_references(policy, results.training, programs.pop(OWNER, None))
+    beside, found = describe_references(policy, results, programs.pop(OWNER, None))
     failures += found
     report.write_tables(folder, {name: results.open_loop[name] for name in programs}, programs)
     path = folder / "parity.json"

@@ -10,6 +10,7 @@ from scipy import stats
 
 from policy_export.parity.closed_loop import ClosedLoop
 from policy_export.parity.comparison import DRIFT_STEPS, Comparison
+from policy_export.parity.reference import Referenced
 from policy_export.parity.samples import SampleComparison
 from policy_export.stage.files import write_table
 
@@ -86,13 +87,27 @@ def describe_closed_loop(loop: ClosedLoop) -> dict[str, Any]:
     }
 
 
-def describe_training_environment(decisions: Comparison) -> dict[str, Any]:
+def describe_decisions(decisions: Comparison) -> dict[str, Any]:
     return {
         "decisions": decisions.observations,
         "different_actions": decisions.different_actions,
         "max_abs_difference": decisions.max_abs_difference,
         "ties": decisions.ties,
     }
+
+
+def describe_reference(referenced: Referenced) -> dict[str, Any]:
+    content: dict[str, Any] = {
+        "function": referenced.function,
+        "open_loop": describe_decisions(referenced.open_loop),
+    }
+    if referenced.closed_loop is not None:
+        scores = np.array(referenced.scores)
+        content["closed_loop"] = describe_decisions(referenced.closed_loop) | {
+            "episodes": len(scores),
+            "mean_score": float(scores.mean()) if len(scores) else None,
+        }
+    return content
 
 
 def describe_samples(samples: SampleComparison) -> dict[str, Any]:
