@@ -227,6 +227,8 @@ def test_environment_beside_ends_with_its_starter(workspace):
 def test_late_decisions_are_counted():
     late = measured(contended=300.0)  # 30 ms
     assert late.describe(0.25)["late"] == {"15hz": 0, "60hz": 1}
+    assert late.describe(0.25, rate_hz=25.0)["late"] == {"15hz": 0, "60hz": 1, "25hz": 0}
+    assert late.describe(0.25, rate_hz=62.5)["late"]["62.5hz"] == 1
 
 
 def test_ratio_has_the_interval_of_its_rounds():

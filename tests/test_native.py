@@ -324,7 +324,12 @@ def test_command(folder, tmp_path):
     (tmp_path / "screens").write_bytes(screens)
     assert command(native / "policy", "play", tmp_path / "screens").splitlines() == played[: len(first)]
     assert command(native / "policy", "play", "-", stdin=screens).splitlines() == played[: len(first)]
-    assert re.search(r"^10 decisions  p50 \d", command(native / "policy", "bench", "10"))
+    times = r"decisions  p50 \S+ us  p90 \S+ us  p99 \S+ us  p99.9 \S+ us  longest \S+ us"
+    assert re.fullmatch(rf"10 {times}\n", command(native / "policy", "bench", "10"))
+    paced = command(native / "policy", "bench", "20", "--rate-hz", "100")
+    assert re.fullmatch(rf"20 {times}  missed \d+ at 100 Hz\n", paced)
+    missed = command(native / "policy", "bench", "--rate-hz", "1e6", "500")  # nobody decides in a microsecond
+    assert int(re.search(r"missed (\d+) at 1e\+06 Hz", missed)[1]) >= 499
 
 
 @pytest.mark.parametrize(
@@ -333,6 +338,9 @@ def test_command(folder, tmp_path):
         ([], 2, "usage: policy info"),
         (["dance"], 2, "usage: policy info"),
         (["bench", "none"], 2, "usage: policy info"),
+        (["bench", "10", "--rate-hz"], 2, "usage: policy info"),
+        (["bench", "--rate-hz", "0"], 2, "usage: policy info"),
+        (["bench", "--rate-hz", "50x"], 2, "usage: policy info"),
         (["play", "/no/such/file"], 1, "error: /no/such/file: No such file or directory"),
         (["selftest", "/no/such/file"], 1, "error: /no/such/file: No such file or directory"),
         (["selftest", "/"], 1, "error: /, after 0 decisions: not a file of golden"),

@@ -14,6 +14,7 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <type_traits>
 #include <vector>
 
@@ -246,27 +247,69 @@ int play(const std::string &path) {
     return std::ferror(stream.file()) != 0 ? fail_of(path) : 0;
 }
 
-int bench(uint64_t steps) {
-    Decider decider;
-    std::vector<double> times;
-    for (uint64_t i = 0; i < steps; ++i) {
-        const auto start = std::chrono::steady_clock::now();
-        decider.decide();
-        times.push_back(std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count());
-    }
-    std::sort(times.begin(), times.end());
-    std::printf("%" PRIu64 " decisions  p50 %.1f us  p90 %.1f us  p99 %.1f us\n", steps, times[steps / 2],
-                times[steps * 9 / 10], times[steps * 99 / 100]);
-    return 0;
-}
-
 int usage() {
     std::fprintf(stderr,
                  "usage: policy info                what the policy takes and gives\n"
                  "       policy selftest [FILE]     replay golden decisions (golden.bin here or one folder up)\n"
                  "       policy play FILE|-         decide on recorded observations, a line each\n"
-                 "       policy bench [DECISIONS]   time decisions (10000)\n");
+                 "       policy bench [DECISIONS]   time decisions (10000)\n"
+                 "         [--rate-hz HZ]           so many a second, and how many are late (1000 decisions)\n");
     return 2;
+}
+
+using Clock = std::chrono::steady_clock;
+
+// The smallest time that at most a share of the sorted ones is above.
+double percentile(const std::vector<double> &sorted, double share) {
+    const auto place = static_cast<size_t>(share * static_cast<double>(sorted.size()));
+    return sorted[std::min(place, sorted.size() - 1)];
+}
+
+// Decisions one after the other; or with a rate, each at its own time, from which its answer's time counts. It is missed
+// if it comes after the next one is due.
+int bench(uint64_t steps, double rate_hz) {
+    Decider decider;
+    std::vector<double> times;
+    const std::chrono::duration<double> period(rate_hz > 0 ? 1 / rate_hz : 0);
+    const auto first = Clock::now();
+    for (uint64_t i = 0; i < steps; ++i) {
+        auto start = Clock::now();
+        if (rate_hz > 0) {
+            start = first + std::chrono::duration_cast<Clock::duration>(period * static_cast<double>(i));
+            std::this_thread::sleep_until(start);
+        }
+        decider.decide();
+        times.push_back(std::chrono::duration<double, std::micro>(Clock::now() - start).count());
+    }
+    std::sort(times.begin(), times.end());
+    std::printf("%" PRIu64 " decisions  p50 %.1f us  p90 %.1f us  p99 %.1f us  p99.9 %.1f us  longest %.1f us", steps,
+                percentile(times, 0.5), percentile(times, 0.9), percentile(times, 0.99), percentile(times, 0.999),
+                times.back());
+    if (rate_hz > 0) {
+        const auto late = std::upper_bound(times.begin(), times.end(), period.count() * 1e6);
+        std::printf("  missed %td at %g Hz", times.end() - late, rate_hz);
+    }
+    std::printf("\n");
+    return 0;
+}
+
+// What stands behind `bench`: a number of decisions, a rate, both or neither.
+int bench(const std::vector<std::string> &words) {
+    long steps = 0;
+    double rate_hz = 0;
+    for (size_t i = 0; i < words.size(); ++i) {
+        char *end = nullptr;
+        if (words[i] == "--rate-hz" && i + 1 < words.size()) {
+            rate_hz = std::strtod(words[++i].c_str(), &end);
+            if (!(rate_hz >= 0.001 && rate_hz <= 1e6)) return usage();
+        } else {
+            steps = std::strtol(words[i].c_str(), &end, 10);
+            if (steps < 1 || steps > 100000000) return usage();
+        }
+        if (*end != '\0') return usage();
+    }
+    if (steps == 0) steps = rate_hz > 0 ? 1000 : 10000;
+    return bench(static_cast<uint64_t>(steps), rate_hz);
 }
 
 int run(int count, char **words) {
@@ -275,10 +318,7 @@ int run(int count, char **words) {
         if (command == "info" && count == 2) return tell();
         if (command == "selftest" && count <= 3) return selftest(count == 3 ? words[2] : own_golden());
         if (command == "play" && count == 3) return play(words[2]);
-        if (command == "bench" && count <= 3) {
-            const long steps = count == 3 ? std::strtol(words[2], nullptr, 10) : 10000;
-            return steps < 1 || steps > 100000000 ? usage() : bench(static_cast<uint64_t>(steps));
-        }
+        if (command == "bench") return bench(std::vector<std::string>(words + 2, words + count));
     } catch (const std::exception &error) {
         return fail(error.what());
     }

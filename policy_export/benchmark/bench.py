@@ -51,9 +51,9 @@ def measure(policy: str, settings: params.Bench, tolerance: float) -> report.Fin
 
 def bench(policy: str) -> None:
     everything = params.load()
-    runtimes.read_model(policy)
+    manifest, _ = runtimes.read_model(policy)
     found = measure(policy, everything.bench, everything.parity_check.tolerance)
-    content = report.describe(policy, found, everything.bench)
+    content = report.describe(policy, found, everything.bench, manifest.get("control_rate_hz"))
     folder = Path("results", policy)
     write_json(folder / "bench.json", content)
     report.write_tables(folder, content, found)

@@ -151,7 +151,14 @@ class Measured:
             return f"a repeated input takes {times}: answers are kept"
         return None
 
-    def describe(self, noise: float) -> dict[str, Any]:
+    def describe(self, noise: float, rate_hz: float | None = None) -> dict[str, Any]:
+        """Return all findings, with how many decisions were late, also at the rate that the policy's device needs.
+
+        Args:
+            noise: what share the quartiles of the rounds' medians may be apart.
+            rate_hz: decisions a second; none where it is not known.
+        """
+        deadlines = DEADLINES | ({f"{rate_hz:g}hz": 1 / rate_hz} if rate_hz else {})
         reason, contended = self.reason_invalid(noise), np.concatenate(self.times["contended"]) / 1e9
         low, high = self.quartiles()
         return {
@@ -162,7 +169,7 @@ class Measured:
             "rounds_p50_us": {"lower_quartile": round(low, 1), "upper_quartile": round(high, 1)},
             "queries": sum(map(len, self.times["single"])),
             "multi_stream": self.percentiles("multi"),
-            "late": {name: float((contended > seconds).mean()) for name, seconds in DEADLINES.items()},
+            "late": {name: float((contended > seconds).mean()) for name, seconds in deadlines.items()},
             "late_queries": len(contended),
             "peak_memory_mb": round(self.peak_memory / 1024, 1),
         }

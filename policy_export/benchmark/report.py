@@ -29,8 +29,15 @@ class Findings(NamedTuple):
     peak: Peak
 
 
-def describe(policy: str, found: Findings, settings: params.Bench) -> dict[str, Any]:
-    """Return all findings: verdicts, ratios with their intervals, rollouts, batches, and the machine's peak."""
+def describe(policy: str, found: Findings, settings: params.Bench, rate_hz: float | None = None) -> dict[str, Any]:
+    """Return all findings: verdicts, ratios with their intervals, rollouts, batches, and the machine's peak.
+
+    Args:
+        policy: its name.
+        found: what was measured.
+        settings: of the benchmark.
+        rate_hz: decisions a second that the policy's device needs, if it is known.
+    """
     measured, starts, speeds, work, peak = found
     ratios = {
         f"{one}_to_{other}": compare(measured[one].medians(), measured[other].medians(), settings.least_difference)
@@ -41,12 +48,13 @@ def describe(policy: str, found: Findings, settings: params.Bench) -> dict[str, 
         for player, speed in speeds.items()
         if player.startswith(PLAYER)
     }
-    described = {name: one.describe(settings.noise) for name, one in measured.items()}
+    described = {name: one.describe(settings.noise, rate_hz) for name, one in measured.items()}
     for name, entry in described.items():
         if (size := programs.file_bytes(policy, name, {})) is not None:
             entry["file_bytes"] = size
     return {
         "threads": settings.threads,
+        **({"control_rate_hz": rate_hz} if rate_hz else {}),
         "programs": described,
         **({"native_command": command.describe(starts)} if starts else {}),
         "fastest": name_fastest(measured, described, settings.least_difference),
@@ -115,6 +123,9 @@ def print_tables(policy: str, content: dict[str, Any]) -> None:
         print(f"{name:<26}{cells}  {'VALID' if entry['valid'] else 'INVALID: ' + entry['reason']}")
     if start := content.get("native_command"):
         print(f"native command  first decision after {start['cold_start_ms']} ms, memory {start['peak_memory_mb']} MB")
+    if rate := content.get("control_rate_hz"):
+        late = [f"{name} {entry['late'][f'{rate:g}hz']:.2%}" for name, entry in content["programs"].items()]
+        print(f"later than {rate:g} Hz asks, with the environment played beside: {', '.join(late)}")
     print(f"fastest: {content['fastest'] or 'the noise does not tell'}")
     print(f"\n{'times as fast':<40}{'ratio':>7}   95 % interval")
     for name, ratio in content["times_as_fast"].items():

@@ -215,7 +215,7 @@ class Profile(Section):
 
     @property
     def meaning(self) -> dict[str, Any]:
-        """Return what the profile says of the numbers' meaning, which no training or export depends on."""
+        """Return what the profile says of its numbers, which no training depends on."""
         return {name: value for name in MEANING if (value := getattr(self, name)) is not None}
 
     @field_validator("names")
