@@ -169,6 +169,21 @@ def test_model_folder_is_all_that_a_device_needs(start, model, tmp_path, workspa
     assert [path.name for path in place.iterdir()] == ["dqn"]
 
 
+def test_info_tells_what_the_folder_holds(start, model):
+    facts = {"unit": "rad", "gains": [20.0, 0.5]}
+    change_manifest(model, lambda manifest: manifest.update(facts=facts, license="MIT", control_rate_hz=15.0))
+    done = start("models/dqn/player", "--info")
+    assert (done.returncode, done.stderr) == (0, "")
+    told = done.stdout.splitlines()
+    assert told[:3] == ["policy dqn", "environment ALE/Pong-v5", "input observation uint8[batch, 210, 160, 3]"]
+    assert f"facts {json.dumps(facts)}" in told
+    assert {'license "MIT"', "control_rate_hz 15.0"} <= set(told)
+    manifest = json.loads((model / "manifest.json").read_text())
+    (line,) = (line for line in told if line.startswith("file policy.onnx "))
+    assert manifest["files"]["policy.onnx"]["sha256"] in line
+    assert any(line.startswith("checked in results/dqn/parity.json") for line in told)
+
+
 def test_copy_plays_the_folder_that_is_named(start, model):
     """Check that it plays its own folder only if none is named."""
     other = shutil.copytree(model, model.with_name("other"))

@@ -23,7 +23,7 @@ from policy_export.config.training import ALGORITHMS, Train
 from policy_export.device.errors import UserError
 
 PATH = Path("params.yaml")
-MEANING = ("facts", "names", "control_rate_hz")  # keys of a profile that say what its numbers mean
+MEANING = ("facts", "names", "control_rate_hz", "license")  # keys of a profile that say what its numbers mean
 BESIDE = {"programs", "reference", *MEANING}  # keys that decide nothing of what a policy is
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -200,6 +200,7 @@ class Profile(Section):
         facts: anything that a user of the policy must know, such as joints, units and gains; no stage reads it.
         names: what the numbers of an input or output are called, in order, by its name.
         control_rate_hz: how many decisions a second its device needs.
+        license: under which its weights may be used.
     """
 
     env: Env
@@ -212,6 +213,7 @@ class Profile(Section):
     facts: Any = None
     names: dict[str, list[str]] | None = None
     control_rate_hz: Positive | None = None
+    license: str | None = None
 
     @property
     def meaning(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from .environments import environment_name, play
 from .errors import UserError
 from .gif import check_gif, write_gif
 from .golden import GOLDEN_FILE, selftest
+from .info import describe
 from .manifest import MANIFEST, check_file, read_manifest
 from .native_library import NATIVE, load_any_native
 from .onnx_session import load_onnx
@@ -72,6 +73,7 @@ def main(arguments: Sequence[str] | None = None, *, program: str | None = None) 
     parser.add_argument("--gif", type=Path, help="write an Atari game's first episode to this file (needs Pillow)")
     parser.add_argument("--native", action="store_true", help="play with a library of native instead of policy.onnx")
     parser.add_argument("--selftest", action="store_true", help="replay native/golden.bin instead of playing")
+    parser.add_argument("--info", action="store_true", help="tell what the folder holds instead of playing")
     options = parser.parse_args(arguments)
     if options.episodes < 1:
         parser.error(f"--episodes is {options.episodes}, must be at least 1")
@@ -81,6 +83,9 @@ def main(arguments: Sequence[str] | None = None, *, program: str | None = None) 
         if options.gif is not None:
             check_gif(options.gif)
         manifest = read_manifest(options.folder)
+        if options.info:
+            print("\n".join(describe(manifest)))
+            return 0
         if options.gif is not None and "rom" not in manifest["environment"]:
             raise UserError(f"--gif: draws Atari games only, {options.folder} plays {environment_name(manifest)!r}")
         name, run = load_program(options.folder, manifest, native=options.native)
