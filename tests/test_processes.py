@@ -65,6 +65,21 @@ def test_process_begins_as_python_does(fresh, imported):
     assert all(len(set(first)) == 3 for first in list(zip(*begun, strict=True))[2:])
 
 
+def place() -> tuple[Path, str | None]:
+    return Path.cwd(), os.environ.get("PLACE")
+
+
+@pytest.mark.parametrize("fresh", [False, True], ids=["copies", "fresh"])
+def test_process_begins_in_the_folder_of_its_starter(fresh, tmp_path, monkeypatch):
+    """Check that this is the folder of now, and so is the environment."""
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        monkeypatch.setenv("PLACE", name)
+        with processes(1, fresh=fresh) as executor:
+            assert executor.submit(place).result() == (tmp_path / name, name)
+
+
 def test_copy_computes_in_parallel():
     with processes(1) as executor:
         assert executor.submit(computed).result(timeout=60) == 512**3

@@ -11,6 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import wait
+from pathlib import Path
 
 import numpy as np
 
@@ -27,7 +28,11 @@ def _end_with_starter() -> None:
     os._exit(1)
 
 
-def _begin() -> None:
+def _begin(folder: str, environment: dict[str, str]) -> None:
+    # Copies have the folder and the environment of the first start.
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
     threading.Thread(target=_end_with_starter, daemon=True).start()
     drop_remarks()
     # Copies of one process would draw the same. Python's own numbers differ already.
@@ -55,7 +60,8 @@ def processes(count: int, *, one_task_each: bool = False, fresh: bool = False) -
     context = multiprocessing.get_context("spawn" if fresh else "forkserver")
     if not fresh:
         context.set_forkserver_preload([PRELOADED])
-    executor = ProcessPoolExecutor(count, context, initializer=_begin, max_tasks_per_child=tasks)
+    here = (str(Path.cwd()), dict(os.environ))
+    executor = ProcessPoolExecutor(count, context, initializer=_begin, initargs=here, max_tasks_per_child=tasks)
     try:
         yield executor
     except BrokenProcessPool:
