@@ -33,7 +33,7 @@ def export(step: Step) -> torch.export.ExportedProgram:
         ProfileError: a deterministic program would draw random numbers, a row would depend on others of its batch, or a
             module would write into itself.
     """
-    step = Step(exportable(step.policy), step.input_spec, step.exploration_type, step.actions, step.starts)
+    step = type(step)(exportable(step.policy), step.input_spec, step.exploration_type, step.actions, step.starts)
     examples = step.example_inputs(batch=2)
     batch = torch.export.Dim("batch", min=1)
     step.forward = passing_checks(step.forward)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torchrl.envs.utils import ExplorationType
 
@@ -138,8 +139,13 @@ class Subject:
 
 
 def insert(agent: Agent, before: list[TensorDictModule], after: list[TensorDictModule]) -> Step:
-    """Return the policy with modules before and after it, as a deterministic program."""
-    return Step(TensorDictSequential(*before, agent.policy, *after), agent.input_spec, ExplorationType.DETERMINISTIC)
+    """Return the policy with modules around it, and around what resets its states, as a deterministic program."""
+
+    class Changed(Step):
+        def decide(self, entries: TensorDict) -> TensorDictBase:
+            return TensorDictSequential(*after)(super().decide(TensorDictSequential(*before)(entries)))
+
+    return Changed(agent.policy, agent.input_spec, ExplorationType.DETERMINISTIC)
 
 
 def save(path: Path, subject: Subject, step: Step, program: torch.export.ExportedProgram | None = None) -> Path:
