@@ -25,6 +25,7 @@ from policy_export.lowering.aoti import compile_to
 from policy_export.lowering.native import compile_target
 from policy_export.lowering.onnx import convert
 from policy_export.parity.locate import localise
+from policy_export.program import memory
 from policy_export.program.archive import load_program, save_program
 from policy_export.program.export import export
 from policy_export.program.policy import make_agent
@@ -183,6 +184,11 @@ def test_wrong_preprocessing_is_named(program, preprocess, tensor, source):
     assert source in location.source
 
 
+def reset_nothing(patch):
+    """Let no program reset what its policy does not."""
+    patch.setattr(memory, "left_over", lambda *_: [])
+
+
 def stack_without_reset(_self, frame, older, _is_init):
     pixels = torch.cat([older, frame], -3)
     return pixels, pixels[..., 1:, :, :]
@@ -206,6 +212,7 @@ def stack_without_carry(_self, frame, older, is_init):
 def test_wrong_memory_is_named(monkeypatch, program, stack, tensor, note):
     with monkeypatch.context() as patch:
         patch.setattr(FrameStack, "stack", stack)
+        reset_nothing(patch)
         write_program("dqn", program, changed_step())
     location = locate("dqn", program)
     assert location.tensor == tensor
@@ -226,6 +233,7 @@ def forget(self, tensordict):
 def test_recurrent_state_without_reset_is_named(monkeypatch, program):
     with monkeypatch.context() as patch:
         patch.setattr(RecurrentStep, "forward", forget)
+        reset_nothing(patch)
         write_program("drqn", program, changed_step("drqn"))
     location = locate("drqn", program)
     assert location.tensor in ("where", "where_1")
@@ -461,6 +469,7 @@ def test_wrong_preprocessing_of_a_package_is_named(preprocess, tensor, source, c
 def test_package_without_reset_is_named(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(FrameStack, "stack", stack_without_reset)
+        reset_nothing(patch)
         write_program("dqn", "aoti", changed_step())
     location = locate("dqn", "aoti")
     assert location.tensor == "where"

@@ -51,6 +51,7 @@ def test_names_that_do_not_fit(names, message):
     [
         ({"names": {"joints": ["hip", "hip"]}}, "names: joints: 'hip' stands there twice"),
         ({"names": {"joints": "hip"}}, "names.joints: 'hip': input should be a valid list"),
+        ({"facts": {"limit": float("inf")}}, "facts: holds a number that is not finite"),
         ({"control_rate_hz": 0}, "control_rate_hz: 0: input should be greater than 0"),
         ({"control_rate": 50}, "control_rate: 50: unknown key; known here: env, "),
     ],

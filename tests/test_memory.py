@@ -190,6 +190,32 @@ def test_state_that_the_policy_does_not_reset_starts_as_its_primer_says(start, f
     torch.testing.assert_close(export(step).module()(**inputs)["next_mean"], expected)
 
 
+class Flag(TensorDictModuleBase):
+    """Remembers a flag that few observations let it use."""
+
+    def __init__(self):
+        super().__init__()
+        self.in_keys, self.out_keys = ["observation", "careful"], ["action", ("next", "careful")]
+
+    def make_tensordict_primer(self):
+        return TensorDictPrimer({"careful": Unbounded((1,), dtype=torch.bool)})
+
+    def forward(self, entries):
+        high = entries["observation"][:, :1] > 10
+        entries["action"] = torch.where(entries["careful"] & high, 1.0, entries["observation"][:, :1])
+        entries["next", "careful"] = high
+        return entries
+
+
+def test_state_is_reset_also_where_a_trial_does_not_show_it():
+    policy = TensorDictSequential(Flag())
+    spec = OBSERVATIONS.clone().update(state_spec(policy))
+    step = Step(policy, spec, DETERMINISTIC, starts=state_starts(policy))
+    inputs = {"observation": torch.full((2, 4), 20.0), "careful": torch.ones(2, 1, dtype=torch.bool)}
+    inputs["is_init"] = torch.tensor([[True], [False]])
+    assert step(**inputs)["action"].tolist() == [[20.0], [1.0]]
+
+
 @pytest.mark.parametrize("start", [{"random": True}, {"default_value": lambda: torch.ones(4)}])
 def test_state_that_starts_with_no_constant_is_refused(start):
     policy = TensorDictSequential(Filter(**start))

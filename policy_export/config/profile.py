@@ -7,6 +7,7 @@ a policy's factory are checked against the factory's own signature, when it is c
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -219,6 +220,15 @@ class Profile(Section):
     def meaning(self) -> dict[str, Any]:
         """Return what the profile says of its numbers, which no training depends on."""
         return {name: value for name in MEANING if (value := getattr(self, name)) is not None}
+
+    @field_validator("facts")
+    @classmethod
+    def _facts_are_json(cls, found: Any) -> Any:
+        try:
+            json.dumps(found, allow_nan=False)
+        except ValueError:
+            raise ValueError("holds a number that is not finite, which JSON has not") from None
+        return found
 
     @field_validator("names")
     @classmethod

@@ -117,7 +117,7 @@ def flat_spaces(space: Any, name: str = "") -> dict[str, tuple[np.dtype[Any], tu
         for key, inner in space.items():
             found |= flat_spaces(inner, joined(name, renamed(key, space)))
         return found
-    if space.shape is None or space.dtype is None or not np.issubdtype(space.dtype, np.number):
+    if space.shape is None or space.dtype is None or np.dtype(space.dtype).kind not in "biuf":
         return {}
     shape = space.shape if space.shape or not isinstance(space, gymnasium.spaces.Box) else (1,)  # as TorchRL has it
     return {name or only_name(space): (space.dtype, shape)}

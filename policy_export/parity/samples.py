@@ -234,9 +234,15 @@ def compare_frequencies(eager: Actions, actions: Actions) -> Iterator[Finding]:
 
 
 def _counts(*samples: Actions) -> list[Actions]:
-    """Return how often each action was sampled for each input, ``(inputs, actions)`` for each argument."""
-    size = 1 + max(int(sampled.max()) for sampled in samples)
-    return [np.stack([np.bincount(actions.ravel(), minlength=size) for actions in sampled]) for sampled in samples]
+    """Return how often each action was sampled for each input, ``(inputs, actions)`` for each argument.
+
+    The first is action 0, or the least one, if that is below.
+    """
+    least = min(0, *(int(sampled.min()) for sampled in samples))
+    size = 1 + max(int(sampled.max()) for sampled in samples) - least
+    return [
+        np.stack([np.bincount(actions.ravel() - least, minlength=size) for actions in sampled]) for sampled in samples
+    ]
 
 
 def _compare_counts(what: str, eager: int, program: int, samples: int) -> Finding:

@@ -40,7 +40,7 @@ class Driver:
     ) -> None:
         self.env, self.policy, self.actions = env, policy, actions
         shown = Composite(array_specs(one_row(env, env.observation_spec)))
-        starts = env_starts(env) | state_starts(policy)
+        starts = state_starts(policy) | env_starts(env)
         found = find_memory(policy, shown.cpu().update(state_spec(policy)), exploration_type, actions, starts)
         if found.restarts:
             raise ProfileError(f"the policy starts {found.in_place} otherwise than with zeros, which cannot be trained")

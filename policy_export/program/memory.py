@@ -356,15 +356,34 @@ def attempt(trial: Trial, entries: Entries) -> Entries | None:
 
 
 def left_over(trial: Trial, entries: Entries, declared: list[NestedKey], decisions: list[NestedKey]) -> list[NestedKey]:
-    """Return the states that the policy does not reset itself where ``is_init`` is true."""
+    """Return the states that the policy does not reset itself where ``is_init`` is true.
+
+    A module that is not told where an episode begins cannot reset any.
+    """
     begins = entries | {IS_INIT: torch.ones(ROWS, 1, dtype=torch.bool)}
-    expected = attempt(trial, begins)
+    expected, others = attempt(trial, begins), {key: disturbed(entries[key]) for key in declared}
     found = []
     for key in declared:
-        changed = attempt(trial, begins | {key: disturbed(entries[key])})
-        if expected is None or changed is None or differing(changed, expected, decisions):
+        values = (others[key], torch.zeros_like(entries[key]), torch.full_like(entries[key], 100))
+        changes = [attempt(trial, begins | {key: value}) for value in values]
+        changes.append(attempt(trial, begins | others))
+        depends = expected is None or any(
+            changed is None or differing(changed, expected, decisions) for changed in changes
+        )
+        if depends or not is_told(trial.policy, key):
             found.append(key)
     return found
+
+
+def is_told(policy: TensorDictModuleBase, key: NestedKey) -> bool:
+    """Return whether all innermost modules that read an entry read ``is_init`` as well."""
+    readers = [
+        module
+        for module in policy.modules()
+        if isinstance(module, TensorDictModuleBase) and key in map(unravel_key, module.in_keys)
+    ]
+    inner = [one for one in readers if not any(other is not one and other in readers for other in one.modules())]
+    return all(IS_INIT in module.in_keys for module in inner)
 
 
 def starts_otherwise(

@@ -189,7 +189,7 @@ def assemble(policy: Policy, inside: Specs, outside: Specs, parts: Parts, frozen
     initialise(whole, input_spec)
     for key, action in try_actions(modules, input_spec, actions).items():
         check_action(key, action, taken[key])
-    starts = parts.starts | state_starts(actor)
+    starts = state_starts(actor) | parts.starts  # TorchRL leaves what the environment has
     return Agent(actor, whole, input_spec, taken, wanted, frozen, starts, one_hot)
 
 
