@@ -64,7 +64,7 @@ HASHED = tuple(f"policies.dqn.{key}" for key in ("transforms", "reference", *pro
 
 # Appended to the copy's policy_export/config/profile.py: notes which stage reads which checked parameter.
 RECORDER = """
-import atexit, sys
+import atexit, multiprocessing.util, sys
 READS = set()
 CHECK, GET, DUMP, DUMP_JSON = check, Section.__getattribute__, Section.model_dump, Section.model_dump_json
 
@@ -94,6 +94,7 @@ Section.__getattribute__ = get
 Section.model_dump = lambda self, **options: (read_all(self, options), DUMP(self, **options))[1]
 Section.model_dump_json = lambda self, **options: (read_all(self, options), DUMP_JSON(self, **options))[1]
 atexit.register(write)
+multiprocessing.util.Finalize(None, write, exitpriority=0)  # processes that are copies run nothing else at their end
 """
 
 
