@@ -64,13 +64,16 @@ HASHED = tuple(f"policies.dqn.{key}" for key in ("transforms", "reference", *pro
 
 # Appended to the copy's policy_export/config/profile.py: notes which stage reads which checked parameter.
 RECORDER = """
-import atexit, multiprocessing.util, sys
-READS = set()
+import sys
+READS, CHECKING = set(), []
 CHECK, GET, DUMP, DUMP_JSON = check, Section.__getattribute__, Section.model_dump, Section.model_dump_json
 
 def get(self, name):
-    if name in type(self).model_fields:
-        READS.add((type(self).__name__, name))
+    read = (type(self).__name__, name)
+    if not CHECKING and name in type(self).model_fields and read not in READS:
+        READS.add(read)
+        with open(".dvc/tmp/reads", "a") as file:
+            print(sys.modules["__main__"].__spec__.name, *read, file=file)
     return GET(self, name)
 
 def read_all(self, options):
@@ -80,21 +83,15 @@ def read_all(self, options):
             read_all(value, {})
 
 def check(*arguments, **options):
-    before = set(READS)
-    checked = CHECK(*arguments, **options)
-    READS.intersection_update(before)
-    return checked
-
-def write():
-    with open(".dvc/tmp/reads", "a") as file:
-        for model, name in READS:
-            print(sys.modules["__main__"].__spec__.name, model, name, file=file)
+    CHECKING.append(True)
+    try:
+        return CHECK(*arguments, **options)
+    finally:
+        CHECKING.pop()
 
 Section.__getattribute__ = get
 Section.model_dump = lambda self, **options: (read_all(self, options), DUMP(self, **options))[1]
 Section.model_dump_json = lambda self, **options: (read_all(self, options), DUMP_JSON(self, **options))[1]
-atexit.register(write)
-multiprocessing.util.Finalize(None, write, exitpriority=0)  # processes that are copies run nothing else at their end
 """
 
 
