@@ -22,9 +22,9 @@ from policy_export.config.errors import ProfileError
 from policy_export.config.section import Count, Index, Number, Positive, Probability, Section
 from policy_export.config.training import ALGORITHMS, Train
 from policy_export.device.errors import UserError
+from policy_export.device.manifest import MEANING
 
 PATH = Path("params.yaml")
-MEANING = ("facts", "names", "control_rate_hz", "license")  # keys of a profile that say what its numbers mean
 BESIDE = {"programs", "reference", *MEANING}  # keys that decide nothing of what a policy is
 
 Model = TypeVar("Model", bound=BaseModel)

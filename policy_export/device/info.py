@@ -7,9 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .environments import environment_name
-from .manifest import action_kinds
-
-MEANING = ("facts", "names", "control_rate_hz", "license")  # what the owner says of the policy, if anything
+from .manifest import MEANING, action_kinds
 
 
 def describe(manifest: dict[str, Any]) -> Iterator[str]:

@@ -12,6 +12,7 @@ from .errors import UserError
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
+MEANING = ("facts", "names", "control_rate_hz", "license")  # keys in which the owner says what the numbers mean
 MANIFEST_KEYS = ("policy", "inputs", "outputs", "states", "environment", "actions", "files")
 
 

@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from policy_export.config import params
-from policy_export.config.profile import MEANING
 from policy_export.device.errors import UserError
 from policy_export.device.golden import GOLDEN_FILE
-from policy_export.device.manifest import action_names, observation_names, sha256, value_names
+from policy_export.device.manifest import MEANING, action_names, observation_names, sha256, value_names
 from policy_export.environments import episodes
 from policy_export.lowering.golden import write_golden
 from policy_export.lowering.instructions import Target, find_target
