@@ -35,7 +35,7 @@ from policy_export.device.manifest import check_file, read_manifest
 from policy_export.device.player import Player
 from policy_export.environments import episodes
 from policy_export.lowering.quantisation import OPERATORS, PRODUCTS, halved, layers, quantised
-from policy_export.parity.comparison import differ
+from policy_export.parity.comparison import distance
 from policy_export.parity.recorded_inputs import pick_recorded_inputs
 from policy_export.program.decisions import is_choice
 from policy_export.stage.command import run
@@ -167,7 +167,7 @@ def compare_decisions(candidates: dict[str, Candidate], inputs: Arrays) -> dict[
         found[name] = {
             "other_actions": float((given["action"] != expected["action"]).mean()) if choice else None,
             "largest_difference": {
-                output: difference if math.isfinite(difference := float(differ(given[output], array).max())) else None
+                output: difference if math.isfinite(difference := float(distance(given[output], array).max())) else None
                 for output, array in expected.items()
                 if not (choice and output == "action")
             },

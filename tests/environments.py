@@ -32,7 +32,9 @@ from torchrl.envs import (
     RewardSum,
     SerialEnv,
     StepCounter,
+    Transform,
     TransformedEnv,
+    UnsqueezeTransform,
     VecNorm,
     VecNormV2,
 )
@@ -44,11 +46,11 @@ STEPS = 20
 class Robot(EnvBase):
     """Shows an image, a vector of doubles, and below ``inner`` a mask and a count; takes one of four actions."""
 
-    def __init__(self, batch=(), fault=None, *, seeded=True):
+    def __init__(self, batch=(), fault=None, *, seeded=True, whole=False):
         super().__init__(batch_size=list(batch))
         shape, self.fault, self.seeded = list(batch), fault, seeded
         inner = {
-            "mask": Binary(4, shape=(*shape, 4), dtype=torch.bool),
+            "mask": Bounded(0, 1, (*shape, 4), dtype=torch.int8) if whole else Binary(4, (*shape, 4), dtype=torch.bool),
             "count": Categorical(10, shape=shape, dtype=torch.int64),
         }
         self.observation_spec = Composite(
@@ -81,7 +83,10 @@ class Robot(EnvBase):
         return {
             "image": torch.randint(256, (*shape, 8, 8, 3), dtype=torch.uint8, generator=generator),
             "vector": vector,
-            "inner": {"mask": mask, "count": torch.full(shape, self.steps % 10)},
+            "inner": {
+                "mask": mask.to(self.observation_spec["inner", "mask"].dtype),
+                "count": torch.full(shape, self.steps % 10),
+            },
         }
 
     def _reset(self, *_, **__):
@@ -103,8 +108,8 @@ class Robot(EnvBase):
         )
 
 
-def robot(batch: list[int] | None = None, fault: str | None = None, *, seeded: bool = True):
-    return Robot(batch or (), fault, seeded=seeded)
+def robot(batch: list[int] | None = None, fault: str | None = None, *, seeded: bool = True, whole: bool = False):
+    return Robot(batch or (), fault, seeded=seeded, whole=whole)
 
 
 @functools.cache
@@ -124,7 +129,9 @@ class Sees(nn.Module):
 def masked(_observations, _actions):
     seen = TensorDictModule(Sees(), in_keys=["image", "vector", ("inner", "count")], out_keys=["logits"])
     keys = {"logits": "logits", "mask": ("inner", "mask")}
-    return ProbabilisticActor(seen, in_keys=keys, distribution_class=MaskedCategorical)
+    return ProbabilisticActor(
+        seen, in_keys=keys, distribution_class=lambda logits, mask: MaskedCategorical(logits=logits, mask=mask.bool())
+    )
 
 
 def privileged(_observations, _actions):
@@ -311,6 +318,71 @@ def joined():
     return [DoubleToFloat(), CatTensors(out_key="observation", del_keys=False)]
 
 
+class Halves(Transform):
+    """Makes two entries of one."""
+
+    def __init__(self):
+        super().__init__(in_keys=["observation"], out_keys=["place", "speed"])
+
+    def _call(self, entries):
+        place, speed = entries["observation"].chunk(2, -1)
+        return entries.update({"place": place, "speed": 2 * speed})
+
+    def _reset(self, _entries, reset):
+        return self._call(reset)
+
+    def transform_observation_spec(self, spec):
+        spec["place"] = spec["speed"] = Unbounded((*spec["observation"].shape[:-1], 2))
+        return spec
+
+
+def halves():
+    return [Halves(), CatTensors(["speed", "place"], "observation")]
+
+
+def remembered():
+    """Return the history of what is no number: of a mask, and of a count."""
+    keys = [("inner", "mask"), "counts"]
+    return [
+        DTypeCastTransform(torch.int64, torch.int16, in_keys=[("inner", "count")], out_keys=["count"]),
+        UnsqueezeTransform(-1, in_keys=["count"], out_keys=["counts"], allow_positive_dim=True),
+        CatFrames(3, -1, in_keys=keys, out_keys=["masks", "counts"]),
+    ]
+
+
+def remembering(_observations, _actions):
+    """Return a policy that chooses by what :func:`remembered` makes."""
+    values = nn.Linear(15, 4)
+    network = TensorDictModule(
+        lambda masks, counts: values(torch.cat([masks.float(), counts.float()], -1)), ["masks", "counts"], ["logits"]
+    )
+    network.values = values
+    return TensorDictSequential(network, TensorDictModule(lambda logits: logits.argmax(-1), ["logits"], ["action"]))
+
+
+class Wheel(Robot):
+    """A robot whose action is a vector; each number has bounds of its own."""
+
+    def __init__(self, batch, *, alike):
+        super().__init__(batch)
+        low = torch.tensor([-2.0, 0.0]).expand(*batch, 2)
+        self.action_spec = Bounded(low if alike else low - torch.rand(*batch, 1), torch.full((*batch, 2), 3.0))
+
+    def _step(self, entries):
+        return super()._step(entries.clone().set("action", entries["action"][..., 0]))
+
+
+def wheels(batch: list[int], *, alike: bool = True):
+    """Return several wheels side by side, with a transform that reads the scale of actions off their specs."""
+    return TransformedEnv(Wheel(batch, alike=alike), ActionScaling())
+
+
+def steer(_observations, _actions):
+    return TensorDictModule(
+        nn.Sequential(nn.Linear(3, 2, dtype=torch.float64), nn.Tanh()), in_keys=["vector"], out_keys=["action"]
+    )
+
+
 def astray():
     return ObservationNorm(loc=0.3, scale=0.5, in_keys=["vector"])
 
@@ -372,6 +444,10 @@ def several(kind: str):
     return TransformedEnv(
         batch, Compose(ObservationNorm(0.3, 0.5, in_keys=["observation"]), CatFrames(2, -1, in_keys=["observation"]))
     )
+
+
+def nothing_given():
+    return ObservationNorm(in_keys=["observation"])
 
 
 def unmeasured():

@@ -141,7 +141,7 @@ PLACE = "params.yaml: policies.mine: policy.checkpoint"
         (
             lambda _: argparse.Namespace(),
             "theirs.pt",
-            [f"{PLACE}: 'theirs.pt': holds no weights that are safe to load: "],
+            [f"{PLACE}: 'theirs.pt': holds Python objects, which are not safe to load: save module.state_dict()"],
         ),
         (
             lambda weights: {"model": weights},

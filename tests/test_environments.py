@@ -79,6 +79,12 @@ PROFILES = {
         "vector",
         transforms={"factory": "environments:joined"},
     ),
+    "a transform that makes two entries": profile_of(POLE, "values", transforms={"factory": "environments:halves"}),
+    "history of flags": profile_of(
+        {"factory": "environments:robot"}, "remembering", transforms={"factory": "environments:remembered"}
+    ),
+    "a mask of whole numbers": profile_of({"factory": "environments:robot", "whole": True}, "masked"),
+    "ActionScaling of a batch": profile_of({"factory": "environments:wheels", "batch": [3]}, "steer"),
     "one environment's transforms": profile_of({"factory": "environments:breakout", "max_episode_steps": 20}, "values"),
 }
 NAMES = {
@@ -142,7 +148,7 @@ def test_random_actions_are_taken(name):
     environment, random = make_environment(manifest, 1), np.random.default_rng(0)
     for _ in range(5):
         action = random_action(manifest, random, environment.observations)
-        if "inner_mask" in environment.observations:
+        if "inner_mask" in environment.observations and not np.ndim(action):
             assert environment.observations["inner_mask"][action]
         environment.step(action)
     assert set(action_kinds(manifest)) == set(action_names(manifest))
@@ -333,7 +339,15 @@ def try_profile(profile):
             profile_of(POLE, "values", transforms={"factory": "environments:robot"}),
             "makes a Robot, must make a Transform",
         ),
-        (profile_of({"factory": "environments:unmeasured"}, "vector"), "VecNorm has no statistics"),
+        (profile_of({"factory": "environments:unmeasured"}, "vector"), "VecNorm has no statistics: let env.factory"),
+        (
+            profile_of(POLE, "values", transforms={"factory": "environments:nothing_given"}),
+            "ObservationNorm has no statistics: give loc and scale, or call init_stats in env.factory",
+        ),
+        (
+            profile_of({"factory": "environments:wheels", "batch": [3], "alike": False}, "steer"),
+            "ActionScaling has other numbers for each environment of a batch",
+        ),
         (profile_of(PENDULUM, "values"), "object has no attribute 'n'"),
         (profile_of(POLE, "choose_bits"), "the policy reads"),
         (profile_of(panel("nosuch"), "choose_bits"), "gymnasium does not make it: 'nosuch'"),

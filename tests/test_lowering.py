@@ -15,7 +15,7 @@ from policy_export.environments.preprocess import Screen
 from policy_export.lowering.batch_one import as_flat_concatenation, lower_batch_one
 from policy_export.lowering.convolutions import as_product, use_products
 from policy_export.lowering.integer_preprocessing import MAX_WEIGHT, use_integer_preprocessing
-from policy_export.lowering.onnx import translate
+from policy_export.lowering.onnx import lower, translate
 from policy_export.lowering.redundant_reshapes import drop_redundant_reshapes
 
 CROP = {"top": 34, "left": 0, "height": 160, "width": 160}
@@ -326,9 +326,26 @@ def test_flags_in_onnx_are_drawn_with_their_probabilities():
     np.testing.assert_allclose(flags.mean(0), inputs["chance"][0], atol=0.04)  # five deviations of a mean
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8])
+def test_choice_between_any_numbers_in_onnx(dtype):
+    class Chooses(torch.nn.Module):
+        def forward(self, first, one, other):
+            return {"out": torch.where(first, one, other), "filled": one.masked_fill(first, 1)}
+
+    torch.manual_seed(0)
+    one, other = (torch.randint(0, 100, (5, 3)).to(dtype) for _ in range(2))
+    inputs = {"first": torch.rand(5, 1) < 0.5, "one": one, "other": other}
+    sizes = {name: {0: torch.export.Dim("batch", min=1)} for name in inputs}
+    exported = torch.export.export(Chooses(), (), inputs, dynamic_shapes=sizes)
+    found = run_translated(exported, inputs, ["out", "filled"])
+    for name, expected in Chooses()(**inputs).items():
+        assert found[name].dtype == expected.numpy().dtype
+        np.testing.assert_array_equal(found[name], expected)
+
+
 def run_translated(exported, inputs, outputs):
     facts = {"inputs": [{"name": name} for name in inputs], "outputs": [{"name": name} for name in outputs]}
-    model = translate(exported, facts, 20).model_proto
+    model = lower(translate(exported, facts, 20).model_proto)
     session = onnxruntime.InferenceSession(model.SerializeToString())
     feed = {name: tensor.numpy() for name, tensor in inputs.items()}
     return dict(zip(outputs, session.run(outputs, feed), strict=True))

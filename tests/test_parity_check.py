@@ -450,7 +450,7 @@ def trace(actions: list[float], reference: list[float] | None = None, reward: fl
     return Trace(9, rows[0], rows[1], np.arange(len(actions), dtype=np.uint64), np.full(len(actions), reward))
 
 
-@pytest.mark.parametrize(("off", "failure"), [(TOLERANCE / 2, None), (3e-5, "step 1: action differs by 3e-05: ")])
+@pytest.mark.parametrize(("off", "failure"), [(TOLERANCE / 2, None), (3e-5, "step 1: action differs by 3e-05 (")])
 def test_vectors_are_compared_with_what_the_policy_does_beside(off, failure):
     found = trace([0.25, off], reference=[0.25, 0.0], reward=-1.5)
     result = compare_episodes([found], [trace([1.0, 1.0])], TOLERANCE)
@@ -464,6 +464,34 @@ def test_episode_that_ends_early_is_another_one():
     assert "step 1: the episode ends after 2 steps, eager's after 3" in str(result.failures[0])
     result = compare_episodes([trace([1.0, 2.0], reward=1.0)], [trace([1.0, 2.0])], TOLERANCE)
     assert "step 0: the reward differs" in str(result.failures[0])
+
+
+@pytest.mark.parametrize(
+    ("expected", "off", "failures"),
+    [
+        ([180.0, 0.5], [3.1e-5, 0.0], 0),  # two last places of float32
+        ([180.0, 0.5], [0.0, 3.1e-5], 1),
+        ([180.0, 0.5], [2e-3, 0.0], 1),
+        ([-torch.inf, 0.5], [0.0, 9e-6], 0),
+        ([-torch.inf, 0.5], [0.0, 2e-5], 1),
+        ([torch.finfo(torch.float32).min, 0.5], [0.0, 2e-5], 1),
+    ],
+)
+def test_tolerance_is_a_share_of_what_is_large(expected, off, failures):
+    eager = {"action": np.array([0]), "action_value": np.array([expected], np.float32)}
+    found = eager | {"action_value": eager["action_value"] + np.array([off], np.float32)}
+    result = Comparison(compares_actions=True, tolerance=TOLERANCE, states=set())
+    result.compare(batch(eager, found))
+    assert result.failed == failures
+
+
+@pytest.mark.parametrize(("off", "ties"), [(3.1e-5, 1), (6e-3, 0)])
+def test_tie_of_large_values(off, ties):
+    eager = {"action": np.array([0]), "action_value": np.array([[180.00002, 180.0, 2.0]], np.float32)}
+    values = eager["action_value"] + np.array([[0, off, 0]], np.float32)
+    result = Comparison(compares_actions=True, tolerance=TOLERANCE, states=set())
+    result.compare(batch(eager, {"action": np.array([1]), "action_value": values}))
+    assert (len(result.ties), result.different_actions) == (ties, 1 - ties)
 
 
 def batch(eager: Arrays, outputs: Arrays) -> Batch:
@@ -705,8 +733,11 @@ def test_stage_reports_and_fails(bundle):
     changed_onnx(bundle, nudge(-1), FOLDER / "policy.onnx")
     accept_files("dqn")
     row = r"action \d, action_value \[.*\]"
-    pattern = rf"onnx: episode with seed \d+, step \d+: action_value differs by \S+: {row}, eager {row} "
-    with pytest.raises(UserError, match=pattern + r"\(\d+ failures; report: results/dqn/parity.json\)$"):
+    what = rf"action_value differs by \S+ \(parity_check.tolerance allows 1e-05\): {row}, eager {row} "
+    with pytest.raises(
+        UserError,
+        match=r"onnx: episode with seed \d+, step \d+: " + what + r"\(\d+ failures; report: results/dqn/parity.json\)$",
+    ):
         stage.parity_check("dqn")
     assert not report()["passed"]
     assert 0 < len(report()["failures"]) <= stage.MAX_FAILURES

@@ -325,7 +325,7 @@ BACKEND = dataclasses.replace(onnx.BACKEND, name="mine", owns_file=False, defaul
         ("policy_export/algorithms/dqn.py", CODE, set(), POLICIES),
         ("policy_export/algorithms/rollouts.py", CODE, {"train"} | AFTER_TRAIN, POLICIES),
         # What a profile says of its numbers
-        ("params.yaml", replace("  dqn:\n", "  dqn:\n    facts: {unit: rad}\n"), AFTER_TRAIN - {"record"}, {"dqn"}),
+        ("params.yaml", replace("  dqn:\n", "  dqn:\n    facts: {unit: rad}\n"), EXPORTS | {"manifest"}, {"dqn"}),
         # What programs are made with
         ("policy_export/lowering/redundant_reshapes.py", CODE, {"export_onnx", "export_naive", "manifest"}, POLICIES),
         ("policy_export/lowering/loops.py", CODE, {"compile_native", "manifest"}, POLICIES),

@@ -20,7 +20,7 @@ from ruamel.yaml import YAML
 
 from policy_export.benchmark.measured import Measured, Session
 from policy_export.benchmark.ratios import fastest
-from policy_export.benchmark.workload import Plan, prepare, running_emulator
+from policy_export.benchmark.workload import Plan, Sessions, prepare, running_emulator
 from policy_export.config import params, profile
 from policy_export.config.section import Section
 from policy_export.config.training import Untrained
@@ -329,7 +329,10 @@ def test_metrics_and_plots_are_shown(project):
 
 
 def test_the_same_program_twice_has_no_winner(built, tmp_path, monkeypatch):
-    """Check that, of 20 comparisons of a program with itself, at most one names a winner."""
+    """Check that, of 20 comparisons of a program with itself, at most two name a winner.
+
+    Each may with a probability of 1 %, so three of 20 are one case in a thousand.
+    """
     monkeypatch.chdir(built)
     settings = params.load().bench
     with running_emulator("dqn") as emulator:
@@ -338,13 +341,13 @@ def test_the_same_program_twice_has_no_winner(built, tmp_path, monkeypatch):
         for comparison in range(20):
             both = {"one": Measured(), "other": Measured()}
             with Session("dqn", "onnx", tmp_path, 1) as one, Session("dqn", "onnx", tmp_path, 1) as other:
+                running = Sessions({"one": one, "other": other}, both)
                 for round_ in range(24):
-                    both["one"].add(*one.measure(100 * comparison + round_))
-                    both["other"].add(*other.measure(100 * comparison + round_))
+                    running.measure(100 * comparison + round_)
             assert not any(measured.failures for measured in both.values())
             times = {name: measured.medians() for name, measured in both.items()}
             winners += fastest(times, settings.least_difference) is not None
-    assert winners <= 1
+    assert winners <= 2
 
 
 def test_program_that_is_ended_is_named(built, tmp_path, monkeypatch):

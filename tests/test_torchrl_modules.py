@@ -8,8 +8,11 @@ import pytest
 import torch
 from pipeline_helpers import ROOT
 from program_helpers import ROWS, onnx_program, play
+from scipy.stats import beta, chi2, gamma, kstest, t
 from tensordict import TensorDict
 from tensordict.nn import ProbabilisticTensorDictModule, TensorDictModule, TensorDictSequential
+from torch import nn
+from torch.distributions import Beta, Chi2, Dirichlet, Gamma, StudentT
 from torch.export import ExportedProgram
 from torchrl import modules
 from torchrl.data import Binary, Bounded, Composite, MultiCategorical, MultiOneHot, Unbounded
@@ -20,9 +23,11 @@ from torchrl_modules import ACTIONS, BOTH, CASES, MEMORY, NO_PART, REFUSED, SIZE
 from policy_export.device.errors import UserError
 from policy_export.program.export import export, random_operators
 from policy_export.program.failures import explain
+from policy_export.program.gamma import draw_dirichlet, draw_gamma
 from policy_export.program.memory import initialise, state_spec
 from policy_export.program.policy import index_of
 from policy_export.program.step import Step
+from policy_export.program.torch_private import draw_by
 from policy_export.program.twins import DISTRIBUTIONS, TWINS, EpsilonGreedy, erfinv
 
 # What TorchRL tells of ordinal distributions, and PyTorch of a switch that tensordict asks for; in training as well.
@@ -230,3 +235,35 @@ def test_truncated_normals_draw_and_score_as_the_librarys():
     scores = [kind(loc, scale, **bounds).log_prob(values) for kind in (modules.TruncatedNormal, twin)]
     torch.testing.assert_close(scores[1], scores[0], atol=1e-5, rtol=0)
     assert scores[1][-1] == -torch.inf
+
+
+class Draws(nn.Module):
+    """Draws from a distribution of what it is given."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, numbers):
+        return {"drawn": self.kind(numbers).sample()}
+
+
+@pytest.mark.parametrize("number", [0.4, 0.7, 1.0, 1.3, 40.0])
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (lambda numbers: Gamma(numbers, 2.0), lambda number: gamma(number, scale=0.5)),
+        (lambda numbers: Beta(numbers, 1.5 * torch.ones_like(numbers)), lambda number: beta(number, 1.5)),
+        (lambda numbers: Dirichlet(numbers.expand(-1, 3)), lambda number: beta(number, 2 * number)),
+        (Chi2, chi2),
+        (StudentT, t),
+    ],
+    ids=["Gamma", "Beta", "Dirichlet", "Chi2", "StudentT"],
+)
+def test_gamma_distributed_numbers_are_drawn_by_a_program(kind, expected, number):
+    batch = {"numbers": {0: torch.export.Dim("batch", min=1)}}
+    with draw_by(draw_gamma, draw_dirichlet):
+        program = torch.export.export(Draws(kind), (torch.ones(2, 1),), dynamic_shapes=batch)
+    torch.manual_seed(0)
+    drawn = program.module()(torch.full((50_000, 1), number))["drawn"][:, 0]
+    assert kstest(drawn, expected(number).cdf).pvalue > 1e-4

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from tensordict.nn import (
     AddStateIndependentNormalScale,
+    CompositeDistribution,
     NormalParamExtractor,
+    ProbabilisticTensorDictModule,
     TensorDictModule,
     TensorDictSequential,
 )
 from torch import nn
-from torch.distributions import TanhTransform
+from torch.distributions import Beta, Independent, TanhTransform
+from torch.nn.utils import prune
 from torchrl.data import OneHot, Unbounded
 from torchrl.envs import GrayScale, ObservationNorm, Resize, TensorDictPrimer, ToTensorImage
 from torchrl.modules import (
@@ -33,6 +38,7 @@ from torchrl.modules import (
     QValueModule,
     TanhModule,
     TanhNormal,
+    TruncatedNormal,
 )
 from torchrl.modules.models.exploration import gSDEModule
 
@@ -274,6 +280,68 @@ def consistent_dropout(observations, actions):
         ConsistentDropoutModule(0.3, in_keys="features", input_shape=(16,)),
         *head(16, actions),
     )
+
+
+class Positive(nn.Module):
+    """Gives the two concentrations of a beta distribution."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.network = perceptron(inputs, 2 * outputs)
+
+    def forward(self, observation):
+        return (nn.functional.softplus(self.network(observation)) + 0.5).chunk(2, -1)
+
+
+class IndependentBeta(Independent):
+    def __init__(self, concentration1, concentration0):
+        super().__init__(Beta(concentration1, concentration0), 1)
+
+
+def beta(observations, actions):
+    """Return a policy whose actions are shares of what is allowed."""
+    keys = ["concentration1", "concentration0"]
+    low, high = actions.space.low, actions.space.high
+    return TensorDictSequential(
+        TensorDictModule(Positive(observations["observation"].shape[-1], actions.shape[-1]), ["observation"], keys),
+        ProbabilisticTensorDictModule(keys, ["share"], distribution_class=IndependentBeta),
+        TensorDictModule(lambda share: low + (high - low) * share, ["share"], ["action"]),
+    )
+
+
+def composite(observations, _actions):
+    """Return a policy that draws two numbers, and adds them."""
+    network = nn.Sequential(perceptron(observations["observation"].shape[-1], 4), NormalParamExtractor())
+    shares = [("params", name, number) for name in ("coarse", "fine") for number in ("loc", "scale")]
+    bounds = {name: {"low": torch.tensor([-1.0]), "high": torch.tensor([1.0])} for name in ("coarse", "fine")}
+    return TensorDictSequential(
+        TensorDictModule(network, ["observation"], ["all_loc", "all_scale"]),
+        TensorDictModule(
+            lambda loc, scale: (loc[..., :1], scale[..., :1], loc[..., 1:], scale[..., 1:]),
+            ["all_loc", "all_scale"],
+            shares,
+        ),
+        ProbabilisticTensorDictModule(
+            ["params"],
+            ["coarse", "fine"],
+            distribution_class=CompositeDistribution,
+            distribution_kwargs={
+                "distribution_map": {"coarse": TruncatedNormal, "fine": TruncatedNormal},
+                "extra_kwargs": bounds,
+            },
+        ),
+        TensorDictModule(lambda coarse, fine: coarse + 0.1 * fine, ["coarse", "fine"], ["action"]),
+    )
+
+
+def old_norms(observations, actions):
+    """Return a policy whose weights are made by hooks, as before PyTorch had parametrizations."""
+    first, second = nn.Linear(observations["observation"].shape[-1], 16), nn.Linear(16, 16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # that they are old
+        first, second = nn.utils.weight_norm(first), nn.utils.spectral_norm(second)
+    last = prune.l1_unstructured(nn.Linear(16, actions.n), "weight", amount=0.3)
+    return q_actor(nn.Sequential(first, nn.Tanh(), second, nn.Tanh(), last), actions)
 
 
 def noisy(observations, actions):

@@ -7,7 +7,6 @@ change what is learned.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import importlib
 import json
@@ -34,6 +33,7 @@ from policy_export.config.training import Untrained
 from policy_export.device.torchrl_env import episode_ended, total_reward
 from policy_export.environments.recording import MOST_STEPS
 from policy_export.environments.transforms import freeze, statistics, transforms_of, unfreeze
+from policy_export.program.copies import copied
 from policy_export.program.driver import Driver
 from policy_export.program.failures import in_one_line
 from policy_export.program.policy import Agent, environment_of, make_agent
@@ -138,7 +138,7 @@ def learn(
     env = environment_of(profile, agent, train.num_envs, seed)
     unfreeze(transforms_of(env))
     learner = make_learner(agent.actor, train, env.observation_spec[0])
-    acting = copy.deepcopy(learner.behaviour)
+    acting = copied(learner.behaviour)
     if (saved := checkpoint.load()) is not None:
         learner.behaviour.load_state_dict(saved["behaviour"])
         learner.optimizer.load_state_dict(saved["optimizer"])

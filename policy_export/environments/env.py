@@ -31,6 +31,7 @@ from policy_export.environments.transforms import (
     alone,
     flat_transforms,
     one_row,
+    refuse_unmeasured,
     transforms_of,
 )
 
@@ -232,9 +233,14 @@ def _transforms_behind(env: EnvBase, preprocess: Preprocess | None, transforms: 
 
 
 def _resolved(env: EnvBase) -> list[Transform]:
-    """Return an environment's transforms, which know their keys: some ask the environment for them."""
-    _ = env.observation_spec, env.full_action_spec
+    """Return an environment's transforms, which know their keys: some ask the environment for them.
+
+    Raises:
+        ProfileError: one has no numbers to transform with.
+    """
     found = transforms_of(env)
+    refuse_unmeasured(found)
+    _ = env.observation_spec, env.full_action_spec
     for transform in found:
         _ = transform.in_keys, transform.out_keys, transform.in_keys_inv, transform.out_keys_inv
     return found

@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tensordict import NestedKey, TensorDictBase, unravel_key
@@ -21,6 +21,7 @@ from torchrl.data import Categorical, Composite, OneHot, Unbounded
 from torchrl.envs import EnvBase, TransformedEnv
 from torchrl.envs.transforms import (
     ActionDiscretizer,
+    ActionScaling,
     CatFrames,
     Compose,
     ObservationNorm,
@@ -155,13 +156,29 @@ def one_row(env: EnvBase, spec: Composite) -> Composite:
     return spec[(0,) * len(env.batch_size)] if env.batch_size else spec
 
 
-class _Part(TensorDictModuleBase):
-    """A transform as a module, with the keys that it reads and writes, in pairs."""
+class Keys(NamedTuple):
+    """What a transform reads and writes."""
 
-    def __init__(self, transform: Transform, pairs: Sequence[tuple[NestedKey, NestedKey]]) -> None:
+    read: list[NestedKey]
+    written: list[NestedKey]
+
+    @classmethod
+    def known(cls, ones: Sequence[NestedKey] | None, others: Sequence[NestedKey] | None, known: set[NestedKey]) -> Keys:
+        """Return the keys that are read and known, each with its own that is written; if there are others, with all."""
+        read, written = _keys(ones), _keys(others) or _keys(ones)
+        there = [key for key in read if key in known]
+        if len(read) == len(written):
+            return cls(there, [made for key, made in zip(read, written, strict=True) if key in known])
+        return cls(there, written if there else [])
+
+
+class _Part(TensorDictModuleBase):
+    """A transform as a module, with the keys that it reads and writes."""
+
+    def __init__(self, transform: Transform, keys: Keys) -> None:
         super().__init__()
         self.transform = transform
-        self.in_keys, self.out_keys = [given for given, _ in pairs], [made for _, made in pairs]
+        self.in_keys, self.out_keys = keys.read, keys.written
 
 
 class Observed(_Part):
@@ -264,21 +281,21 @@ def program_parts(env: EnvBase) -> Parts:
             continue
         outside = _inside(transform)
         known = {unravel_key(key) for key in outside.observation_spec.keys(include_nested=True, leaves_only=True)}
-        pairs = _pairs(transform.in_keys, transform.out_keys, known)
+        keys = Keys.known(transform.in_keys, transform.out_keys, known)
         actions = {unravel_key(key) for key in outside.action_keys}
         _check_keys(transform, outside, known)
-        inverse = [(given, made) for made, given in _pairs(transform.in_keys_inv, transform.out_keys_inv, actions)]
+        taken, given = Keys.known(transform.in_keys_inv, transform.out_keys_inv, actions)
         if hasattr(transform, "as_module"):
             before.append(transform.clone().as_module())
             states.update(getattr(transform, "state_spec", Composite()))
         elif isinstance(transform, CatFrames):
-            modules, own = _histories(transform, pairs, outside, states)
+            modules, own = _histories(transform, keys, outside, states)
             before += modules
             states.update(own)
-        elif pairs:
-            before += _observed(transform, pairs)
-        if inverse:
-            behind.insert(0, Acted(transform.clone(), inverse))
+        elif keys.read:
+            before += _observed(transform, keys)
+        if taken:
+            behind.insert(0, Acted(_of_one_row(transform), Keys(given, taken)))
     return Parts(before, behind, states, primed, env_starts(env), dropped)
 
 
@@ -299,16 +316,6 @@ def _keys(keys: Sequence[NestedKey] | None) -> list[NestedKey]:
     return [unravel_key(key) for key in keys or ()]
 
 
-def _pairs(
-    ones: Sequence[NestedKey] | None, others: Sequence[NestedKey] | None, known: set[NestedKey]
-) -> list[tuple[NestedKey, NestedKey]]:
-    """Return the pairs of keys whose first is known; where there are fewer seconds, the last one serves the rest."""
-    first, second = _keys(ones), _keys(others) or _keys(ones)
-    if len(first) == len(second):
-        return [(one, other) for one, other in zip(first, second, strict=True) if one in known]
-    return [(one, second[min(place, len(second) - 1)]) for place, one in enumerate(first) if one in known]
-
-
 def _inside(transform: Transform) -> EnvBase:
     """Return the environment below a transform."""
     parent = transform.parent
@@ -316,10 +323,10 @@ def _inside(transform: Transform) -> EnvBase:
     return parent
 
 
-def _observed(transform: Transform, pairs: list[tuple[NestedKey, NestedKey]]) -> list[nn.Module]:
+def _observed(transform: Transform, keys: Keys) -> list[nn.Module]:
     """Return an observation transform as modules, with frozen statistics."""
     if not isinstance(transform, VecNorm | VecNormV2):
-        return [Observed(transform.clone(), pairs)]
+        return [Observed(_of_one_row(transform), keys)]
     loc, scale = transform.loc, transform.scale
     return [
         Observed(
@@ -330,10 +337,31 @@ def _observed(transform: Transform, pairs: list[tuple[NestedKey, NestedKey]]) ->
                 in_keys=[given],
                 out_keys=[made],
             ),
-            [(given, made)],
+            Keys([given], [made]),
         )
-        for given, made in pairs
+        for given, made in zip(*keys, strict=True)
     ]
+
+
+def _of_one_row(transform: Transform) -> Transform:
+    """Return a copy of a transform whose numbers, if they come from the environment's specs, are those of one row."""
+    copy, batch = transform.clone(), _inside(transform).batch_size
+    if isinstance(transform, ActionScaling | ObservationNorm):
+        for name in ("loc", "scale"):
+            numbers = getattr(copy, name)
+            for _ in batch if numbers.shape[: len(batch)] == batch else ():
+                if not (numbers == numbers[:1]).all():
+                    raise _each_its_own(transform)
+                numbers = numbers[0]
+            copy.register_buffer(name, numbers.clone())
+    return copy
+
+
+def _each_its_own(transform: Transform, advice: str = "") -> ProfileError:
+    return ProfileError(
+        f"transforms: {type(transform).__name__} has other numbers for each environment of a batch, and a program is "
+        f"for one{advice}"
+    )
 
 
 def _one_row(statistics: torch.Tensor, transform: VecNorm | VecNormV2) -> torch.Tensor:
@@ -346,21 +374,18 @@ def _one_row(statistics: torch.Tensor, transform: VecNorm | VecNormV2) -> torch.
         return statistics.clone()
     for _ in _inside(transform).batch_size:
         if statistics.ndim and statistics.shape[0] > 1:
-            raise ProfileError(
-                f"transforms: {type(transform).__name__} keeps statistics for each environment of a batch, and a "
-                "program is for one: give it reduce_batch_dims=True"
-            )
+            raise _each_its_own(transform, ": give it reduce_batch_dims=True")
         statistics = statistics[0]
     return statistics.clone()
 
 
 def _histories(
-    transform: CatFrames, pairs: list[tuple[NestedKey, NestedKey]], outside: EnvBase, known: Composite
+    transform: CatFrames, keys: Keys, outside: EnvBase, known: Composite
 ) -> tuple[list[nn.Module], Composite]:
     if transform.as_inverse or transform.future or transform.mask_key is not None:
         raise ProfileError("transforms: CatFrames cannot be part of a program with as_inverse, future or mask_key")
     modules, states = list[nn.Module](), Composite()
-    for given, made in pairs:
+    for given, made in zip(*keys, strict=True):
         spec = outside.observation_spec[given]
         shape = list(spec.shape[len(outside.batch_size) :])
         size, state = shape[transform.dim], f"{flat_name(given)}_frames"
@@ -391,14 +416,25 @@ def statistics(transforms: Iterable[Transform]) -> dict[str, torch.Tensor]:
     return found
 
 
+def refuse_unmeasured(transforms: Iterable[Transform]) -> None:
+    """Refuse normalisation without numbers, which does not even know what it makes of an observation.
+
+    Raises:
+        ProfileError: there is some.
+    """
+    if any(isinstance(each, ObservationNorm) and not each.initialized for each in transforms):
+        raise ProfileError(
+            "transforms: ObservationNorm has no statistics: give loc and scale, or call init_stats in env.factory"
+        )
+
+
 def _statistics(transform: Transform) -> dict[str, torch.Tensor]:
     if isinstance(transform, ObservationNorm):
-        if not transform.initialized:
-            raise ProfileError("transforms: ObservationNorm has no statistics: give loc and scale, or call init_stats")
         return {"loc": transform.loc, "scale": transform.scale}
     if not _has_measured(transform):
         raise ProfileError(
-            f"transforms: {type(transform).__name__} has no statistics: let the factory roll out the environment once"
+            f"transforms: {type(transform).__name__} has no statistics: let env.factory roll out the environment once, "
+            "behind this transform, or take ObservationNorm with loc and scale"
         )
     return dict(transform.get_extra_state())
 

@@ -16,6 +16,7 @@ from policy_export.config import params
 from policy_export.device.environments import environment_name
 from policy_export.lowering.integer_preprocessing import use_integer_preprocessing
 from policy_export.lowering.redundant_reshapes import drop_redundant_reshapes
+from policy_export.lowering.supported_types import use_supported_types
 from policy_export.program.archive import EXPORTS, load_program
 from policy_export.program.failures import in_one_line
 from policy_export.stage.files import replacing
@@ -70,8 +71,8 @@ def translate(program: torch.export.ExportedProgram, facts: dict[str, Any], opse
 
 
 def lower(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a translated program with the operators that ONNX Runtime computes fastest."""
-    return use_integer_preprocessing(drop_redundant_reshapes(model))
+    """Return a translated program with the operators that ONNX Runtime has, and computes fastest."""
+    return use_integer_preprocessing(drop_redundant_reshapes(use_supported_types(model)))
 
 
 def convert(program: torch.export.ExportedProgram, facts: dict[str, Any], opset: int) -> onnx.ModelProto:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -96,7 +97,7 @@ def compare_action(found: Arrays, expected: Arrays, tolerance: float, kinds: Kin
     Args:
         found: the program's :func:`decision`.
         expected: eager's.
-        tolerance: largest difference of a value that may be called rounding.
+        tolerance: largest difference of a value that may be called rounding, as :class:`Comparison` has it.
         kinds: of the actions.
 
     Returns:
@@ -123,8 +124,10 @@ def compare_action(found: Arrays, expected: Arrays, tolerance: float, kinds: Kin
 def _judge(taken: int, given: npt.NDArray[Any], values: npt.NDArray[Any], tolerance: float) -> Verdict:
     with np.errstate(invalid="ignore"):  # what is no number is no tie
         margin = float(values.max() - values[taken]) if 0 <= taken < len(values) else np.inf
-        difference = float(np.where(given == values, 0, np.abs(given - values)).max())
-    return Verdict(margin, difference, tie=margin <= 2 * difference and difference <= tolerance)
+        apart = np.where(given == values, 0, np.abs(given - values))
+        rounded = bool((apart <= tolerance * scale(values[None])[0]).all())
+    difference = float(apart.max())
+    return Verdict(margin, difference, tie=margin <= 2 * difference and rounded)
 
 
 def describe_tie(place: Place, verdict: Verdict) -> dict[str, Any]:
@@ -144,7 +147,8 @@ class Comparison:
 
     Attributes:
         compares_actions: whether its actions must be eager's; those of a program that explores need not.
-        tolerance: largest absolute difference of an output; of a state, in shares of its largest number above 1.
+        tolerance: largest difference of a number, in shares of what is expected where that is above 1, as float32
+            then has fewer digits behind the point; of a state, in shares of its largest number.
         states: names of the outputs that are next states.
         kinds: of the actions.
         differences: the largest of each row, ``(rows,)`` float32 an output; infinite where it is no number.
@@ -195,14 +199,18 @@ class Comparison:
         for name, expected in eager.items():
             if name in self.kinds and (is_choice(expected) or not self.compares_actions):
                 continue
-            difference = differ(batch.outputs[name], expected)
+            apart = distance(batch.outputs[name], expected)
+            difference = apart.max(1, initial=0)
             self.differences.setdefault(name, []).append(difference)
-            allowed = np.full(rows, self.tolerance)
+            allowed = self.tolerance * scale(expected)
             if name in self.states:  # which may be large: an LSTM sums its cell's state up
                 self._drift(name, batch.places[0].step // DRIFT_STEPS, float(difference.max()))
-                allowed *= np.maximum(1, np.abs(expected).reshape(rows, -1).max(1))
-            for row in np.flatnonzero(~(difference <= allowed)).tolist():
-                self._fail(batch, row, f"{name} differs by {difference[row]:.3g}")
+                allowed = allowed.max(1, keepdims=True, initial=0)
+            for row in np.flatnonzero((apart > allowed).any(1)).tolist():
+                place = int((apart[row] - allowed[row]).argmax())
+                most = allowed[row, min(place, allowed.shape[1] - 1)]
+                found = f"{name} differs by {apart[row, place]:.3g}"
+                self._fail(batch, row, f"{found} (parity_check.tolerance allows {most:.3g})")
         if self.compares_actions and (chosen := [name for name in self.kinds if is_choice(eager[name])]):
             margins = [margin for name in chosen if (margin := self._margins(eager, name)) is not None]
             if margins:
@@ -258,14 +266,24 @@ def check_kinds(eager: Arrays, outputs: Arrays) -> None:
             raise UserError(f"output {name} is {kinds[0]}, expected {kinds[1]}")
 
 
-def differ(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Return the largest absolute difference of each row, ``(rows,)`` float32; infinite where there is no number."""
-    if not found.size:
-        return np.zeros(len(found), np.float32)
+def _by_row(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return array.reshape(len(array), math.prod(array.shape[1:]))
+
+
+def scale(expected: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return what a tolerance is multiplied by: each number's size above 1, ``(rows, numbers)`` or ``(rows, 1)``."""
+    if is_choice(expected):
+        return np.ones((len(expected), 1))
+    size = np.abs(_by_row(expected))
+    return np.where(np.isfinite(size), np.maximum(1, size), 1)
+
+
+def distance(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Return the absolute difference of each number, ``(rows, numbers)``; infinite where there is no number."""
     # What a mask has made infinite is equal if it is; what is no number never is.
     with np.errstate(invalid="ignore"):
         apart = np.subtract(found, expected, dtype=np.result_type(found.dtype, np.float32))
     apart = np.where(np.isinf(expected) & (found == expected), 0, apart)
-    difference: npt.NDArray[np.float32] = np.abs(apart).reshape(len(found), -1).max(1).astype(np.float32)
-    difference[np.isnan(difference)] = np.inf
-    return difference
+    distances: npt.NDArray[np.float32] = np.abs(_by_row(apart)).astype(np.float32)
+    distances[np.isnan(distances)] = np.inf
+    return distances

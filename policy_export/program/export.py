@@ -14,8 +14,9 @@ from torchrl.envs.utils import ExplorationType
 from policy_export.config.errors import ProfileError
 from policy_export.program.assertions import passing_checks
 from policy_export.program.failures import INSTALLED, fixes_batch, source_of, watch_sizes
+from policy_export.program.gamma import draw_dirichlet, draw_gamma
 from policy_export.program.step import Step
-from policy_export.program.torch_private import OpOverload, keep_stacks, part
+from policy_export.program.torch_private import OpOverload, draw_by, keep_stacks, part
 from policy_export.program.twins import exportable
 
 # Arguments by which operators that may draw random numbers are told not to.
@@ -38,7 +39,7 @@ def export(step: Step) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch", min=1)
     step.forward = passing_checks(step.forward)
     sizes = {name: {0: batch} for name in examples}
-    with torch.no_grad(), keep_stacks(_Frames()):
+    with torch.no_grad(), keep_stacks(_Frames()), draw_by(draw_gamma, draw_dirichlet):
         try:
             program = torch.export.export(step, (), examples, dynamic_shapes=sizes)
         except Exception as error:

@@ -9,7 +9,6 @@ place.
 
 from __future__ import annotations
 
-import copy
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from policy_export.config.errors import ProfileError
 from policy_export.device.errors import UserError
 from policy_export.environments.preprocess import IS_INIT
 from policy_export.environments.transforms import Starts, primer_starts
+from policy_export.program.copies import copied, settle_weights
 from policy_export.program.decisions import VALUES
 from policy_export.program.failures import explain
 
@@ -102,7 +102,9 @@ class Trial:
     """A copy of a policy that is tried out; the policy, and PyTorch's random numbers, stay as they are."""
 
     def __init__(self, policy: TensorDictModuleBase, exploration_type: ExplorationType) -> None:
-        self.policy, self.exploration_type = copy.deepcopy(policy).eval(), exploration_type
+        self.policy, self.exploration_type = copied(policy).eval(), exploration_type
+        for module in self.policy.modules():
+            settle_weights(module)
 
     def __call__(self, entries: Entries) -> Entries:
         """Return all entries after a call, which always draws the same random numbers."""
@@ -238,7 +240,8 @@ def find_memory(
         else:
             break
     else:
-        missing = [key for key in policy.in_keys if key not in entries and key not in zeros]
+        nested = {unravel_key(key)[0] for key in policy.out_keys if not isinstance(unravel_key(key), str)}
+        missing = [key for key in policy.in_keys if key not in entries and key not in zeros and key not in nested]
         if not missing and isinstance(errors[0], UserError):
             raise errors[0]
         has = sorted((key for key in known if key not in declared and key not in primed), key=str)
@@ -288,7 +291,10 @@ def example(spec: Composite, key: NestedKey) -> torch.Tensor:
 
 def is_flags(spec: TensorSpec) -> bool:
     """Return whether an entry holds flags, as a mask does, of whatever dtype."""
-    return spec.dtype == torch.bool or isinstance(spec, Binary)
+    if spec.dtype == torch.bool or isinstance(spec, Binary):
+        return True
+    whole = isinstance(spec, Bounded) and not spec.dtype.is_floating_point
+    return whole and bool((spec.space.low == 0).all() and (spec.space.high == 1).all())
 
 
 def least(spec: TensorSpec) -> torch.Tensor:

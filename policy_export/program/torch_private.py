@@ -9,7 +9,7 @@ import json
 import tempfile
 import zipfile
 from collections.abc import Callable, Container, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 from unittest import mock
@@ -72,6 +72,23 @@ def operator(name: str) -> OpOverloadPacket:
     """
     found: OpOverloadPacket = part(torch.ops.aten, name)
     return found
+
+
+@contextmanager
+def draw_by(gamma: Callable[..., torch.Tensor], dirichlet: Callable[..., torch.Tensor]) -> Iterator[None]:
+    """Let PyTorch's distributions draw by these functions of concentrations.
+
+    They call two operators that have no public names, and no meaning for a tensor without values.
+
+    Raises:
+        MovedError: they call others.
+    """
+    replaced = {"_standard_gamma": gamma, "_sample_dirichlet": dirichlet}
+    with ExitStack() as stack:
+        for name, draw in replaced.items():
+            part(torch, name)
+            stack.enter_context(mock.patch.object(torch, name, lambda numbers, draw=draw, **_: draw(numbers)))
+        yield
 
 
 def compile_package(program: ExportedProgram, path: Path, options: Mapping[str, Any]) -> None:

@@ -7,7 +7,6 @@ own modules everywhere else: in training, and as the reference of every check. E
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -40,6 +39,7 @@ from torchrl.modules import (
 from torchrl.modules.distributions.continuous import SafeTanhTransform
 
 from policy_export.config.errors import ProfileError
+from policy_export.program.copies import copied, settle_weights
 from policy_export.program.torch_private import part
 
 TINY = 1e-30  # stands for an epsilon of zero, which nothing is below
@@ -224,6 +224,9 @@ class TracedTruncatedNormal(TruncatedNormal):
         sampled = part(base, "_from_std_rv")(math.sqrt(2) * erfinv(2 * below - 1))
         return sampled.maximum(part(base, "_non_std_a")).minimum(part(base, "_non_std_b"))
 
+    def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> torch.Tensor:
+        return self.rsample(sample_shape)  # and not what the distribution inside draws
+
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         base, margin = self.base_dist, part(self.base_dist, "_dtype_min_gt_0")
         beyond = (self.low > value) | (self.high < value)
@@ -289,6 +292,15 @@ def twin_of(module: nn.Module) -> nn.Module:
     return module if make is None else make(module)
 
 
+def use_traced_distributions(module: ProbabilisticTensorDictModule) -> None:
+    """Let a module make distributions that can be traced, in place, also those that are parts of others."""
+    module.distribution_class = DISTRIBUTIONS.get(module.distribution_class, module.distribution_class)
+    parts = module.distribution_kwargs.get("distribution_map", {})
+    if parts:
+        traced = {key: DISTRIBUTIONS.get(kind, kind) for key, kind in parts.items()}
+        module.distribution_kwargs = {**module.distribution_kwargs, "distribution_map": traced}
+
+
 def use_plain_flags(module: nn.Module) -> None:
     """Turn buffers with a single truth value into plain values, in place.
 
@@ -306,11 +318,12 @@ def exportable(policy: TensorDictModuleBase) -> TensorDictModuleBase:
     Raises:
         ProfileError: a module of TorchRL is used in a way that its twin does not support.
     """
-    policy = copy.deepcopy(policy)
+    policy = copied(policy)
     for parent in list(policy.modules()):
         use_plain_flags(parent)
+        settle_weights(parent)
         if isinstance(parent, ProbabilisticTensorDictModule):
-            parent.distribution_class = DISTRIBUTIONS.get(parent.distribution_class, parent.distribution_class)
+            use_traced_distributions(parent)
         for name, child in list(parent.named_children()):
             twin = twin_of(child)
             if twin is not child:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,12 @@ def read_checkpoint(checkpoint: Checkpoint, place: str) -> dict[str, torch.Tenso
         )
     except FileNotFoundError:
         raise ProfileError(f"{place}: no such file") from None
+    except pickle.UnpicklingError as error:
+        if "Weights only" not in str(error):
+            raise ProfileError(f"{place}: damaged: {first_line(error)}") from None
+        raise ProfileError(
+            f"{place}: holds Python objects, which are not safe to load: save module.state_dict() instead"
+        ) from None
     except Exception as error:  # both readers raise many kinds for what they do not read
         raise ProfileError(f"{place}: holds no weights that are safe to load: {first_line(error)}") from None
     for key in checkpoint.entry.split(".") if checkpoint.entry else ():
