@@ -16,6 +16,8 @@ from policy_export.program.step import Step
 from policy_export.program.weights import save_weights
 from stages.export_onnx import export_onnx
 from stages.export_pt2 import export_pt2
+from stages.golden import golden
+from stages.record import record
 
 ROOT = Path(__file__).parents[1]
 EPISODE_STEPS = 300  # of the policy in `workspace`, so that its episodes are short
@@ -85,6 +87,8 @@ def workspace(tmp_path_factory) -> Path:
         choose_programs(folder, "dqn", ["pt2", "onnx"])
         export_pt2("dqn")
         export_onnx("dqn")
+        record("dqn")
+        golden("dqn")
         write_manifest("dqn")
     return folder
 

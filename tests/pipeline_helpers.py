@@ -156,7 +156,7 @@ def build_policy(project: Path, policy: str, programs: Sequence[str]) -> dict[st
     path = project / "results" / policy / "parity.json"
     if not path.exists():
         native = ["compile_native"] if "native" in programs else []
-        stages = ["train", "record", "export_pt2", *native, "export_onnx", "manifest", "parity_check"]
+        stages = ["train", "record", "export_pt2", "golden", *native, "export_onnx", "manifest", "parity_check"]
         python("-c", BUILD, policy, *stages, cwd=project, project=project)
     report: dict[str, Any] = json.loads(path.read_text())
     return report

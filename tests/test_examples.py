@@ -170,7 +170,7 @@ def test_recurrent_actor_does_what_its_owner_did(project):
 
 
 def test_statistics_that_were_left_out_are_found(project):
-    for stage in ("train", "record", "export_pt2", "export_onnx", "manifest"):
+    for stage in ("train", "record", "export_pt2", "golden", "export_onnx", "manifest"):
         python("-m", f"stages.{stage}", "sb3_bare", cwd=project, project=project)
     done = python("-m", "stages.parity_check", "sb3_bare", cwd=project, status=1, project=project)
     assert "error: reference, open loop: episode with seed" in done.stderr

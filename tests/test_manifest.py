@@ -171,7 +171,9 @@ def test_programs_of_other_weights(project, profile):
         write_manifest("dqn")
 
 
-@pytest.mark.parametrize("name", ["policy.pt2", "policy.onnx", "policy_random.onnx", "policy.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["policy.pt2", "policy.onnx", "policy_random.onnx", "policy.safetensors", "golden.safetensors"]
+)
 def test_missing_file(project, name):
     (project / "models/dqn" / name).unlink()
     line = refuse()

@@ -47,6 +47,7 @@ from policy_export.program.step import Step, load_step
 from policy_export.program.weights import load_weights, save_weights
 from stages.export_onnx import export_onnx
 from stages.export_pt2 import export_pt2
+from stages.golden import golden
 from stages.record import record
 
 pytestmark = pytest.mark.slow
@@ -82,6 +83,7 @@ def bundle(tmp_path_factory) -> Bundle:
         export_pt2("dqn")
         export_onnx("dqn")
         record("dqn")
+        golden("dqn")
         write_manifest("dqn")
         step = load_step("dqn", profile)
         _, files = runtimes.read_model("dqn")

@@ -113,7 +113,7 @@ def is_running(process: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    "stage", ["machine", "compile_aoti", "compile_native", "export_onnx", "manifest", "parity_check", "bench"]
+    "stage", ["machine", "golden", "compile_aoti", "compile_native", "export_onnx", "manifest", "parity_check", "bench"]
 )
 def test_stage_that_only_starts_others_imports_no_torch(stage):
     program = f"import sys, stages.{stage}; sys.exit('torch' in sys.modules)"

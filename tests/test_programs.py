@@ -75,7 +75,16 @@ def test_refused_program_is_left_out_and_the_others_go_on(project):
     choose(project, ["pt2", "aoti"])
     python("-m", "stages.machine", cwd=project, project=project)
     assert [name for name, wanted in chosen(project).items() if wanted] == ["pt2", "aoti"]
-    for stage in ("train", "record", "export_pt2", "compile_aoti", "compile_native", "export_onnx", "manifest"):
+    for stage in (
+        "train",
+        "record",
+        "export_pt2",
+        "golden",
+        "compile_aoti",
+        "compile_native",
+        "export_onnx",
+        "manifest",
+    ):
         done = python("-m", f"stages.{stage}", "decomposed", cwd=project, project=project)
         if stage in ("compile_native", "export_onnx"):
             assert "left out, as the profile's programs leave it out" in done.stdout

@@ -28,6 +28,7 @@ from policy_export.program.policy import make_agent
 from policy_export.program.weights import save_weights
 from stages.export_onnx import export_onnx
 from stages.export_pt2 import export_pt2
+from stages.golden import golden
 from stages.record import record
 from studies import quantise, settings
 
@@ -93,7 +94,7 @@ def cartpole(tmp_path_factory):
         write_facts()
         agent = make_agent("balance", load_profile("balance"))
         save_weights(Path("models/balance/policy.safetensors"), "balance", agent.actor)
-        for stage in (export_pt2, export_onnx, write_manifest, record):
+        for stage in (export_pt2, export_onnx, record, golden, write_manifest):
             stage("balance")
         yield folder
 

@@ -10,7 +10,7 @@
  *     policy_close(p);
  *
  * Any number of handles may be open. Threads may each use their own; two threads must not use one at the same time.
- * Between policy_open and policy_close nothing but policy_selftest allocates memory. Nothing is printed, no exception
+ * Between policy_open and policy_close nothing but a self-test allocates memory. Nothing is printed, no exception
  * leaves the library.
  * The queries need no handle, run on any processor, and give memory that is the library's own and stays as it is.
  */
@@ -31,7 +31,7 @@ typedef enum {
     POLICY_MEMORY = 3,    /* there is no memory for a handle */
     POLICY_FILE = 4,      /* a file of golden decisions cannot be read, or is another policy's */
     POLICY_DAMAGED = 5,   /* the weights are not those that the library was built with */
-    POLICY_WRONG = 6,     /* a golden decision has come out otherwise */
+    POLICY_WRONG = 6,     /* a golden decision has come out otherwise, by more than rounding */
     POLICY_FAILED = 7,    /* the compiled program has failed; the state is as it was */
     POLICY_SEVERAL = 8    /* there are several observations or actions: call policy_decide */
 } policy_status;
@@ -48,7 +48,7 @@ typedef struct {
 typedef struct policy policy;
 
 const char *policy_name(void);                          /* of the policy, such as "dqn" */
-const char *policy_facts(void);                         /* facts, names, control_rate_hz of its profile: a JSON object */
+const char *policy_facts(void);                         /* its profile's facts, names, license and rate, as JSON */
 const char *policy_instructions(void);                  /* what the library was built for, such as "x86-64-v3" */
 size_t policy_inputs(const policy_array **arrays);      /* observations first, then states, then is_init */
 size_t policy_outputs(const policy_array **arrays);     /* actions, the values they were chosen by, then next states */
@@ -79,6 +79,10 @@ policy_status policy_run(policy *handle, const void *const *inputs, void *const 
 /* Check the weights' SHA-256, then replay the golden decisions in a file; `decisions`, which may be NULL, is how many
  * came out right. The handle is at the start of an episode afterwards. */
 policy_status policy_selftest(policy *handle, const char *golden, size_t *decisions);
+
+/* The same; `rounded`, which may be NULL, is how many of them are not the same to the last bit: numbers that another
+ * build rounds otherwise, and other actions where two values are as close as that. */
+policy_status policy_selftest_rounding(policy *handle, const char *golden, size_t *decisions, size_t *rounded);
 
 #ifdef __cplusplus
 }

@@ -1,9 +1,9 @@
 /* Golden decisions: observations with what the trained policy decides.
  *
  * Little-endian, without padding: GOLDEN_MAGIC, 64 bytes of the policy's name filled up with zeros, four uint64: number
- * of decisions, then of each decision the bytes of all observations, of all actions, of all values; a float64, the
- * largest allowed difference of a number; then for each decision a byte that is 1 where an episode starts, the
- * observations, the actions, the values.
+ * of decisions, then of each decision the bytes of all observations, of all actions, of all values; a float64, by
+ * which a number may differ, in shares of its size above 1; then for each decision a byte of flags, the observations,
+ * the actions, the values.
  */
 #ifndef GOLDEN_H
 #define GOLDEN_H
@@ -16,7 +16,13 @@
 extern "C" {
 #endif
 
-#define GOLDEN_MAGIC "GOLDEN1\n"
+#define GOLDEN_MAGIC "GOLDEN2\n"
+
+enum {
+    GOLDEN_STARTS = 1, /* an episode starts */
+    GOLDEN_TIE = 2,    /* two values are so close that rounding may choose another action */
+    GOLDEN_FLAGS = 3
+};
 
 struct golden {
     char name[64];

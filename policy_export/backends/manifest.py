@@ -13,6 +13,7 @@ from policy_export.backends.registry import backends
 from policy_export.config import params
 from policy_export.config.profile import BESIDE, load_profile
 from policy_export.device.errors import UserError
+from policy_export.device.golden import GOLDEN
 from policy_export.device.manifest import MANIFEST, SCHEMA_VERSION, sha256
 from policy_export.program.archive import read_facts
 from policy_export.program.made import read_programs, read_record, versions_of
@@ -92,7 +93,10 @@ def write_manifest(policy: str) -> None:
         UserError: a file is missing or damaged, or was made from other weights.
     """
     folder, wanted = Path("models", policy), read_programs(policy)
-    files = {WEIGHTS: describe_file(folder / WEIGHTS, "trained weights")}
+    files = {
+        WEIGHTS: describe_file(folder / WEIGHTS, "trained weights"),
+        GOLDEN: describe_file(folder / GOLDEN, "golden decisions: observations, and what every program must decide"),
+    }
     facts, profile = read_signature(folder, policy, files[WEIGHTS]["sha256"]), load_profile(policy)
     programs: dict[str, Any] = {}
     versions: dict[str, str] = {}

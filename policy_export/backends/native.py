@@ -56,7 +56,7 @@ BACKEND = Backend(
     other_files={
         "policy": "the same as a command",
         "policy.h": "the library's interface",
-        "golden.bin": "recorded decisions that selftest replays",
+        "golden.bin": "golden decisions, for the library and the command",
     },
     refuse=refuse,
     on_device=True,

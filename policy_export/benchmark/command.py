@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from policy_export.benchmark.measured import stream
 from policy_export.benchmark.session import peak_memory
 from policy_export.device.errors import UserError
-from policy_export.device.golden import GOLDEN_FILE, read_golden
+from policy_export.device.golden import GOLDEN, read_golden
 from policy_export.device.manifest import check_file
 from policy_export.device.native_library import NATIVE
 
@@ -48,10 +48,10 @@ class Command:
     def __init__(self, policy: str, manifest: Mapping[str, Any], folder: Path) -> None:
         models = Path("models", policy)
         path = check_file(models, COMMAND, manifest)
-        decisions, _ = read_golden(check_file(models, GOLDEN_FILE, manifest), manifest)
+        golden = read_golden(check_file(models, GOLDEN, manifest), manifest)
         self.path = Path(shutil.copyfile(path, folder / "policy"))
         self.path.chmod(0o755)
-        self.observation = decisions["observations"][0].tobytes()
+        self.observation = b"".join(array[0].tobytes() for array in golden.observations.values())
 
     def start(self) -> Start:
         """Start the command, let it decide on one recorded observation, and return its time and memory.

@@ -31,10 +31,13 @@ class CompileAoti(Section):
     convolutions_as_products: bool
 
 
+class Golden(Section):
+    decisions: Count
+    tolerance: Positive
+
+
 class CompileNative(Section):
     targets: Annotated[list[Literal["native", "x86-64-v4", "x86-64-v3", "aarch64"]], Field(min_length=1)]
-    golden_decisions: Count
-    tolerance: Positive
 
     @model_validator(mode="after")
     def _targets_are_different(self) -> Self:
@@ -92,6 +95,7 @@ class Params(Section):
     programs: Annotated[list[str], Field(min_length=1)]
     policies: dict[str, Profile]
     record: Record
+    golden: Golden
     compile_aoti: CompileAoti
     compile_native: CompileNative
     export_onnx: ExportOnnx

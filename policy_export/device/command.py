@@ -14,7 +14,7 @@ from .arrays import Run
 from .environments import environment_name, play
 from .errors import UserError
 from .gif import check_gif, write_gif
-from .golden import GOLDEN_FILE, selftest
+from .golden import GOLDEN, selftest
 from .info import describe
 from .manifest import MANIFEST, check_file, read_manifest
 from .native_library import NATIVE, load_any_native
@@ -42,6 +42,19 @@ def load_program(folder: Path, manifest: dict[str, Any], *, native: bool) -> tup
     if ONNX not in manifest["files"] and NATIVE in manifest["files"]:
         raise UserError(f"{folder / MANIFEST}: lists no {ONNX}, but a native library: use --native")
     return ONNX, load_onnx(check_file(folder, ONNX, manifest), manifest.get("onnx_session"))
+
+
+def replay_programs(folder: Path, manifest: dict[str, Any], *, native: bool) -> None:
+    """Replay golden decisions with every program that the player runs, or with the native library only.
+
+    Raises:
+        UserError: a program cannot be loaded, or decides otherwise.
+    """
+    there = {ONNX: ONNX in manifest["files"] and not native, NATIVE: NATIVE in manifest["files"]}
+    for kind in [kind for kind, found in there.items() if found] or [NATIVE if native else ONNX]:
+        name, run = load_program(folder, manifest, native=kind == NATIVE)
+        replayed = selftest(Player(run, manifest), check_file(folder, GOLDEN, manifest))
+        print(f"selftest {manifest['policy']}, {name}: {replayed}", flush=True)
 
 
 def play_full(player: Player, seed: int, gif: Path | None) -> tuple[float, int]:
@@ -72,7 +85,7 @@ def main(arguments: Sequence[str] | None = None, *, program: str | None = None) 
     parser.add_argument("--seed", type=int, default=0, help="seed of the first episode; the next has the next seed")
     parser.add_argument("--gif", type=Path, help="write an Atari game's first episode to this file (needs Pillow)")
     parser.add_argument("--native", action="store_true", help="play with a library of native instead of policy.onnx")
-    parser.add_argument("--selftest", action="store_true", help="replay native/golden.bin instead of playing")
+    parser.add_argument("--selftest", action="store_true", help=f"replay {GOLDEN} with each program")
     parser.add_argument("--info", action="store_true", help="tell what the folder holds instead of playing")
     options = parser.parse_args(arguments)
     if options.episodes < 1:
@@ -88,12 +101,11 @@ def main(arguments: Sequence[str] | None = None, *, program: str | None = None) 
             return 0
         if options.gif is not None and "rom" not in manifest["environment"]:
             raise UserError(f"--gif: draws Atari games only, {options.folder} plays {environment_name(manifest)!r}")
-        name, run = load_program(options.folder, manifest, native=options.native)
-        player = Player(run, manifest)
         if options.selftest:
-            decisions = selftest(player, check_file(options.folder, GOLDEN_FILE, manifest))
-            print(f"selftest {manifest['policy']}, {name}: {decisions} golden decisions, all as they were")
+            replay_programs(options.folder, manifest, native=options.native)
             return 0
+        _, run = load_program(options.folder, manifest, native=options.native)
+        player = Player(run, manifest)
         scores = []
         for episode in range(options.episodes):
             score, steps = play_full(player, options.seed + episode, options.gif if episode == 0 else None)

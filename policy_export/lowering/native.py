@@ -18,14 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from policy_export.config import params
 from policy_export.device.errors import UserError
-from policy_export.device.golden import GOLDEN_FILE
+from policy_export.device.golden import GOLDEN, read_golden
 from policy_export.device.manifest import MEANING, action_names, observation_names, sha256, value_names
-from policy_export.environments import episodes
-from policy_export.lowering.golden import write_golden
+from policy_export.lowering.golden import NATIVE_GOLDEN, write_native_golden
 from policy_export.lowering.instructions import Target, find_target
 from policy_export.lowering.native_operators import describe_operator, find_unwritten, needs_pytorch, package
-from policy_export.program.archive import load_program
-from policy_export.program.calls import wrap
+from policy_export.program.archive import load_program, read_facts
 from policy_export.program.failures import in_one_line
 from policy_export.stage.files import replacing
 from policy_export.stage.processes import processes
@@ -204,22 +202,13 @@ def prove(command: Path, golden: Path) -> None:
         raise UserError(f"compile_native: {command} does not decide as {golden} has it: {told}")
 
 
-def record_golden(policy: str, settings: params.CompileNative) -> int:
-    """Write the decisions that test the library; returns how many."""
-    import torch
-
-    source = Path("models", policy, "policy.pt2")
-    recorded = episodes.load(Path("data", policy, "episodes.safetensors"), policy)[0]
-    program, facts = load_program(source, policy)
-    torch.set_num_threads(1)
-    return write_golden(
-        source.parent / GOLDEN_FILE,
-        wrap(program.module()),
-        recorded,
-        facts,
-        count=settings.golden_decisions,
-        tolerance=settings.tolerance,
-    )
+def copy_golden(policy: str) -> int:
+    """Write the policy's golden decisions for the library; returns how many."""
+    folder = Path("models", policy)
+    facts = read_facts(folder / "policy.pt2", policy)
+    golden = read_golden(folder / GOLDEN, facts)
+    write_native_golden(folder / NATIVE_GOLDEN, golden, facts)
+    return len(golden)
 
 
 def compile_libraries(policy: str, settings: params.CompileNative) -> None:
@@ -227,17 +216,16 @@ def compile_libraries(policy: str, settings: params.CompileNative) -> None:
     targets = [find_target(name) for name in settings.targets]
     folder = Path("models", policy, "native")
     folders = {name: folder / name if number else folder for number, name in enumerate(settings.targets)}
-    with processes(len(folders) + 1) as executor:
+    decisions = copy_golden(policy)
+    with processes(len(folders)) as executor:
         compiling = [executor.submit(compile_target, policy, name, at) for name, at in folders.items()]
-        recording = executor.submit(record_golden, policy, settings)
         for at, done in zip(folders.values(), compiling, strict=True):
             print(f"compile_native {policy}  {at.relative_to(folder.parent)}  {done.result()}", flush=True)
-        decisions = recording.result()
     install(SOURCES / "include/policy.h", folder / "policy.h")
     proven = [at for target, at in zip(targets, folders.values(), strict=True) if target.runs_here]
     for at in proven:
-        prove(at / "policy", folder.parent / GOLDEN_FILE)
+        prove(at / "policy", folder.parent / NATIVE_GOLDEN)
     print(
-        f"compile_native {policy}  {GOLDEN_FILE}  {decisions} decisions, the same in {len(proven)} of {len(targets)}",
+        f"compile_native {policy}  {NATIVE_GOLDEN}  {decisions} decisions, the same in {len(proven)} of {len(targets)}",
         flush=True,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -12,7 +11,17 @@ import numpy.typing as npt
 
 from policy_export.device.arrays import Arrays
 from policy_export.device.errors import UserError
-from policy_export.program.decisions import ONE_INDEX, Kinds, components, describe, is_choice, is_value
+from policy_export.program.decisions import (
+    ONE_INDEX,
+    Kinds,
+    by_row,
+    components,
+    describe,
+    is_choice,
+    is_value,
+    margins,
+    scale,
+)
 
 DRIFT_STEPS = 100  # of an episode, for which the largest difference of a state is reported
 MAX_FAILURES = 100  # that are kept of one program
@@ -212,20 +221,12 @@ class Comparison:
                 found = f"{name} differs by {apart[row, place]:.3g}"
                 self._fail(batch, row, f"{found} (parity_check.tolerance allows {most:.3g})")
         if self.compares_actions and (chosen := [name for name in self.kinds if is_choice(eager[name])]):
-            margins = [margin for name in chosen if (margin := self._margins(eager, name)) is not None]
-            if margins:
-                self.margins.append(np.min(margins, 0))
+            apart_by = [margin for name in chosen if (margin := margins(eager, name, self.kinds[name])) is not None]
+            if apart_by:
+                self.margins.append(np.min(apart_by, 0))
             different = [differing(batch.outputs[name], eager[name]) for name in chosen]
             for row in np.flatnonzero(np.any(different, 0)).tolist():
                 self._compare_action(batch, row)
-
-    def _margins(self, eager: Arrays, name: str) -> npt.NDArray[np.float32] | None:
-        """Return the smallest margin among an action's choices, ``(rows,)``; none where no values are known."""
-        parts = [values for _, values in components(eager, name, self.kinds[name]) if values is not None]
-        best = [np.sort(values, -1)[:, -2:] for values in parts if values.shape[-1] > 1]
-        with np.errstate(invalid="ignore"):  # a mask leaves a single choice
-            apart = [np.nan_to_num(pair[:, 1] - pair[:, 0], nan=np.inf) for pair in best]
-        return np.min(apart, 0).astype(np.float32) if apart else None
 
     def _drift(self, name: str, part: int, largest: float) -> None:
         drift = self.state_drift.setdefault(name, [])
@@ -266,24 +267,12 @@ def check_kinds(eager: Arrays, outputs: Arrays) -> None:
             raise UserError(f"output {name} is {kinds[0]}, expected {kinds[1]}")
 
 
-def _by_row(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    return array.reshape(len(array), math.prod(array.shape[1:]))
-
-
-def scale(expected: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return what a tolerance is multiplied by: each number's size above 1, ``(rows, numbers)`` or ``(rows, 1)``."""
-    if is_choice(expected):
-        return np.ones((len(expected), 1))
-    size = np.abs(_by_row(expected))
-    return np.where(np.isfinite(size), np.maximum(1, size), 1)
-
-
 def distance(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """Return the absolute difference of each number, ``(rows, numbers)``; infinite where there is no number."""
     # What a mask has made infinite is equal if it is; what is no number never is.
     with np.errstate(invalid="ignore"):
         apart = np.subtract(found, expected, dtype=np.result_type(found.dtype, np.float32))
     apart = np.where(np.isinf(expected) & (found == expected), 0, apart)
-    distances: npt.NDArray[np.float32] = np.abs(_by_row(apart)).astype(np.float32)
+    distances: npt.NDArray[np.float32] = np.abs(by_row(apart)).astype(np.float32)
     distances[np.isnan(distances)] = np.inf
     return distances

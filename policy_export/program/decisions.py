@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -78,6 +79,28 @@ def _by_column(values: npt.NDArray[Any], action: npt.NDArray[Any], kind: Mapping
     if kind["kind"] == "indices" and values.ndim == len(("batch", "choices")) and values.shape[1] == sizes.sum():
         return np.split(values, np.cumsum(sizes)[:-1], -1)
     return None
+
+
+def margins(outputs: Arrays, name: str, kind: Mapping[str, Any]) -> npt.NDArray[np.float32] | None:
+    """Return the smallest margin between the best two values of a choice, ``(batch,)``; none without values."""
+    parts = [values for _, values in components(outputs, name, kind) if values is not None]
+    best = [np.sort(values, -1)[:, -2:] for values in parts if values.shape[-1] > 1]
+    with np.errstate(invalid="ignore"):  # a mask leaves a single choice
+        apart = [np.nan_to_num(pair[:, 1] - pair[:, 0], nan=np.inf) for pair in best]
+    return np.min(apart, 0).astype(np.float32) if apart else None
+
+
+def by_row(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return numbers of any dimensions as ``(batch, numbers)``."""
+    return array.reshape(len(array), math.prod(array.shape[1:]))
+
+
+def scale(expected: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return what a tolerance is multiplied by: each number's size above 1, ``(batch, numbers)`` or ``(batch, 1)``."""
+    if is_choice(expected):
+        return np.ones((len(expected), 1))
+    size = np.abs(by_row(expected))
+    return np.where(np.isfinite(size), np.maximum(1, size), 1)
 
 
 def describe(outputs: Arrays, row: int = 0) -> str:
