@@ -78,7 +78,7 @@ class Robot(EnvBase):
         mask[..., 0] = True
         dtype = torch.float32 if self.fault == "dtype" else torch.float64
         vector = torch.randn((*shape, 3), generator=generator, dtype=dtype)
-        if self.fault == "nan":
+        if self.fault == "nan" or (self.fault == "nan later" and self.steps == 5):
             vector[..., 0] = torch.nan
         return {
             "image": torch.randint(256, (*shape, 8, 8, 3), dtype=torch.uint8, generator=generator),
@@ -132,6 +132,24 @@ def masked(_observations, _actions):
     return ProbabilisticActor(
         seen, in_keys=keys, distribution_class=lambda logits, mask: MaskedCategorical(logits=logits, mask=mask.bool())
     )
+
+
+def scripted(_observations, _actions):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is old
+        network = torch.jit.script(nn.Linear(3, 1, dtype=torch.float64))
+    values = TensorDictModule(network, in_keys=["vector"], out_keys=["value"])
+    return TensorDictSequential(values, TensorDictModule(lambda value: value[..., 0].long() * 0, ["value"], ["action"]))
+
+
+def beyond(_observations, _actions):
+    """Return a policy that sometimes chooses what there is not."""
+    chosen = TensorDictModule(lambda count: count // 2, in_keys=[("inner", "count")], out_keys=["action"])
+    return TensorDictSequential(chosen)
+
+
+def endless(_observations, _actions):
+    return TensorDictModule(lambda seen: seen[..., :1] / 0, in_keys=["observation"], out_keys=["action"])
 
 
 def privileged(_observations, _actions):
@@ -203,6 +221,7 @@ class Panel(gymnasium.Env):
             "several": gymnasium.spaces.MultiDiscrete([3, 2]),
             "alike": gymnasium.spaces.MultiDiscrete([3, 3]),
             "bits": gymnasium.spaces.MultiBinary(3),
+            "shifted": gymnasium.spaces.Discrete(3, start=-1),
             "wheels": gymnasium.spaces.Box(-1, 1, (2,), np.float32),
             "entries": gymnasium.spaces.Dict(
                 {"gear": gymnasium.spaces.Discrete(3), "wheel": gymnasium.spaces.Box(-1, 1, (2,), np.float32)}

@@ -16,6 +16,7 @@ from tensordict.nn import TensorDictSequential
 from torchrl.envs.utils import ExplorationType
 
 from policy_export.algorithms import training
+from policy_export.backends import onnx
 from policy_export.config.errors import ProfileError
 from policy_export.config.profile import Profile, check
 from policy_export.device.environments import make_environment, play
@@ -350,6 +351,7 @@ def try_profile(profile):
         ),
         (profile_of(PENDULUM, "values"), "object has no attribute 'n'"),
         (profile_of(POLE, "choose_bits"), "the policy reads"),
+        (profile_of(panel("shifted"), "choose_bits"), "its actions are a Discrete(3, start=-1), must start at 0"),
         (profile_of(panel("nosuch"), "choose_bits"), "gymnasium does not make it: 'nosuch'"),
         (
             profile_of(panel("bits"), "choose_alike"),
@@ -375,6 +377,47 @@ def test_score_that_is_no_number():
     profile = profile_of({"factory": "environments:robot", "fault": "reward"}, "masked")
     with pytest.raises(ProfileError, match="the score of an episode is nan, must be a number"):
         training.evaluate(profile, make_agent("mine", profile))
+
+
+@pytest.mark.parametrize(
+    ("profile", "message"),
+    [
+        (
+            profile_of({"factory": "environments:robot", "fault": "nan later"}, "masked"),
+            "shows vector with what is no number (nan), at step 5 of the episode with seed 7",
+        ),
+        (
+            profile_of({"factory": "environments:robot"}, "beyond"),
+            "the policy's action is 4, at step 8 of the episode with seed 7: the environment takes 0 to 3",
+        ),
+        (profile_of(PENDULUM | {"max_episode_steps": 5}, "endless"), ": not every number is finite"),
+    ],
+)
+def test_what_is_no_number_or_no_action_is_told_while_recording(profile, message):
+    agent = make_agent("mine", profile)
+    agent.policy.eval().requires_grad_(requires_grad=False)
+    step = make_step(agent, ExplorationType.DETERMINISTIC)
+    manifest = environment_facts(find_env(profile)) | {"policy": "mine"} | step.signature.as_dict()
+    with pytest.raises(UserError) as caught:
+        play_episode(Player(wrap(step), manifest), 7, 0.0)
+    assert message in str(caught.value)
+
+
+def test_module_that_is_a_program_already_is_refused():
+    agent = make_agent("mine", profile_of({"factory": "environments:robot"}, "scripted"))
+    with pytest.raises(UserError, match=r"the policy's module \S+ is TorchScript, which does not export"):
+        export(make_step(agent, ExplorationType.DETERMINISTIC))
+
+
+def test_value_with_the_name_of_an_observation_has_no_place_in_onnx():
+    class Reads(torch.nn.Module):
+        def forward(self, loc):
+            return {"action": loc + 1, "loc": 2 * loc}
+
+    program = torch.export.export(Reads(), (), {"loc": torch.zeros(2, 3)})
+    onnx.refuse(program, [{"name": "place"}])
+    with pytest.raises(UserError, match=r"export_onnx: the policy reads 'loc' and writes a value of that name"):
+        onnx.refuse(program, [{"name": "loc"}])
 
 
 def test_environment_that_fails_later_is_one_line(tmp_path, monkeypatch):

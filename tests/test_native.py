@@ -498,9 +498,8 @@ def test_model_folder_without_onnx_plays_natively(folder, tmp_path):
 def test_rust_replays_golden_decisions(folder, tmp_path):
     native, built = folder / "native", tmp_path / "selftest"
     source = ROOT / "examples/golden/selftest.rs"
-    command(
-        "rustc", "--edition", "2021", "-D", "warnings", source, "-L", native, "-l", "policy", f"-Clink-arg=-Wl,-rpath,{native}", "-o", built
-    )
+    options = ["--edition", "2021", "-D", "warnings", "-L", native, "-l", "policy"]
+    command("rustc", *options, source, f"-Clink-arg=-Wl,-rpath,{native}", "-o", built)
     assert "64 golden decisions, all as they were" in command(built, folder)
     (tmp_path / "dqn").mkdir()
     tensors = load_file(folder / GOLDEN)

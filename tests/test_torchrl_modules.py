@@ -23,11 +23,11 @@ from torchrl_modules import ACTIONS, BOTH, CASES, MEMORY, NO_PART, REFUSED, SIZE
 from policy_export.device.errors import UserError
 from policy_export.program.export import export, random_operators
 from policy_export.program.failures import explain
-from policy_export.program.gamma import draw_dirichlet, draw_gamma
+from policy_export.program.functions import REPLACED
 from policy_export.program.memory import initialise, state_spec
 from policy_export.program.policy import index_of
 from policy_export.program.step import Step
-from policy_export.program.torch_private import draw_by
+from policy_export.program.torch_private import computing_by
 from policy_export.program.twins import DISTRIBUTIONS, TWINS, EpsilonGreedy, erfinv
 
 # What TorchRL tells of ordinal distributions, and PyTorch of a switch that tensordict asks for; in training as well.
@@ -262,7 +262,7 @@ class Draws(nn.Module):
 )
 def test_gamma_distributed_numbers_are_drawn_by_a_program(kind, expected, number):
     batch = {"numbers": {0: torch.export.Dim("batch", min=1)}}
-    with draw_by(draw_gamma, draw_dirichlet):
+    with computing_by(REPLACED):
         program = torch.export.export(Draws(kind), (torch.ones(2, 1),), dynamic_shapes=batch)
     torch.manual_seed(0)
     drawn = program.module()(torch.full((50_000, 1), number))["drawn"][:, 0]

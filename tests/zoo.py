@@ -344,6 +344,57 @@ def old_norms(observations, actions):
     return q_actor(nn.Sequential(first, nn.Tanh(), second, nn.Tanh(), last), actions)
 
 
+class Padded(nn.Module):
+    """A transformer over the numbers of an observation, of which those below zero at its end are hidden."""
+
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, nhead=2, dim_feedforward=16, dropout=0.1, batch_first=True)
+        self.embed, self.encode = nn.Linear(1, 8), nn.TransformerEncoder(layer, 2)
+
+    def forward(self, observation):
+        hidden = (observation > 0).flip(-1).cumsum(-1).flip(-1) == 0
+        hidden[..., 0] = False
+        return self.encode(self.embed(observation[..., None]), src_key_padding_mask=hidden).mean(-2)
+
+
+def padded(_observations, actions):
+    return TensorDictSequential(TensorDictModule(Padded(), ["observation"], ["features"]), *head(8, actions))
+
+
+class Distances(nn.Module):
+    """Chooses by how near an observation is to some that are learned."""
+
+    def __init__(self, size, actions):
+        super().__init__()
+        self.centres = nn.Parameter(torch.randn(actions, size))
+
+    def forward(self, observation):
+        return -torch.cdist(observation, self.centres)
+
+
+def nearest(observations, actions):
+    return q_actor(Distances(observations["observation"].shape[-1], actions.n), actions)
+
+
+def orthogonal(observations, actions):
+    """Return a policy whose weights are made by parametrizations, one of which few runtimes can compute."""
+    first = nn.utils.parametrizations.orthogonal(nn.Linear(observations["observation"].shape[-1], 16))
+    last = nn.utils.parametrizations.spectral_norm(nn.Linear(16, actions.n))
+    return q_actor(nn.Sequential(first, nn.Tanh(), nn.BatchNorm1d(16), last), actions)
+
+
+def half(observations, actions):
+    """Return a policy that computes in bfloat16."""
+    network = perceptron(observations["observation"].shape[-1], actions.n).to(torch.bfloat16)
+    return TensorDictSequential(
+        TensorDictModule(lambda seen: seen.to(torch.bfloat16), ["observation"], ["seen"]),
+        TensorDictModule(network, ["seen"], ["rough"]),
+        TensorDictModule(lambda rough: rough.float(), ["rough"], ["action_value"]),
+        QValueModule(spec=actions),
+    )
+
+
 def noisy(observations, actions):
     size = observations["observation"].shape[-1]
     return q_actor(nn.Sequential(NoisyLinear(size, 32), nn.ReLU(), NoisyLinear(32, actions.n)), actions)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from policy_export.backends.base import Backend, Settings
 from policy_export.device.arrays import Run
+from policy_export.device.errors import UserError
 from policy_export.device.onnx_session import load_onnx
 
 if TYPE_CHECKING:
+    import torch
+
     from policy_export.localise.case import Case
     from policy_export.localise.compare import Location
 
@@ -39,6 +43,20 @@ def inspect(case: Case, path: Path) -> Location:
     )
 
 
+def refuse(program: torch.export.ExportedProgram, inputs: Sequence[Mapping[str, Any]]) -> None:
+    """Look for names that are an input's and an output's, for which ONNX has one place only.
+
+    Raises:
+        UserError: there is one.
+    """
+    outputs = program.call_spec.out_spec.context if program.call_spec.out_spec is not None else ()
+    if both := [spec["name"] for spec in inputs if spec["name"] in outputs]:
+        raise UserError(
+            f"export_onnx: the policy reads {both[0]!r} and writes a value of that name, and ONNX has one place for a "
+            "name: let it write another key, or rename what the environment shows by a transform"
+        )
+
+
 def _first_wrong_level(path: Path, case: Case) -> str:
     """Return the lowest of ONNX Runtime's optimisation levels that makes an output wrong."""
     for level in ("basic", "extended"):
@@ -55,6 +73,7 @@ BACKEND = Backend(
     load=load,
     inspect=inspect,
     run_by=("onnxruntime",),
+    refuse=refuse,
     on_device=True,
     batches=True,
 )

@@ -47,13 +47,19 @@ def call_factory(factory: str, arguments: Mapping[str, Any]) -> EnvBase:
 def layers(env: EnvBase) -> Iterator[EnvBase]:
     """Yield an environment and what is below it: below transforms their environment, of several ones the first.
 
-    The latter is made anew, in this process.
+    Of several in this process that have started, it is the first itself, whose transforms may have measured. Others are
+    in other processes, or are not there yet: the first is made anew here.
     """
     from torchrl.envs import ParallelEnv, SerialEnv, TransformedEnv
 
     yield env
     while isinstance(env, TransformedEnv | SerialEnv | ParallelEnv):
-        env = env.base_env if isinstance(env, TransformedEnv) else env.create_env_fn[0](**env.create_env_kwargs[0])
+        if isinstance(env, TransformedEnv):
+            env = env.base_env
+        elif isinstance(env, SerialEnv) and getattr(env, "_envs", None):
+            env = env._envs[0]  # noqa: SLF001  TorchRL has no public name for them
+        else:
+            env = env.create_env_fn[0](**env.create_env_kwargs[0])
         yield env
 
 

@@ -293,6 +293,7 @@ def make_gym_env(env: profile.GymEnv) -> GymWrapper:
         raise ProfileError(f"env.id: {env.id!r}: gymnasium does not make it: {one_line(error)}") from error
     for what, space in {"observations": bare.observation_space, "actions": bare.action_space}.items():
         refuse_spaces(f"env.id: {env.id!r}: its {what}", space)
+    refuse_starts(f"env.id: {env.id!r}: its actions", bare.action_space)
     try:
         return GymWrapper(bare, categorical_action_encoding=True)
     except Exception as error:  # TorchRL's own kinds, and the environment's
@@ -316,6 +317,19 @@ def refuse_spaces(what: str, space: gymnasium.Space[Any]) -> None:
             f"{what} are a {told}, must be a Box, Discrete, MultiDiscrete or MultiBinary, or a Dict of these; "
             "a wrapper such as gymnasium.wrappers.FlattenObservation makes one"
         )
+
+
+def refuse_starts(what: str, space: gymnasium.Space[Any]) -> None:
+    """Refuse choices that are not counted from zero, as TorchRL counts them.
+
+    Raises:
+        ProfileError: names what is allowed.
+    """
+    if isinstance(space, gymnasium.spaces.Dict):
+        for key, inner in space.items():
+            refuse_starts(f"{what}[{key!r}]", inner)
+    elif np.any(getattr(space, "start", 0)):
+        raise ProfileError(f"{what} are a {space}, must start at 0, as TorchRL gives them from there; wrap them")
 
 
 def rom_name(env_id: str) -> str:

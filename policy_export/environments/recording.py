@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from policy_export.config.profile import RecordedEnv
 from policy_export.device.arrays import Action, Arrays
 from policy_export.device.environments import make_environment
 from policy_export.device.errors import UserError
+from policy_export.device.manifest import action_kinds
 from policy_export.device.player import Player
 from policy_export.environments.episodes import Episode, hash_state, random_action, replays
 from policy_export.environments.recorded import load_recording
@@ -29,16 +31,20 @@ def play_episode(player: Player, seed: int, epsilon: float, *, keep: bool = Fals
         keep: whether the episode holds what was seen.
 
     Raises:
-        UserError: the environment fails, or the episode does not end.
+        UserError: the environment fails, or shows what is no number; the policy's action is none that it takes; or the
+            episode does not end.
     """
+    kinds = action_kinds(player.manifest)
     environment, random = make_environment(player.manifest, seed), np.random.default_rng(seed)
     actions, rewards, state_hashes, seen = list[Action](), list[float](), list[int](), list[Arrays]()
     player.reset()
     while not environment.done:
-        shown = player.read(environment.observations)
+        shown, when = player.read(environment.observations), f"at step {len(actions)} of the episode with seed {seed}"
+        check_numbers(shown, when)
         if keep:
             seen.append({name: array.copy() for name, array in shown.items()})
         action = player.act(shown)
+        check_taken(action, kinds, when)
         if random.random() < epsilon:
             action = random_action(player.manifest, random, environment.observations)
         actions.append(action)
@@ -58,6 +64,35 @@ def play_episode(player: Player, seed: int, epsilon: float, *, keep: bool = Fals
         np.array(state_hashes, np.uint64),
         {name: np.stack([shown[name] for shown in seen]) for name in seen[0]} if keep else None,
     )
+
+
+def check_numbers(shown: Arrays, when: str) -> None:
+    """Check what an environment shows.
+
+    Raises:
+        UserError: there is what is no number.
+    """
+    for name, array in shown.items():
+        if array.dtype.kind == "f" and np.isnan(array).any():
+            raise UserError(f"shows {name} with what is no number (nan), {when}")
+
+
+def check_taken(action: Action, kinds: Mapping[str, Mapping[str, Any]], when: str) -> None:
+    """Check that an action is one that the environment takes: not every environment does.
+
+    Raises:
+        UserError: a choice is none of those that there are, or a number is not finite.
+    """
+    for name, kind in kinds.items():
+        taken = np.asarray(action[name] if isinstance(action, dict) else action)
+        if taken.dtype.kind == "f" and not np.isfinite(taken).all():
+            raise UserError(f"the policy's {name} is {taken.tolist()}, {when}: not every number is finite")
+        if kind["kind"] in ("index", "indices"):
+            most = np.asarray(kind["sizes"]).reshape(-1) - 1
+            flat = taken.reshape(-1)
+            if ((flat < 0) | (flat > most)).any():
+                told = " and ".join(f"0 to {last}" for last in dict.fromkeys(most.tolist()))
+                raise UserError(f"the policy's {name} is {taken.tolist()}, {when}: the environment takes {told}")
 
 
 def record_episodes(player: Player, settings: params.Record, least: int) -> list[Episode]:

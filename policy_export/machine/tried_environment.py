@@ -115,6 +115,8 @@ def telling_training(env: Env) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:  # an environment or a transform may fail in any way
         reason = f"{type(error).__name__}: {one_line(error)}"
+        if "spec" in reason and "mismatch" in reason:
+            reason += "; transforms work on batches here: a spec that one writes has the batch's sizes first"
         raise ProfileError(f"{env_key(env)}: its training environment fails: {reason}") from error
 
 

@@ -20,6 +20,7 @@ from policy_export.program.decisions import (
     is_choice,
     is_value,
     margins,
+    reach,
     scale,
 )
 
@@ -211,7 +212,7 @@ class Comparison:
             apart = distance(batch.outputs[name], expected)
             difference = apart.max(1, initial=0)
             self.differences.setdefault(name, []).append(difference)
-            allowed = self.tolerance * scale(expected)
+            allowed = self.tolerance * np.maximum(scale(expected), reach(self.kinds.get(name, {})))
             if name in self.states:  # which may be large: an LSTM sums its cell's state up
                 self._drift(name, batch.places[0].step // DRIFT_STEPS, float(difference.max()))
                 allowed = allowed.max(1, keepdims=True, initial=0)

@@ -9,7 +9,9 @@ from typing import TypeVar
 
 import torch
 from torch import nn
-from torch.nn.utils import prune
+from torch.nn.utils import parametrize, prune
+
+from policy_export.program.torch_private import part
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -30,10 +32,21 @@ def copied(module: Module) -> Module:
 
 
 def settle_weights(module: nn.Module) -> None:
-    """Give a module the weight that ``weight_norm``, ``spectral_norm`` or pruning makes before each call, in place.
+    """Give a module the weights that are made of its parameters at each call, in place, as numbers.
 
-    Parametrizations export as they are; these are hooks, which set an attribute while a graph is made.
+    ``weight_norm``, ``spectral_norm`` and pruning do so by hooks, which set an attribute while a graph is made.
+    Parametrizations do it by operators that not every runtime has; one that draws random numbers stays.
     """
+    if parametrize.is_parametrized(module):
+        names = list(part(module, "parametrizations"))
+        with torch.no_grad():
+            made, again = ({name: getattr(module, name).clone() for name in names} for _ in range(2))
+        if all(torch.equal(made[name], again[name]) for name in names):
+            # `remove_parametrizations` would change the class, which a copy shares with its original.
+            module.__class__ = type(module).__mro__[1]
+            del module.parametrizations
+            for name, tensor in made.items():
+                module.register_parameter(name, nn.Parameter(tensor))
     removers: dict[str, list[Callable[[nn.Module, str], object]]] = {
         "_g": [nn.utils.remove_weight_norm],
         "_orig": [nn.utils.remove_spectral_norm, prune.remove],

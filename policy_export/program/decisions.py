@@ -103,6 +103,17 @@ def scale(expected: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.where(np.isfinite(size), np.maximum(1, size), 1)
 
 
+def reach(kind: Mapping[str, Any]) -> npt.NDArray[np.float64]:
+    """Return the largest size that each number of a vector may have, ``(1, numbers)``; 1 where there is no bound.
+
+    What an action is scaled by is added to what the policy computes, so that its rounding is that of the largest one.
+    """
+    if kind.get("kind") != "vector":
+        return np.ones((1, 1))
+    bounds = [np.ravel(np.array(kind[name], np.float64)) for name in ("low", "high")]  # none becomes no number
+    return np.fmax(1, np.fmax(*map(np.abs, bounds)))[None]
+
+
 def describe(outputs: Arrays, row: int = 0) -> str:
     """Return a row's actions and the values from which they were chosen, without distributions, which are long."""
     names = [name for name in outputs if not is_value(name)]

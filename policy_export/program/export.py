@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.export.graph_signature import InputKind, OutputKind
 from torchrl.envs.utils import ExplorationType
 
 from policy_export.config.errors import ProfileError
 from policy_export.program.assertions import passing_checks
 from policy_export.program.failures import INSTALLED, fixes_batch, source_of, watch_sizes
-from policy_export.program.gamma import draw_dirichlet, draw_gamma
+from policy_export.program.functions import REPLACED
 from policy_export.program.step import Step
-from policy_export.program.torch_private import OpOverload, draw_by, keep_stacks, part
+from policy_export.program.torch_private import OpOverload, computing_by, keep_stacks, part
 from policy_export.program.twins import exportable
 
 # Arguments by which operators that may draw random numbers are told not to.
@@ -34,12 +35,13 @@ def export(step: Step) -> torch.export.ExportedProgram:
         ProfileError: a deterministic program would draw random numbers, a row would depend on others of its batch, or a
             module would write into itself.
     """
+    refuse_scripted(step.policy)
     step = type(step)(exportable(step.policy), step.input_spec, step.exploration_type, step.actions, step.starts)
     examples = step.example_inputs(batch=2)
     batch = torch.export.Dim("batch", min=1)
     step.forward = passing_checks(step.forward)
     sizes = {name: {0: batch} for name in examples}
-    with torch.no_grad(), keep_stacks(_Frames()), draw_by(draw_gamma, draw_dirichlet):
+    with torch.no_grad(), keep_stacks(_Frames()), computing_by(REPLACED):
         try:
             program = torch.export.export(step, (), examples, dynamic_shapes=sizes)
         except Exception as error:
@@ -60,6 +62,17 @@ def export(step: Step) -> torch.export.ExportedProgram:
     if random and step.exploration_type is ExplorationType.DETERMINISTIC:
         raise ProfileError(f"the deterministic program draws random numbers: {', '.join(map(describe, random))}")
     return program
+
+
+def refuse_scripted(policy: nn.Module) -> None:
+    """Refuse modules that are programs already.
+
+    Raises:
+        ProfileError: there is one.
+    """
+    for name, module in policy.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ProfileError(f"the policy's module {name} is TorchScript, which does not export: give its own class")
 
 
 class _Frames:

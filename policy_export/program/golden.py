@@ -19,7 +19,7 @@ from policy_export.environments import episodes
 from policy_export.environments.episodes import Episode, observe
 from policy_export.program.archive import load_program
 from policy_export.program.calls import wrap
-from policy_export.program.decisions import Kinds, is_choice, margins, scale
+from policy_export.program.decisions import Kinds, is_choice, margins, reach, scale
 from policy_export.stage.files import replacing
 
 SEGMENTS = 4  # stretches of an episode
@@ -69,8 +69,10 @@ def write_golden(path: Path, run: Run, episode: Episode, facts: dict[str, Any], 
         episode: has the observations; the memory is reset at the start of each of its stretches.
         facts: of the policy, as in its exported program.
         count: of the decisions.
-        tolerance: by what a number may differ, in shares of its size above 1.
+        tolerance: by what a number may differ, in shares of its size above 1; of vectors with bounds, of the largest.
     """
+    kinds = action_kinds(facts)
+    tolerance *= max(float(reach(kind).max()) for kind in kinds.values())
     starts, shown, made = zip(*decide(run, episode, facts, count), strict=True)
     values, begins = value_names(facts), Player(run, facts).feed
     seen = {name: np.concatenate([row[name] for row in shown]) for name in observation_names(facts)}
@@ -80,7 +82,7 @@ def write_golden(path: Path, run: Run, episode: Episode, facts: dict[str, Any], 
         STARTS: np.array(starts)[:, None],
         **{f"{OUTPUT}{name}": array for name, array in decided.items()},
         **{f"{STATE}{state['input']}": begins[state["input"]] for state in facts["states"]},
-        TIE: near_ties(decided, values, action_kinds(facts), tolerance),
+        TIE: near_ties(decided, values, kinds, tolerance),
         TOLERANCE: np.array([tolerance]),
     }
     with replacing(path) as temporary:

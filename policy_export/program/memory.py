@@ -299,8 +299,10 @@ def is_flags(spec: TensorSpec) -> bool:
 
 def least(spec: TensorSpec) -> torch.Tensor:
     """Return the smallest whole numbers that an entry may hold, or zeros where there is no bound, without batch."""
-    values = torch.zeros(spec.shape, dtype=spec.dtype)
-    return torch.maximum(values, spec.space.low.to(spec.dtype)) if isinstance(spec, Bounded) else values
+    values = torch.zeros(spec.shape, dtype=torch.int64)  # PyTorch computes nothing in uint16 and the like
+    return (torch.maximum(values, spec.space.low.to(torch.int64)) if isinstance(spec, Bounded) else values).to(
+        spec.dtype
+    )
 
 
 def disturbed(tensor: torch.Tensor) -> torch.Tensor:
@@ -308,7 +310,7 @@ def disturbed(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.dtype == torch.bool:
         return ~tensor
     if not tensor.dtype.is_floating_point:
-        return tensor + 7
+        return (tensor.to(torch.int64) + 7).to(tensor.dtype)
     generator = torch.Generator().manual_seed(SEED + 1)
     return torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
 

@@ -105,6 +105,8 @@ def make_agent(name: str, profile: Profile, saved: Mapping[str, torch.Tensor] | 
         UserError: its environment, factory or checkpoint does not exist, or the factory does not take what the profile
             gives it.
     """
+    # What trains does not take it, as it computes gradients, and it gives other numbers for what a mask hides.
+    torch.backends.mha.set_fastpath_enabled(value=False)
     with naming(name):
         agent = _make_agent(profile, saved)
         if saved is None and (checkpoint := checkpoint_of(profile.policy)) is not None:

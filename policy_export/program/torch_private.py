@@ -75,19 +75,16 @@ def operator(name: str) -> OpOverloadPacket:
 
 
 @contextmanager
-def draw_by(gamma: Callable[..., torch.Tensor], dirichlet: Callable[..., torch.Tensor]) -> Iterator[None]:
-    """Let PyTorch's distributions draw by these functions of concentrations.
-
-    They call two operators that have no public names, and no meaning for a tensor without values.
+def computing_by(replacements: Mapping[str, Callable[..., torch.Tensor]]) -> Iterator[None]:
+    """Let functions of PyTorch be others, by their names; some have no public name, and are called by its modules.
 
     Raises:
-        MovedError: they call others.
+        MovedError: PyTorch has no such function.
     """
-    replaced = {"_standard_gamma": gamma, "_sample_dirichlet": dirichlet}
     with ExitStack() as stack:
-        for name, draw in replaced.items():
+        for name, function in replacements.items():
             part(torch, name)
-            stack.enter_context(mock.patch.object(torch, name, lambda numbers, draw=draw, **_: draw(numbers)))
+            stack.enter_context(mock.patch.object(torch, name, function))
         yield
 
 

@@ -318,7 +318,7 @@ def exportable(policy: TensorDictModuleBase) -> TensorDictModuleBase:
     Raises:
         ProfileError: a module of TorchRL is used in a way that its twin does not support.
     """
-    policy = copied(policy)
+    policy = copied(policy).eval()
     for parent in list(policy.modules()):
         use_plain_flags(parent)
         settle_weights(parent)

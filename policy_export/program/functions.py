@@ -1,18 +1,21 @@
-"""Gamma distributed numbers by operators that export; PyTorch's own have no meaning for a graph, and ONNX has none.
+"""Functions of PyTorch, by operators that export.
 
-``Gamma``, ``Beta``, ``Dirichlet``, ``Chi2`` and ``StudentT`` draw by them.
+Gamma distributed numbers, by which ``Gamma``, ``Beta``, ``Dirichlet``, ``Chi2`` and ``StudentT`` draw, have no meaning
+for a graph, and ONNX has none. Distances between rows are computed in one of two ways, by the size of the batch.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 TRIES = 8
 
 
-def draw_gamma(concentration: torch.Tensor) -> torch.Tensor:
+def draw_gamma(concentration: torch.Tensor, **_: Any) -> torch.Tensor:
     """Return one number of each gamma distribution of rate 1, by the method of Marsaglia and Tsang (2000).
 
     It rejects less than 4.9 % of what it draws, and a graph has no loop: of several tries, the first that is not
@@ -20,6 +23,7 @@ def draw_gamma(concentration: torch.Tensor) -> torch.Tensor:
 
     Args:
         concentration: ``(batch, ...)``, above zero.
+        _: a generator, which no program has.
 
     Returns:
         ``(batch, ...)``, of the same dtype.
@@ -43,3 +47,16 @@ def draw_dirichlet(concentration: torch.Tensor) -> torch.Tensor:
     """Return numbers that sum to 1 along the last dimension, ``(batch, ..., n)``, of Dirichlet distributions."""
     drawn = draw_gamma(concentration)
     return drawn / drawn.sum(-1, keepdim=True)
+
+
+def measure_distances(ones: torch.Tensor, others: torch.Tensor, p: float = 2.0, *_: Any, **_names: Any) -> torch.Tensor:
+    """Return the distances of ``torch.cdist`` between rows ``(..., m, n)`` of ``(..., m, k)`` and ``(..., n, k)``."""
+    return torch.linalg.vector_norm(ones.unsqueeze(-2) - others.unsqueeze(-3), p, -1)
+
+
+# What stands for each while a program is traced, by its name in ``torch``.
+REPLACED: dict[str, Callable[..., torch.Tensor]] = {
+    "_standard_gamma": draw_gamma,
+    "_sample_dirichlet": draw_dirichlet,
+    "cdist": measure_distances,
+}
