@@ -355,6 +355,34 @@ class Halves(Transform):
         return spec
 
 
+class Turned(Transform):
+    """Shows a number more, and takes shares of a turn; its specs are those of one environment."""
+
+    def __init__(self):
+        super().__init__(["observation"], ["size"], ["action"], ["action"])
+
+    def _call(self, entries):
+        return entries.set("size", entries["observation"].norm(dim=-1, keepdim=True))
+
+    def _reset(self, _entries, reset):
+        return self._call(reset)
+
+    def _inv_call(self, entries):
+        return entries.set("action", 4 * entries["action"] - 2)
+
+    def transform_observation_spec(self, spec):
+        spec["size"] = Unbounded((1,))
+        return spec
+
+    def transform_action_spec(self, spec):
+        spec["action"] = Bounded(0.0, 1.0, (1,))
+        return spec
+
+
+def turned():
+    return [Turned(), CatTensors(["size", "observation"], "observation")]
+
+
 def halves():
     return [Halves(), CatTensors(["speed", "place"], "observation")]
 
@@ -467,6 +495,13 @@ def several(kind: str):
 
 def nothing_given():
     return ObservationNorm(in_keys=["observation"])
+
+
+def measured_inside():
+    """Return pendulums side by side, each with a transform of its own that has measured."""
+    env = SerialEnv(2, lambda: TransformedEnv(GymEnv("Pendulum-v1"), VecNormV2(in_keys=["observation"])))
+    env.rollout(30)
+    return env
 
 
 def unmeasured():

@@ -71,6 +71,7 @@ PROFILES = {
         kind: profile_of({"factory": "environments:several", "kind": kind, "max_episode_steps": 20}, "vector")
         for kind in ("SerialEnv", "ParallelEnv")
     },
+    "measured inside": profile_of({"factory": "environments:measured_inside", "max_episode_steps": 20}, "vector"),
     "levels": profile_of({"factory": "environments:dashboard", "intervals": [5, 3], "categorical": True}, "levels"),
     "one-hot levels": profile_of(
         {"factory": "environments:dashboard", "intervals": [4, 4], "categorical": False}, "levels"
@@ -81,6 +82,7 @@ PROFILES = {
         transforms={"factory": "environments:joined"},
     ),
     "a transform that makes two entries": profile_of(POLE, "values", transforms={"factory": "environments:halves"}),
+    "a transform with specs of one row": profile_of(PENDULUM, "vector", transforms={"factory": "environments:turned"}),
     "history of flags": profile_of(
         {"factory": "environments:robot"}, "remembering", transforms={"factory": "environments:remembered"}
     ),

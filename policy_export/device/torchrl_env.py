@@ -56,8 +56,8 @@ def layers(env: EnvBase) -> Iterator[EnvBase]:
     while isinstance(env, TransformedEnv | SerialEnv | ParallelEnv):
         if isinstance(env, TransformedEnv):
             env = env.base_env
-        elif isinstance(env, SerialEnv) and getattr(env, "_envs", None):
-            env = env._envs[0]  # noqa: SLF001  TorchRL has no public name for them
+        elif isinstance(env, SerialEnv) and (started := vars(env).get("_envs")):  # TorchRL has no public name for them
+            env = started[0]
         else:
             env = env.create_env_fn[0](**env.create_env_kwargs[0])
         yield env

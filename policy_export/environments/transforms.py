@@ -9,7 +9,7 @@ pure function; one that remembers has a method ``as_module``, which makes a modu
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -89,7 +89,35 @@ def alone(*transforms: Transform) -> list[Transform]:
         if isinstance(each, CatFrames):  # it has stacked those of another batch, if the environment was used
             for name in [name for name, _ in each.named_buffers(recurse=False) if name.startswith("_cat_buffers_")]:
                 each.register_buffer(name, nn.parameter.UninitializedBuffer())
+    for each in copies:
+        if not type(each).__module__.startswith("torchrl."):
+            each.__class__ = _of_rows(type(each))
     return [Levels.of(each) if type(each) is ActionDiscretizer else each for each in copies]
+
+
+def _of_rows(kind: type[Transform]) -> type[Transform]:
+    """Return a user's class of transforms, which may write specs as for one environment, for a batch of them."""
+    return kind if issubclass(kind, OfRows) else type(kind.__name__, (OfRows, kind), {"__module__": kind.__module__})
+
+
+class OfRows(Transform):
+    """Gives a transform the specs of one row if it does not write those of a batch."""
+
+    def transform_output_spec(self, output_spec: Composite) -> Composite:
+        return self._by_row(super().transform_output_spec, output_spec)
+
+    def transform_input_spec(self, input_spec: Composite) -> Composite:
+        return self._by_row(super().transform_input_spec, input_spec)
+
+    @staticmethod
+    def _by_row(transform: Callable[[Composite], Composite], spec: Composite) -> Composite:
+        batch = spec.shape
+        if not batch:
+            return transform(spec)
+        try:
+            return transform(spec.clone())
+        except (ValueError, RuntimeError):
+            return transform(spec[(0,) * len(batch)].clone()).expand(batch)
 
 
 class Levels(ActionDiscretizer):
