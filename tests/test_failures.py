@@ -13,7 +13,7 @@ from torchrl.envs.utils import ExplorationType
 from policy_export.device.errors import UserError
 from policy_export.lowering.onnx import convert
 from policy_export.program.export import export, random_operators
-from policy_export.program.failures import explain, in_one_line
+from policy_export.program.failures import blame, explain, in_one_line
 from policy_export.program.step import Step
 
 DETERMINISTIC, RANDOM = ExplorationType.DETERMINISTIC, ExplorationType.RANDOM
@@ -104,6 +104,18 @@ def test_one_line_with_the_place(network, computed, code, said):
     assert said in line
     assert line_of(code) in line
     assert path.exists() == (f"the whole trace: {path}" in line)
+
+
+def test_library_is_blamed_where_the_user_s_code_calls_nothing():
+    frames = [
+        ("/home/me/policy_export/machine/trial.py", 104),
+        ("/venv/site-packages/torchrl/modules/tensordict_module/actors.py", 5),
+        ("/venv/site-packages/torch/distributions/von_mises.py", 96),
+        ("/venv/site-packages/torch/_ops.py", 7),
+    ]
+    assert blame(frames) == "torch/distributions/von_mises.py:96"
+    assert blame([*frames, ("/home/me/of_a_user.py", 3)]) == "/home/me/of_a_user.py:3"
+    assert blame(frames[:1]) is None
 
 
 def test_the_trace_is_kept_until_it_goes_well(network):

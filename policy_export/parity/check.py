@@ -75,15 +75,18 @@ def check_training_environment_by_name(policy: str, settings: params.ParityCheck
     """Compare the policy, by its name, with the trained actor in its training environment."""
     # Only here, as who starts the process does not need PyTorch.
     import torch
+    from torchrl.envs.utils import ExplorationType
 
     from policy_export.parity.training_environment import check_training_environment
-    from policy_export.program.step import load_agent
+    from policy_export.program.calls import wrap
+    from policy_export.program.step import load_agent, make_step
 
     torch.set_num_threads(1)
     profile, manifest = load_profile(policy), read_manifest(Path("models", policy))
-    eager = runtimes.load_by_name(policy, runtimes.EAGER, threads=1)
+    agent = load_agent(policy, profile)
     with in_one_line(policy, "parity_check"):
-        return check_training_environment(profile, load_agent(policy, profile), eager, manifest, settings)
+        eager = wrap(make_step(agent, ExplorationType.DETERMINISTIC))
+        return check_training_environment(profile, agent, eager, manifest, settings)
 
 
 def run_programs(

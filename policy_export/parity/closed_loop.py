@@ -33,6 +33,8 @@ from policy_export.parity.comparison import (
 )
 from policy_export.program.decisions import ONE_INDEX, Kinds, is_choice
 
+MOST_DECISIONS = 100_000  # of all episodes together, beside the owner's function or the trained actor
+
 
 @dataclass(frozen=True)
 class Trace:

@@ -22,11 +22,10 @@ from policy_export.device.manifest import action_kinds, read_manifest
 from policy_export.device.player import Player, pick_action
 from policy_export.environments import episodes
 from policy_export.environments.episodes import Episode, observe
+from policy_export.parity.closed_loop import MOST_DECISIONS
 from policy_export.parity.comparison import Batch, Comparison, Place
 from policy_export.parity.open_loop import watch
 from policy_export.program.owner import Owner, load_reference
-
-MOST_DECISIONS = 100_000  # of all episodes together, in closed loop
 
 
 @dataclass

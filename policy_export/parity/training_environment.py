@@ -24,11 +24,10 @@ from policy_export.device.player import Player
 from policy_export.device.torchrl_env import array_specs, episode_ended, flat_name, without_transforms
 from policy_export.environments.env import transformed
 from policy_export.environments.transforms import alone, freeze, transforms_of
+from policy_export.parity.closed_loop import MOST_DECISIONS
 from policy_export.parity.comparison import Batch, Comparison, Place
 from policy_export.program.driver import Driver
 from policy_export.program.policy import Agent, environment_of
-
-MOST_DECISIONS = 100_000  # of all episodes together
 
 
 class Tap(Transform):

@@ -19,14 +19,10 @@ if TYPE_CHECKING:
     import torch
 
 INSTALLED = ("site-packages/", "dist-packages/")  # the second is Debian's
+ROOMS = ("algorithms", "backends", "environments", "lowering", "machine", "parity", "program", "stage")
 # Frames of these are never to blame: libraries, and what calls a policy here.
-NOT_TO_BLAME = (
-    *INSTALLED,
-    sysconfig.get_path("stdlib"),
-    *(f"/policy_export/{room}/" for room in ("algorithms", "environments", "program", "lowering", "stage")),
-    "<",
-)
-LIBRARIES = ("/torchrl/",)
+NOT_TO_BLAME = (*INSTALLED, sysconfig.get_path("stdlib"), *(f"/policy_export/{room}/" for room in ROOMS), "<")
+LIBRARIES = ("/torchrl/", "/torch/distributions/", "/torch/nn/")
 WRAPPER = "TensorDictModule failed with operation"
 SYMBOLS = logging.getLogger("torch.fx.experimental.symbolic_shapes")
 BRANCH = "GuardOnDataDependentSymNode"
@@ -45,7 +41,7 @@ def place(path: str, line: int) -> str:
 
 
 def blame(frames: Iterable[tuple[str, int]]) -> str | None:
-    """Return the innermost line of the user's code, or else of TorchRL's; None if there is neither."""
+    """Return the innermost line of the user's code, or else of a library's modules; None if there is neither."""
     frames = list(frames)
     users = [frame for frame in frames if not any(part in frame[0] for part in NOT_TO_BLAME)]
     libraries = [frame for frame in frames if any(part in frame[0] for part in LIBRARIES)]
