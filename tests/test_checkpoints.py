@@ -121,6 +121,15 @@ def test_what_was_trained_here_takes_its_place(trained, tmp_path):
     assert make_agent("mine", profile_of("theirs.pt"), statistics)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_weights_of_any_dtype_are_saved(dtype, tmp_path):
+    network = nn.Linear(3, 2, dtype=dtype)
+    network.register_buffer("scale", torch.tensor(2.0, dtype=dtype))
+    save_weights(tmp_path / "policy.safetensors", "mine", network)
+    found, _ = read_weights(tmp_path / "policy.safetensors", "mine")
+    assert all(torch.equal(found[name], tensor) for name, tensor in network.state_dict().items())
+
+
 PLACE = "params.yaml: policies.mine: policy.checkpoint"
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from pipeline_helpers import choose_programs
 
-from policy_export.backends import manifest
+from policy_export.backends import manifest, runtimes
 from policy_export.backends.manifest import write_manifest
 from policy_export.backends.registry import deterministic, exploring, quickest
 from policy_export.config.params import load as load_params
@@ -196,3 +196,51 @@ def test_record_that_cannot_be_read(project, content):
     line = refuse()
     assert line.startswith("results/dqn/programs/onnx.json: ")
     assert line.endswith("; run `dvc repro`")
+
+
+EDITS = {
+    "environment.frame_skip": "four",
+    "environment.repeat_action_probability": 1.5,
+    "actions.2.ale_id": -3,
+    "inputs.0.dtype": "uint7",
+    "inputs.0.shape": [],
+    "outputs.0.shape.0": "rows",
+    "states.0.output": None,
+    "programs.onnx.file": 3,
+    "onnx_session.optimization": "most",
+    "versions.torch": None,
+    "files": [],
+    "files.policy\u2024onnx.sha256": "abc",  # a dot of another kind stands for the one in a file's name
+}
+
+
+def changed(manifest: dict, key: str, value: object) -> dict:
+    content = json.loads(json.dumps(manifest))
+    *path, last = [int(part) if part.isdigit() else part.replace("\u2024", ".") for part in key.split(".")]
+    inner = content
+    for part in path:
+        inner = inner[part]
+    inner[last] = value
+    return content
+
+
+@pytest.mark.parametrize("key", EDITS)
+@pytest.mark.usefixtures("project")
+def test_edited_manifest_is_refused_by_the_key(key):
+    path = Path("models/dqn/manifest.json")
+    path.write_text(json.dumps(changed(read_manifest(path.parent), key, EDITS[key])))
+    with pytest.raises(UserError) as caught:
+        runtimes.read_model("dqn")
+    assert str(caught.value).startswith(f"{path}: damaged: ")
+    assert key.replace("\u2024", ".").split(".")[0] in str(caught.value)
+
+
+@pytest.mark.usefixtures("project")
+def test_schema_lies_beside_the_manifest():
+    """Check that other languages' readers find it, and that it lists what a manifest has."""
+    schema = json.loads(Path("models/dqn/manifest.schema.json").read_text())
+    manifest = read_manifest(Path("models/dqn"))
+    assert set(manifest) <= set(schema["properties"])
+    assert set(schema["required"]) <= set(manifest)
+    assert {"facts", "names", "control_rate_hz", "license"} <= set(schema["properties"])
+    assert "manifest.schema.json" in manifest["files"]

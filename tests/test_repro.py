@@ -145,11 +145,14 @@ def test_nothing_but_outputs_is_left(built):
     assert found == {("??", path) for path in expected - folders | facts}
 
 
+BESIDE = {"golden.safetensors", "manifest.schema.json"}
+
+
 def test_manifest_lists_every_file_as_it_is(built, manifest):
     programs = {f"{name}.{kind}" for name in ("policy", "policy_random") for kind in ("pt2", "aoti.pt2", "onnx")}
     native = {f"native/{name}" for name in ("libpolicy.so", "policy", "policy.h", "golden.bin")}
     player = {f"player/{path.name}" for path in (built / "policy_export/device").glob("*.py")}
-    assert set(manifest["files"]) == programs | native | player | {"policy.safetensors", "golden.safetensors"}
+    assert set(manifest["files"]) == programs | native | player | {"policy.safetensors", *BESIDE}
     for name, facts in manifest["files"].items():
         content = (built / MODEL / name).read_bytes()
         assert (facts["bytes"], facts["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())

@@ -384,17 +384,6 @@ def orthogonal(observations, actions):
     return q_actor(nn.Sequential(first, nn.Tanh(), nn.BatchNorm1d(16), last), actions)
 
 
-def half(observations, actions):
-    """Return a policy that computes in bfloat16."""
-    network = perceptron(observations["observation"].shape[-1], actions.n).to(torch.bfloat16)
-    return TensorDictSequential(
-        TensorDictModule(lambda seen: seen.to(torch.bfloat16), ["observation"], ["seen"]),
-        TensorDictModule(network, ["seen"], ["rough"]),
-        TensorDictModule(lambda rough: rough.float(), ["rough"], ["action_value"]),
-        QValueModule(spec=actions),
-    )
-
-
 def noisy(observations, actions):
     size = observations["observation"].shape[-1]
     return q_actor(nn.Sequential(NoisyLinear(size, 32), nn.ReLU(), NoisyLinear(32, actions.n)), actions)

@@ -11,6 +11,7 @@ from policy_export import device
 from policy_export.backends.base import Backend
 from policy_export.backends.registry import backends
 from policy_export.config import params
+from policy_export.config.manifest_schema import SCHEMA, check_manifest, write_schema
 from policy_export.config.profile import BESIDE, load_profile
 from policy_export.device.errors import UserError
 from policy_export.device.golden import GOLDEN
@@ -113,17 +114,17 @@ def write_manifest(policy: str) -> None:
                 files[name] = entry | {"versions": record["versions"]}
     for path in copy_player(folder):
         files[path.relative_to(folder).as_posix()] = describe_file(path, "the player")
-    write_json(
-        folder / MANIFEST,
-        {
-            "schema_version": SCHEMA_VERSION,
-            **facts,
-            "parameters": profile.model_dump(exclude=BESIDE),
-            "programs": programs,
-            "onnx_session": params.load().manifest.onnx_session.model_dump(),
-            "versions": versions_of(DEVICE_LIBRARIES) | versions,
-            "revision": read_revision(),
-            "parity_report": f"results/{policy}/parity.json",
-            "files": files,
-        },
-    )
+    files[SCHEMA] = describe_file(write_schema(folder), f"JSON Schema of {MANIFEST}")
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        **facts,
+        "parameters": profile.model_dump(exclude=BESIDE),
+        "programs": programs,
+        "onnx_session": params.load().manifest.onnx_session.model_dump(),
+        "versions": versions_of(DEVICE_LIBRARIES) | versions,
+        "revision": read_revision(),
+        "parity_report": f"results/{policy}/parity.json",
+        "files": files,
+    }
+    check_manifest(content, folder / MANIFEST)
+    write_json(folder / MANIFEST, content)
