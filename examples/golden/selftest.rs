@@ -1,6 +1,6 @@
 // Replay golden decisions with the native library:
 // rustc --edition 2021 selftest.rs -L models/dqn/native -l policy && LD_LIBRARY_PATH=models/dqn/native ./selftest models/dqn
-use std::{env, ffi::c_char, ffi::c_void, ffi::CStr, fs, ptr};
+use std::{env, ffi::c_void, ffi::CStr, fs, os::raw::c_char, ptr};
 
 #[repr(C)]
 #[allow(dead_code)]
