@@ -22,7 +22,7 @@ INSTALLED = ("site-packages/", "dist-packages/")  # the second is Debian's
 ROOMS = ("algorithms", "backends", "environments", "lowering", "machine", "parity", "program", "stage")
 # Frames of these are never to blame: libraries, and what calls a policy here.
 NOT_TO_BLAME = (*INSTALLED, sysconfig.get_path("stdlib"), *(f"/policy_export/{room}/" for room in ROOMS), "<")
-LIBRARIES = ("/torchrl/", "/torch/distributions/", "/torch/nn/")
+LIBRARIES = ("/torchrl/", "/torch/distributions/")
 WRAPPER = "TensorDictModule failed with operation"
 SYMBOLS = logging.getLogger("torch.fx.experimental.symbolic_shapes")
 BRANCH = "GuardOnDataDependentSymNode"
