@@ -19,10 +19,10 @@ def project(tmp_path) -> Path:
     copy_project(tmp_path)
     for policy in POLICIES:
         choose_programs(tmp_path, policy, PROGRAMS)
-        weights = Path("models", policy, "policy.safetensors")
-        (tmp_path / weights).parent.mkdir(parents=True)
-        shutil.copyfile(ROOT / weights, tmp_path / weights)
-        for stage in ("export_pt2", "compile_aoti", "export_onnx", "manifest"):
+        for kept in (Path("models", policy, "policy.safetensors"), Path("data", policy, "episodes.safetensors")):
+            (tmp_path / kept).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / kept, tmp_path / kept)
+        for stage in ("export_pt2", "golden", "compile_aoti", "export_onnx", "manifest"):
             python("-m", f"stages.{stage}", policy, cwd=tmp_path, project=tmp_path)
     return tmp_path
 
