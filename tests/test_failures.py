@@ -108,13 +108,13 @@ def test_one_line_with_the_place(network, computed, code, said):
 
 def test_library_is_blamed_where_the_user_s_code_calls_nothing():
     frames = [
-        ("/home/me/policy_export/machine/trial.py", 104),
+        ("/a/policy_export/machine/trial.py", 104),
         ("/venv/site-packages/torchrl/modules/tensordict_module/actors.py", 5),
         ("/venv/site-packages/torch/distributions/von_mises.py", 96),
         ("/venv/site-packages/torch/_ops.py", 7),
     ]
     assert blame(frames) == "torch/distributions/von_mises.py:96"
-    assert blame([*frames, ("/home/me/of_a_user.py", 3)]) == "/home/me/of_a_user.py:3"
+    assert blame([*frames, ("/a/of_a_user.py", 3)]) == "/a/of_a_user.py:3"
     assert blame(frames[:1]) is None
 
 

@@ -11,7 +11,7 @@ from policy_export import device
 from policy_export.backends.base import Backend
 from policy_export.backends.registry import backends
 from policy_export.config import params
-from policy_export.config.manifest_schema import SCHEMA, check_manifest, write_schema
+from policy_export.config.manifest_schema import SCHEMA, Manifest, check_manifest
 from policy_export.config.profile import BESIDE, load_profile
 from policy_export.device.errors import UserError
 from policy_export.device.golden import GOLDEN
@@ -114,7 +114,8 @@ def write_manifest(policy: str) -> None:
                 files[name] = entry | {"versions": record["versions"]}
     for path in copy_player(folder):
         files[path.relative_to(folder).as_posix()] = describe_file(path, "the player")
-    files[SCHEMA] = describe_file(write_schema(folder), f"JSON Schema of {MANIFEST}")
+    write_json(folder / SCHEMA, Manifest.model_json_schema())
+    files[SCHEMA] = describe_file(folder / SCHEMA, f"JSON Schema of {MANIFEST}")
     content = {
         "schema_version": SCHEMA_VERSION,
         **facts,

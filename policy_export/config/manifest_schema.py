@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from typing_extensions import TypeAliasType
 
+from policy_export.config.params import OnnxSession
 from policy_export.config.section import Count, Index, Positive, Probability, Section
 from policy_export.device.errors import UserError
 from policy_export.device.manifest import MANIFEST
@@ -117,14 +117,6 @@ class Program(Section):
     random_file: Name | None
 
 
-class OnnxSession(Section):
-    threads: Count
-    spinning: bool
-    memory_pattern: bool
-    arena: bool
-    optimization: Literal["none", "basic", "extended", "layout", "all"]
-
-
 class File(Section):
     content: Name
     bytes: Index
@@ -157,13 +149,6 @@ class Manifest(BaseModel):
     names: dict[Name, list[str]] = {}
     control_rate_hz: Positive | None = None
     license: str | None = None
-
-
-def write_schema(folder: Path) -> Path:
-    """Write the JSON Schema into a folder; returns the file."""
-    path = folder / SCHEMA
-    path.write_text(json.dumps(Manifest.model_json_schema(), indent=1) + "\n")
-    return path
 
 
 def check_manifest(content: Any, path: Path) -> None:
