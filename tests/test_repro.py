@@ -18,9 +18,8 @@ import pytest
 from pipeline_helpers import ROOT, TINY, change_params, copy_project, python, run
 from ruamel.yaml import YAML
 
-from policy_export.benchmark.measured import Measured, Session
-from policy_export.benchmark.ratios import fastest
-from policy_export.benchmark.workload import Plan, Sessions, prepare, running_emulator
+from policy_export.benchmark.measured import Session
+from policy_export.benchmark.workload import Plan, prepare, running_emulator
 from policy_export.config import params, profile
 from policy_export.config.section import Section
 from policy_export.config.training import Untrained
@@ -329,28 +328,6 @@ def test_metrics_and_plots_are_shown(project):
         "Batches of all sizes below what the machine can do, dqn",
     ):
         assert title in page
-
-
-def test_the_same_program_twice_has_no_winner(built, tmp_path, monkeypatch):
-    """Check that, of 20 comparisons of a program with itself, at most two name a winner.
-
-    Each may with a probability of 1 %, so three of 20 are one case in a thousand.
-    """
-    monkeypatch.chdir(built)
-    settings = params.load().bench
-    with running_emulator("dqn") as emulator:
-        prepare("dqn", tmp_path, Plan(["onnx"], settings.model_copy(update={"queries": 200}), 1e-5), emulator)
-        winners = 0
-        for comparison in range(20):
-            both = {"one": Measured(), "other": Measured()}
-            with Session("dqn", "onnx", tmp_path, 1) as one, Session("dqn", "onnx", tmp_path, 1) as other:
-                running = Sessions({"one": one, "other": other}, both)
-                for round_ in range(24):
-                    running.measure(100 * comparison + round_)
-            assert not any(measured.failures for measured in both.values())
-            times = {name: measured.medians() for name, measured in both.items()}
-            winners += fastest(times, settings.least_difference) is not None
-    assert winners <= 2
 
 
 def test_program_that_is_ended_is_named(built, tmp_path, monkeypatch):
