@@ -9,15 +9,13 @@ from pathlib import Path
 
 from torchrl.envs.utils import ExplorationType
 
-from policy_export.config.profile import BESIDE, load_profile
-from policy_export.device.manifest import sha256
-from policy_export.environments.env import environment_facts
+from policy_export.config.profile import load_profile
 from policy_export.program.archive import EXPORTS, save_program
 from policy_export.program.export import export
+from policy_export.program.facts import describe_policy, describe_step
 from policy_export.program.failures import in_one_line
 from policy_export.program.made import write_record
 from policy_export.program.meaning import check_names
-from policy_export.program.policy import find_env
 from policy_export.program.step import load_step
 from policy_export.stage.command import run
 from policy_export.stage.files import replacing, write_text
@@ -28,19 +26,12 @@ LIBRARIES = ("torch", "tensordict", "torchrl")  # whose versions decide what the
 def export_pt2(policy: str) -> None:
     profile = load_profile(policy)
     folder = Path("models", policy)
-    facts = {
-        "policy": policy,
-        "weights_sha256": sha256(folder / "policy.safetensors"),
-        **environment_facts(find_env(profile)),
-        "parameters": profile.model_dump(exclude={"train", *BESIDE}),
-        **profile.meaning,
-    }
+    facts = describe_policy(policy, profile)
     for name, exploration in EXPORTS.items():
         with in_one_line(policy, "export_pt2"):
             step = load_step(policy, profile, ExplorationType[exploration])
             check_names(profile, step.signature)
-            program = export(step)
-        details = {"exploration_type": exploration, **step.signature.as_dict()}
+            program, details = export(step), describe_step(step)
         with replacing(folder / f"{name}.pt2") as temporary:
             save_program(temporary, program, facts | details)
         graph = program.graph_module.print_readable(print_output=False, include_stride=False)

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ruamel.yaml import YAML
 from policy_export.backends.manifest import write_manifest
 from policy_export.backends.registry import backends
 from policy_export.config import params
+from policy_export.device.manifest import digest
 from policy_export.program.made import read_programs, write_record
 
 ROOT = Path(__file__).parents[1]
@@ -130,6 +131,14 @@ def accept_files(policy: str, libraries: Sequence[str] = ("torch",)) -> None:
         folder = Path("models", policy)
         write_record(policy, name, [folder / file for file in backends()[name].outputs], libraries)
     write_manifest(policy)
+
+
+def change_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change what a model folder's manifest says, with its digest."""
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest | {"digest": digest(manifest)}))
 
 
 def make_own_project(

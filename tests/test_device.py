@@ -10,8 +10,10 @@ import subprocess
 import sys
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
+from pipeline_helpers import change_manifest
 
 from policy_export.config.profile import load_profile
 from policy_export.device.command import main
@@ -88,11 +90,15 @@ def refuse(model, capfd):
     return run
 
 
-def change_manifest(model, change):
-    path = model / "manifest.json"
-    manifest = json.loads(path.read_text())
-    change(manifest)
-    path.write_text(json.dumps(manifest))
+def change_facts(model, **facts):
+    """Change what both the manifest and policy.onnx say."""
+    program = onnx.load(model / "policy.onnx")
+    told = {prop.key: prop.value for prop in program.metadata_props}
+    told["facts"] = json.dumps(json.loads(told["facts"]) | facts)
+    onnx.helper.set_model_props(program, told)
+    onnx.save(program, model / "policy.onnx")
+    change_manifest(model, lambda manifest: manifest.update(facts))
+    seal(model)
 
 
 def seal(model, name="policy.onnx"):
@@ -181,7 +187,29 @@ def test_info_tells_what_the_folder_holds(start, model):
     manifest = json.loads((model / "manifest.json").read_text())
     (line,) = (line for line in told if line.startswith("file policy.onnx "))
     assert manifest["files"]["policy.onnx"]["sha256"] in line
-    assert any(line.startswith("checked in results/dqn/parity.json") for line in told)
+    assert "not checked: there is no verdict.json; `dvc repro` writes it" in told
+
+
+def test_info_tells_what_the_check_has_found(start, model):
+    manifest = json.loads((model / "manifest.json").read_text())
+    program = {"file": "policy.onnx", "sha256": "ab", "passed": True, "decisions": 2000, "different": 0, "ties": 1}
+    verdict = {"passed": True, "digest": manifest["digest"], "programs": {"onnx": program}}
+    verdict |= {"report": "results/dqn/parity.json", "report_sha256": "cd"}
+
+    def told(verdict):
+        (model / "verdict.json").write_text(json.dumps(verdict))
+        done = start("models/dqn/player", "--info")
+        assert (done.returncode, done.stderr) == (0, "")
+        return [line for line in done.stdout.splitlines() if "checked: " in line]
+
+    assert told(verdict) == [
+        "checked: passed, report results/dqn/parity.json, sha256 cd",
+        "checked: onnx passed, 2,000 decisions, 0 other, 1 at ties, sha256 ab",
+    ]
+    program |= {"passed": False, "different": 3}
+    assert told(verdict | {"passed": False})[1].startswith("checked: onnx FAILED, 2,000 decisions, 3 other")
+    assert told(verdict | {"digest": "0"}) == ["not checked: verdict.json is of other files; run `dvc repro`"]
+    assert told([]) == ["not checked: verdict.json is damaged: TypeError"]
 
 
 def test_copy_plays_the_folder_that_is_named(start, model):
@@ -245,7 +273,7 @@ gymnasium.register("Mine-v0", entry_point=Mine)
 def test_environment_s_module_lies_beside_the_copy(start, model):
     """Check that the module is found where the error message says to put it."""
     environment = {"id": "mine:Mine-v0", "max_episode_steps": 5}
-    change_manifest(model, lambda manifest: manifest.update(environment=environment))
+    change_facts(model, environment=environment)
     done = start("models/dqn/player")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.endswith("put it next to the folder `player`\n")

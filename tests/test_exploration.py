@@ -253,6 +253,7 @@ def test_stage_lets_programs_act_where_their_noise_has_a_state(noisy, tmp_path, 
     monkeypatch.setattr(runtimes, "load_by_name", lambda _, name, threads: programs[name])  # noqa: ARG005
     monkeypatch.setattr(stage, "processes", lambda *_, **__: ThreadPoolExecutor(1))
     monkeypatch.setattr(stage, "check_training_environment_by_name", lambda *_: None)  # it has no profile
+    monkeypatch.setattr(stage, "check_facts", lambda _: [])
     monkeypatch.setattr(stage, "load_profile", lambda _: SimpleNamespace(reference=None))
     results = stage.run_programs("noisy", manifest, noisy.recorded, SHORT_CHECK)
     assert set(results.acted) == {"eager_random", "pt2_random", "onnx_random"}

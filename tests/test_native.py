@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
-import json
 import platform
 import re
 import shutil
@@ -20,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from pipeline_helpers import ROOT, choose_programs
+from pipeline_helpers import ROOT, change_manifest, choose_programs
 from safetensors.numpy import load_file, save_file
 
 from policy_export.backends import runtimes
@@ -429,10 +428,8 @@ def test_player_notices_a_changed_byte(folder, tmp_path, name, capsys):
 
 def replace_library(folder: Path, name: str, content: bytes) -> None:
     """Put another file into a model folder, and into its manifest."""
-    facts = read_manifest(folder)
     (folder / name).write_bytes(content)
-    facts["files"][name]["sha256"] = sha256(folder / name)
-    (folder / "manifest.json").write_text(json.dumps(facts))
+    change_manifest(folder, lambda manifest: manifest["files"][name].update(sha256=sha256(folder / name)))
 
 
 def test_player_takes_the_library_that_loads(folder, tmp_path, capsys):

@@ -17,7 +17,16 @@ import onnx
 import pytest
 import torch
 from PIL import Image
-from pipeline_helpers import ROOT, SHORT_CHECK, TINY, accept_files, change_params, choose_programs, write_params
+from pipeline_helpers import (
+    ROOT,
+    SHORT_CHECK,
+    TINY,
+    accept_files,
+    change_manifest,
+    change_params,
+    choose_programs,
+    write_params,
+)
 from torchrl.envs.utils import ExplorationType
 
 from policy_export.backends import runtimes
@@ -38,6 +47,7 @@ from policy_export.parity import closed_loop as closed_loop_module
 from policy_export.parity.batch_invariance import BATCHES, ODD_ROWS, check_batch_invariance
 from policy_export.parity.closed_loop import ClosedLoop, Trace, compare_episodes, part_at_ties, play_episodes
 from policy_export.parity.comparison import MAX_FAILURES, Batch, Comparison, Place
+from policy_export.parity.facts import check_facts
 from policy_export.parity.open_loop import EXPLORING_STRIDE, check_open_loop
 from policy_export.parity.recorded_inputs import pick_recorded_inputs
 from policy_export.parity.samples import ROWS, check_samples
@@ -725,6 +735,12 @@ def test_stage_passes_and_reports():
     assert checked["revision"] == manifest["revision"]
     assert checked["versions"]["onnxruntime"] == metadata.version("onnxruntime")
     assert Path(manifest["parity_report"]) == Path("results/dqn/parity.json")
+    verdict = json.loads((FOLDER / manifest["verdict"]).read_text())
+    assert (verdict["passed"], verdict["digest"]) == (True, manifest["digest"])
+    assert verdict["report_sha256"] == sha256(Path(verdict["report"]))
+    for name, entry in verdict["programs"].items():
+        assert entry["sha256"] == manifest["files"][entry["file"]]["sha256"]
+        assert entry["decisions"] == report()["programs"][name]["observations"]
     assert {name: entry["passed"] for name, entry in report()["programs"].items()} == dict.fromkeys(
         ("pt2", "onnx", "pt2_random", "onnx_random"), True
     )
@@ -742,6 +758,9 @@ def test_stage_reports_and_fails(bundle):
     ):
         stage.parity_check("dqn")
     assert not report()["passed"]
+    verdict = json.loads((FOLDER / "verdict.json").read_text())
+    assert [name for name, entry in verdict["programs"].items() if not entry["passed"]] == ["onnx"]
+    assert not verdict["passed"]
     assert 0 < len(report()["failures"]) <= stage.MAX_FAILURES
     assert [name for name, entry in report()["programs"].items() if not entry["passed"]] == ["onnx"]
     (divergence,) = report()["divergences"].values()
@@ -751,6 +770,77 @@ def test_stage_reports_and_fails(bundle):
     assert divergence["location"]["tensor"] in divergence["first_difference"]
     with Image.open(divergence["screens"]) as picture:
         assert picture.size == (2 * 160 * 2 + 8, 210 * 2 + 14)
+
+
+# What a manifest says, with the right digest, and is not so.
+FALSE = {
+    "environment.frame_skip": 5,
+    "environment.repeat_action_probability": 0.65,
+    "environment.max_episode_steps": 99,
+    "environment.rom": "tennis",
+    "actions.2.ale_id": 2,
+    "actions.2.name": "FIRE",
+    "outputs.1.name": "values",
+    "states.0.output": "action_value",
+    "parameters.policy.epsilon": 0.015,
+    "onnx_session.threads": 2,
+    "control_rate_hz": 15.0,
+    "files.policy\u2024onnx.content": "another",
+}
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize("key", FALSE)
+def test_manifest_that_says_what_is_not_so_is_named_by_the_key(key):
+    *path, last = [int(part) if part.isdigit() else part.replace("\u2024", ".") for part in key.split(".")]
+
+    def change(manifest: dict[str, Any]) -> None:
+        for part in path:
+            manifest = manifest[part]
+        manifest[last] = FALSE[key]
+
+    assert check_facts("dqn") == []
+    change_manifest(FOLDER, change)
+    (line,) = check_facts("dqn")
+    assert line.startswith(f"{FOLDER}/manifest.json: {key.replace(chr(0x2024), '.')} is {FALSE[key]!r}, ")
+
+
+def tell(**changes: Any) -> Callable[[onnx.ModelProto], None]:
+    """Change what a model's metadata says."""
+
+    def change(model: onnx.ModelProto) -> None:
+        told = {prop.key: prop.value for prop in model.metadata_props}
+        facts = json.loads(told["facts"]) | {key: value for key, value in changes.items() if key != "policy"}
+        props = {"policy": changes.get("policy", told["policy"]), "facts": json.dumps(facts)}
+        onnx.helper.set_model_props(model, {} if changes.get("facts") == "" else props)
+
+    return change
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"policy": "ppo"}, "policy is 'ppo', "),
+        ({"environment": {"id": "ALE/Tennis-v5"}}, "environment.id is 'ALE/Tennis-v5', "),
+        ({"license": "MIT"}, "license is 'MIT', "),
+        ({"weights_sha256": "0"}, "weights_sha256 is '0', "),
+        ({"exploration_type": "MEAN"}, "exploration_type is 'MEAN', "),
+        ({"facts": ""}, "does not say of which policy it is"),
+    ],
+)
+def test_program_that_says_what_is_not_so_is_named_by_the_key(bundle, changes, what):
+    changed_onnx(bundle, tell(**changes), FOLDER / "policy.onnx")
+    accept_files("dqn")
+    (line,) = check_facts("dqn")
+    assert line.startswith(f"{FOLDER}/policy.onnx: {what}")
+
+
+@pytest.mark.usefixtures("project")
+def test_stage_tells_what_is_not_so_and_nothing_that_follows_from_it():
+    change_manifest(FOLDER, lambda manifest: manifest["environment"].update(frame_skip=5))
+    with pytest.raises(UserError, match=r"^models/dqn/manifest\.json: environment\.frame_skip is 5, .* say 4$"):
+        stage.parity_check("dqn")
 
 
 def last_of_the_best(model: onnx.ModelProto) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pipeline_helpers import change_manifest
 
 from policy_export.backends import onnx, runtimes
 from policy_export.backends.base import Backend
@@ -73,9 +74,8 @@ def compiled(workspace, tmp_path_factory) -> Path:
         patch.chdir(place)
         compile_program("dqn", "policy", params.load(Path(__file__).parents[1] / "params.yaml").compile_aoti)
         compile_target("dqn", "native", Path("models/dqn/native"))
-    path = place / "models/dqn/manifest.json"
     programs = {name: {"file": backend.file, "random_file": None} for name, backend in backends().items()}
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"programs": programs}))
+    change_manifest(place / "models/dqn", lambda manifest: manifest.update(programs=programs))
     return place
 
 
@@ -167,7 +167,7 @@ def test_model_whose_manifest_lists_no_programs(project):
     content = json.loads(path.read_text())
     del content["programs"]
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"^models/dqn/manifest\.json: damaged: lacks programs; run `dvc repro`$"):
+    with pytest.raises(UserError, match=r"^models/dqn/manifest\.json: damaged: programs: Field required$"):
         runtimes.read_model("dqn")
 
 
@@ -176,8 +176,7 @@ def test_onnx_runtime_is_set_as_the_manifest_says(project, monkeypatch):
     asked = []
     monkeypatch.setattr(onnx, "load_onnx", lambda path, settings: asked.append((path, settings)))
     session = read_manifest(project)["onnx_session"] | {"optimization": "basic", "threads": 7}
-    path = project / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"onnx_session": session}))
+    change_manifest(project, lambda manifest: manifest.update(onnx_session=session))
     for name in ("onnx", "onnx_random"):
         runtimes.load_by_name.__wrapped__("dqn", name, 2)
     runtimes.load(project / "policy.onnx", 3, {"arena": False})

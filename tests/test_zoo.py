@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 CHOICES = (
     *("feed_forward", "c51", "one_hot", "one_hot_actor", "two_layer_gru", "lstm_with_dropout", "transformer", "trace"),
     *("observation_norm", "lazy", "dropout", "consistent_dropout", "noisy", "old_norms"),
-    *("padded", "nearest", "orthogonal"),
+    *("padded", "causal", "nearest", "orthogonal"),
 )
 VECTORS = ("td3", "ddpg", "sac", "free_log_std", "gsde", "beta", "composite")
 FRAMES = ("dueling", "depthwise")

@@ -362,6 +362,23 @@ def padded(_observations, actions):
     return TensorDictSequential(TensorDictModule(Padded(), ["observation"], ["features"]), *head(8, actions))
 
 
+class Causal(nn.Module):
+    """A transformer over the numbers of an observation, each of which sees those before it."""
+
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, nhead=2, dim_feedforward=16, dropout=0.1, batch_first=True)
+        self.embed, self.encode = nn.Linear(1, 8), nn.TransformerEncoder(layer, 2)
+
+    def forward(self, observation):
+        mask = nn.Transformer.generate_square_subsequent_mask(observation.shape[-1])
+        return self.encode(self.embed(observation[..., None]), mask=mask)[..., -1, :]
+
+
+def causal(_observations, actions):
+    return TensorDictSequential(TensorDictModule(Causal(), ["observation"], ["features"]), *head(8, actions))
+
+
 class Distances(nn.Module):
     """Chooses by how near an observation is to some that are learned."""
 

@@ -49,6 +49,7 @@ typedef struct policy policy;
 
 const char *policy_name(void);                          /* of the policy, such as "dqn" */
 const char *policy_facts(void);                         /* its profile's facts, names, license and rate, as JSON */
+const char *policy_description(void);                   /* manifest.json's environment, actions, inputs..., as JSON */
 const char *policy_instructions(void);                  /* what the library was built for, such as "x86-64-v3" */
 size_t policy_inputs(const policy_array **arrays);      /* observations first, then states, then is_init */
 size_t policy_outputs(const policy_array **arrays);     /* actions, the values they were chosen by, then next states */

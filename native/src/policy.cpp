@@ -272,6 +272,8 @@ const char *policy_name(void) { return facts::name; }
 
 const char *policy_facts(void) { return facts::meaning; }
 
+const char *policy_description(void) { return facts::description; }
+
 const char *policy_instructions(void) { return processor_needed(); }
 
 size_t policy_inputs(const policy_array **arrays) {

@@ -65,6 +65,13 @@ def load(path: Path, settings: Settings) -> Run:
     return opened(path, settings.threads, run, lambda: facts, explores=settings.explores)
 
 
+def read_told(path: Path) -> dict[str, Any]:
+    from policy_export.program.torch_private import package_metadata
+
+    facts: dict[str, Any] = json.loads(package_metadata(path)["facts"])
+    return facts
+
+
 def inspect(case: Case, path: Path) -> Location:
     """Look at ``policy.pt2`` first, which may have the same fault, then at the package's own weights and code."""
     from policy_export.config import params
@@ -94,4 +101,5 @@ BACKEND = Backend(
     inspect=inspect,
     run_by=("torch",),
     batches=True,
+    told=read_told,
 )

@@ -51,6 +51,7 @@ class Backend:
             the deterministic program and its inputs (``name``, ``dtype``, ``shape``). None if it is not tried.
         on_device: whether the player runs it, without PyTorch.
         batches: whether it is timed in batches of all sizes.
+        told: reads what one of its files says of itself, such as ``policy`` and ``inputs``; none if it makes no files.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Backend:
     refuse: Callable[[torch.export.ExportedProgram, Sequence[Mapping[str, Any]]], None] | None = None
     on_device: bool = False
     batches: bool = False
+    told: Callable[[Path], Mapping[str, Any] | None] | None = None
 
     @property
     def suffix(self) -> str:

@@ -15,7 +15,8 @@ from policy_export.config.manifest_schema import SCHEMA, Manifest, check_manifes
 from policy_export.config.profile import BESIDE, load_profile
 from policy_export.device.errors import UserError
 from policy_export.device.golden import GOLDEN
-from policy_export.device.manifest import MANIFEST, SCHEMA_VERSION, sha256
+from policy_export.device.manifest import DIGEST, MANIFEST, SCHEMA_VERSION, digest, sha256
+from policy_export.device.verdict import VERDICT
 from policy_export.program.archive import read_facts
 from policy_export.program.made import read_programs, read_record, versions_of
 from policy_export.stage.files import write_json
@@ -56,12 +57,13 @@ def contents(backend: Backend) -> dict[str, str]:
     return backend.outputs | inside
 
 
-def copy_player(folder: Path) -> list[Path]:
-    """Copy the device's code into a model folder; returns the files."""
+def copy_player(folder: Path) -> None:
+    """Copy the device's code into a model folder."""
     source, target = Path(str(device.__file__)).parent, folder / PLAYER
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    return [Path(shutil.copyfile(path, target / path.name)) for path in sorted(source.glob("*.py"))]
+    for path in source.glob("*.py"):
+        shutil.copyfile(path, target / path.name)
 
 
 def describe_file(path: Path, content: str) -> dict[str, Any]:
@@ -93,6 +95,20 @@ def write_manifest(policy: str) -> None:
     Raises:
         UserError: a file is missing or damaged, or was made from other weights.
     """
+    folder = Path("models", policy)
+    copy_player(folder)
+    write_json(folder / SCHEMA, Manifest.model_json_schema())
+    content = describe_folder(policy)
+    check_manifest(content, folder / MANIFEST)
+    write_json(folder / MANIFEST, content)
+
+
+def describe_folder(policy: str) -> dict[str, Any]:
+    """Return what the manifest of a policy's folder must say.
+
+    Raises:
+        UserError: a file is missing or damaged, or was made from other weights.
+    """
     folder, wanted = Path("models", policy), read_programs(policy)
     files = {
         WEIGHTS: describe_file(folder / WEIGHTS, "trained weights"),
@@ -112,9 +128,8 @@ def write_manifest(policy: str) -> None:
                 if entry["sha256"] != hashed:
                     raise UserError(f"{folder / name}: not the file that its stage has made; run `dvc repro`")
                 files[name] = entry | {"versions": record["versions"]}
-    for path in copy_player(folder):
+    for path in sorted((folder / PLAYER).glob("*.py")):
         files[path.relative_to(folder).as_posix()] = describe_file(path, "the player")
-    write_json(folder / SCHEMA, Manifest.model_json_schema())
     files[SCHEMA] = describe_file(folder / SCHEMA, f"JSON Schema of {MANIFEST}")
     content = {
         "schema_version": SCHEMA_VERSION,
@@ -125,7 +140,7 @@ def write_manifest(policy: str) -> None:
         "versions": versions_of(DEVICE_LIBRARIES) | versions,
         "revision": read_revision(),
         "parity_report": f"results/{policy}/parity.json",
+        "verdict": VERDICT,
         "files": files,
     }
-    check_manifest(content, folder / MANIFEST)
-    write_json(folder / MANIFEST, content)
+    return content | {DIGEST: digest(content)}

@@ -49,4 +49,5 @@ BACKEND = Backend(
     inspect=inspect,
     run_by=("torch",),
     required=True,
+    told=read_facts,
 )

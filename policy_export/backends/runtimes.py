@@ -28,10 +28,7 @@ def read_model(policy: str) -> tuple[dict[str, Any], dict[str, Path]]:
     from policy_export.config.manifest_schema import check_manifest  # who only loads a program has no need of it
 
     folder = Path("models", policy)
-    manifest = read_manifest(folder)
-    if "programs" not in manifest:  # which the player, that reads manifests too, has no need of
-        raise UserError(f"{folder / MANIFEST}: damaged: lacks programs; run `dvc repro`")
-    check_manifest(manifest, folder / MANIFEST)
+    manifest = read_manifest(folder, check_manifest)
     files = deterministic(manifest) | exploring(manifest)
     paths = {name: check_file(folder, file, manifest) for name, file in files.items()}
     check_file(folder, WEIGHTS, manifest)

@@ -17,6 +17,9 @@ SCHEMA = "manifest.schema.json"
 
 Name = Annotated[str, Field(min_length=1)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+DIGEST_RULE = (
+    "SHA-256 of all other keys: of their JSON with sorted keys, without spaces, in ASCII, with numbers as they are here"
+)
 Whole = Literal["bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"]
 Dtype = Whole | Literal["float16", "float32", "float64"]
 # In the shape of an action: bounds, which are null where there is none, and numbers of choices.
@@ -144,11 +147,13 @@ class Manifest(BaseModel):
     versions: dict[Name, Name]
     revision: Name | None
     parity_report: Name
+    verdict: Name | None = None
     files: dict[Name, File]
     facts: Any = None
     names: dict[Name, list[str]] = {}
     control_rate_hz: Positive | None = None
     license: str | None = None
+    digest: Annotated[Digest | None, Field(description=DIGEST_RULE)] = None
 
 
 def check_manifest(content: Any, path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,10 +21,13 @@ class CheckedProgram:
         name: the program's name, for messages.
         run: the program.
         inputs: ``name``, ``dtype`` and ``shape`` of each; the first dimension is the batch.
+        facts: what the program says of itself, as far as it does.
     """
 
-    def __init__(self, name: str, run: Run, inputs: Sequence[dict[str, Any]]) -> None:
-        self.name, self.run = name, run
+    def __init__(
+        self, name: str, run: Run, inputs: Sequence[dict[str, Any]], facts: Mapping[str, Any] | None = None
+    ) -> None:
+        self.name, self.run, self.facts = name, run, facts
         self.inputs = {spec["name"]: (np.dtype(spec["dtype"]), tuple(spec["shape"][1:])) for spec in inputs}
 
     def __call__(self, arrays: Arrays) -> Arrays:

@@ -16,7 +16,7 @@ from .errors import UserError
 from .gif import check_gif, write_gif
 from .golden import GOLDEN, selftest
 from .info import describe
-from .manifest import MANIFEST, check_file, read_manifest
+from .manifest import MANIFEST, check_file, check_told, read_manifest
 from .native_library import NATIVE, load_any_native
 from .onnx_session import load_onnx
 from .player import Player
@@ -35,13 +35,17 @@ def load_program(folder: Path, manifest: dict[str, Any], *, native: bool) -> tup
     """Load the program to play with; return its name in the model folder, and the program.
 
     Raises:
-        UserError: the folder has none of the kind, or it is damaged or cannot be loaded.
+        UserError: the folder has none of the kind, or it is damaged, cannot be loaded, or is not the manifest's.
     """
     if native:
-        return load_any_native(folder, manifest)
-    if ONNX not in manifest["files"] and NATIVE in manifest["files"]:
+        name, program = load_any_native(folder, manifest)
+    elif ONNX not in manifest["files"] and NATIVE in manifest["files"]:
         raise UserError(f"{folder / MANIFEST}: lists no {ONNX}, but a native library: use --native")
-    return ONNX, load_onnx(check_file(folder, ONNX, manifest), manifest.get("onnx_session"))
+    else:
+        name, program = ONNX, load_onnx(check_file(folder, ONNX, manifest), manifest.get("onnx_session"))
+    if program.facts is not None:
+        check_told(program.facts, manifest, folder / name)
+    return name, program
 
 
 def replay_programs(folder: Path, manifest: dict[str, Any], *, native: bool) -> None:
@@ -97,7 +101,7 @@ def main(arguments: Sequence[str] | None = None, *, program: str | None = None) 
             check_gif(options.gif)
         manifest = read_manifest(options.folder)
         if options.info:
-            print("\n".join(describe(manifest)))
+            print("\n".join(describe(options.folder, manifest)))
             return 0
         if options.gif is not None and "rom" not in manifest["environment"]:
             raise UserError(f"--gif: draws Atari games only, {options.folder} plays {environment_name(manifest)!r}")

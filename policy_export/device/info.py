@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from .environments import environment_name
 from .manifest import MEANING, action_kinds
+from .verdict import describe_verdict
 
 
-def describe(manifest: dict[str, Any]) -> Iterator[str]:
-    """Yield a line for each thing that a manifest tells: what the policy takes and gives, means, and comes from."""
+def describe(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
+    """Yield a line for each thing that a model folder tells.
+
+    It is what the policy takes and gives, means, and comes from, and what the check has found.
+    """
     yield f"policy {manifest['policy']}"
     yield f"environment {environment_name(manifest)}"
     for what in ("input", "output"):
@@ -24,8 +29,7 @@ def describe(manifest: dict[str, Any]) -> Iterator[str]:
     yield from (f"{key} {json.dumps(manifest[key])}" for key in MEANING if key in manifest)
     yield from (describe_file(name, file) for name, file in manifest["files"].items() if not name.startswith("player/"))
     yield f"revision {manifest.get('revision')}"
-    if "parity_report" in manifest:
-        yield f"checked in {manifest['parity_report']}, which names the sha256 of each file"
+    yield from describe_verdict(folder, manifest)
 
 
 def describe_file(name: str, file: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import json
 import threading
 import weakref
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .arrays import Arrays, Run
+from .arrays import Arrays
 from .checked import CheckedProgram
 from .errors import UserError
 from .manifest import check_file
@@ -57,6 +58,7 @@ class NativeProgram:
             self.library.policy_close.argtypes = [ctypes.c_void_p]
             self.library.policy_close.restype = None
             self.inputs, self.outputs = self._arrays("policy_inputs"), self._arrays("policy_outputs")
+            self.facts = self._facts("policy_description") | self._facts("policy_facts")
             handle = ctypes.c_void_p()
             self.check(self.library.policy_open(ctypes.byref(handle)))
         except (OSError, AttributeError) as error:
@@ -84,6 +86,12 @@ class NativeProgram:
             for array in arrays[: function(ctypes.byref(arrays))]
         ]
 
+    def _facts(self, query: str) -> dict[str, Any]:
+        function = getattr(self.library, query)
+        function.restype = ctypes.c_char_p
+        facts: dict[str, Any] = json.loads(function())
+        return facts
+
     def check(self, status: int) -> None:
         if status:
             raise UserError(f"{self.path}: {self.library.policy_message(status).decode()}")
@@ -109,7 +117,7 @@ class NativeProgram:
             return {name: array.copy() for name, array in self.made}
 
 
-def load_native(path: Path) -> Run:
+def load_native(path: Path) -> CheckedProgram:
     """Load a native library as a function of named arrays, on one core.
 
     Raises:
@@ -117,10 +125,10 @@ def load_native(path: Path) -> Run:
     """
     program = NativeProgram(path)
     inputs = [{"name": spec["name"], "dtype": spec["dtype"], "shape": spec["shape"]} for spec in program.inputs]
-    return CheckedProgram(str(path), program, inputs)
+    return CheckedProgram(str(path), program, inputs, program.facts)
 
 
-def load_any_native(folder: Path, manifest: dict[str, Any]) -> tuple[str, Run]:
+def load_any_native(folder: Path, manifest: dict[str, Any]) -> tuple[str, CheckedProgram]:
     """Load the first of a model folder's native libraries that fits this processor; return its name and program.
 
     Raises:

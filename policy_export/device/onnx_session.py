@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from pathlib import Path
 from typing import Any
 
-from .arrays import Run
+from .arrays import Arrays
 from .checked import CheckedProgram
-from .errors import UserError
+from .errors import UserError, first_line
 
 DTYPES = {"float": "float32", "double": "float64"}  # ONNX Runtime's names that are not NumPy's
 
@@ -58,7 +59,7 @@ def session_options(settings: dict[str, Any]) -> Any:
     return options
 
 
-def load_onnx(path: Path, settings: dict[str, Any] | None = None) -> Run:
+def load_onnx(path: Path, settings: dict[str, Any] | None = None) -> CheckedProgram:
     """Load an ONNX program as a function of named arrays.
 
     A program that explores gets other numbers after every load: a process has one seed for all that it loads.
@@ -86,4 +87,23 @@ def load_onnx(path: Path, settings: dict[str, Any] | None = None) -> Run:
         for spec in session.get_inputs()
         for kind in (spec.type.removeprefix("tensor(").removesuffix(")"),)
     ]
-    return CheckedProgram(str(path), lambda arrays: dict(zip(names, session.run(names, arrays), strict=True)), inputs)
+
+    def run(arrays: Arrays) -> Arrays:
+        return dict(zip(names, session.run(names, arrays), strict=True))
+
+    return CheckedProgram(str(path), run, inputs, _read_facts(path, session.get_modelmeta().custom_metadata_map))
+
+
+def _read_facts(path: Path, metadata: dict[str, str]) -> dict[str, Any] | None:
+    """Return what a program's metadata says of it; none for one that says nothing, as it is not of this pipeline.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    if "facts" not in metadata:
+        return None
+    try:
+        facts: dict[str, Any] = json.loads(metadata["facts"])
+        return facts | {"policy": metadata["policy"]}
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(f"{path}: damaged: its metadata: {type(error).__name__}: {first_line(error)}") from None

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from policy_export.config import params
 from policy_export.device.errors import UserError
 from policy_export.device.golden import GOLDEN, read_golden
-from policy_export.device.manifest import MEANING, action_names, observation_names, sha256, value_names
+from policy_export.device.manifest import MEANING, TOLD, action_names, observation_names, sha256, value_names
 from policy_export.lowering.golden import NATIVE_GOLDEN, write_native_golden
 from policy_export.lowering.instructions import Target, find_target
 from policy_export.lowering.native_operators import describe_operator, find_unwritten, needs_pytorch, package
@@ -93,7 +93,10 @@ def write_facts(path: Path, facts: dict[str, Any], weights: Path) -> None:
 
     names = [action["name"] for action in facts["actions"]] if isinstance(facts["actions"], list) else []
     listed = ", ".join(map(text, names)) or "nullptr"
-    meaning = json.dumps({name: facts[name] for name in MEANING if name in facts})
+    meaning, description = (
+        json.dumps({key: facts[key] for key in keys if key in facts})
+        for keys in (MEANING, [key for key in TOLD if key not in MEANING])
+    )
     digest = ", ".join(f"0x{byte:02x}" for byte in bytes.fromhex(sha256(weights)))
     path.write_text(f"""// What the pipeline knows about the policy.
 #pragma once
@@ -108,6 +111,7 @@ namespace facts {{
 
 inline constexpr char name[] = {text(facts["policy"])};
 inline constexpr char meaning[] = {text(meaning)};
+inline constexpr char description[] = {text(description)};
 {arrays("input", facts["inputs"])}
 {arrays("output", facts["outputs"])}
 inline constexpr std::size_t inputs = {len(facts["inputs"])}, observations = {len(observation_names(facts))};

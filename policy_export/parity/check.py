@@ -24,6 +24,7 @@ from policy_export.config.profile import load_profile
 from policy_export.device.environments import is_playable
 from policy_export.device.errors import UserError
 from policy_export.device.manifest import action_kinds, read_manifest, sha256
+from policy_export.device.verdict import VERDICT
 from policy_export.environments import episodes
 from policy_export.environments.episodes import Episode
 from policy_export.parity import report
@@ -38,6 +39,7 @@ from policy_export.parity.closed_loop import (
 )
 from policy_export.parity.comparison import Comparison
 from policy_export.parity.exploration import noise_states
+from policy_export.parity.facts import check_facts
 from policy_export.parity.open_loop import OWNER, check_by_name
 from policy_export.parity.recorded_inputs import pick_by_name
 from policy_export.parity.reference import Referenced, check_reference_by_name
@@ -47,7 +49,7 @@ from policy_export.program.made import versions_of
 from policy_export.stage.files import write_json
 from policy_export.stage.processes import processes
 
-MAX_FAILURES = 100  # in the report
+MAX_FAILURES = 20  # in the report, of one program
 NO_CLOSED_LOOP = "closed loop was not possible: there is no environment, only what was recorded in one"
 
 
@@ -92,12 +94,19 @@ def check_training_environment_by_name(policy: str, settings: params.ParityCheck
 def run_programs(
     policy: str, manifest: dict[str, Any], recorded: list[Episode], settings: params.ParityCheck
 ) -> Results:
-    """Run all programs as the check needs it, in processes side by side, and report the progress."""
+    """Run all programs as the check needs it, in processes side by side, and report the progress.
+
+    Raises:
+        UserError: a file says of itself what is not so.
+    """
     deterministic, exploring = list(registry.deterministic(manifest)), list(registry.exploring(manifest))
     observations, kinds = sum(map(len, recorded)), action_kinds(manifest)
     playable, replays = is_playable(manifest), recorded[0].observations is None
     has_reference = load_profile(policy).reference is not None
     with processes(settings.processes) as executor, processes(2, one_task_each=True, fresh=True) as starting:
+        if mistakes := executor.submit(check_facts, policy).result():  # all else relies on what the files say
+            raise UserError("\n".join(mistakes))
+        print(f"parity_check {policy}  what the files say of themselves is so", flush=True)
         # Any memory will do; that of the fastest program takes a second, eager's many.
         picking = executor.submit(pick_by_name, policy, registry.quickest(manifest), ROWS)
         opening = executor.submit(check_by_name, policy, deterministic + exploring, settings)
@@ -245,6 +254,7 @@ def parity_check(policy: str) -> None:
         )
     folder = Path("results", policy)
     shutil.rmtree(folder / "divergence", ignore_errors=True)
+    Path("models", policy, VERDICT).unlink(missing_ok=True)  # which is of the programs before
     results = run_programs(policy, manifest, recorded, settings)
     eager = results.episodes.get("eager", [])
     closed_loop = {
@@ -254,7 +264,8 @@ def parity_check(policy: str) -> None:
     }
     samples = check_samples(results.samples, results.first_samples, settings, results.acted)
 
-    programs, failures = {}, []
+    programs: dict[str, Any] = {}
+    found_in: dict[str, list[str]] = {}
     for name, open_loop in results.open_loop.items():
         entry = report.describe_open_loop(open_loop, len(recorded))
         found = [str(failure) for failure in open_loop.failures]
@@ -269,12 +280,12 @@ def parity_check(policy: str) -> None:
             entry["samples"] = report.describe_samples(samples[name])
             found += samples[name].failures
         programs[name] = entry | {"passed": not found}
-        failures += [f"{name}: {failure}" for failure in found]
+        found_in[name] = [f"{name}: {failure}" for failure in found]
         verdict = "passed" if not found else "FAILED"
         differences = "  ".join(f"{key} {value:.1e}" for key, value in open_loop.max_abs_difference.items())
         print(f"parity_check {policy}  {name:<16}{verdict}  largest differences: {differences}", flush=True)
-    beside, found = describe_references(policy, results, programs.pop(OWNER, None))
-    failures += found
+    beside, found_in["references"] = describe_references(policy, results, programs.pop(OWNER, None))
+    failures = [failure for found in found_in.values() for failure in found]
     report.write_tables(folder, {name: results.open_loop[name] for name in programs}, programs)
     path = folder / "parity.json"
     content = {
@@ -283,7 +294,7 @@ def parity_check(policy: str) -> None:
         "episodes": len(recorded),
         "programs": programs,
         **beside,
-        "failures": failures[:MAX_FAILURES],
+        "failures": [failure for found in found_in.values() for failure in found[:MAX_FAILURES]],
     }
     if failures:
         divergences = explain_failures(policy, manifest, recorded, results, closed_loop)
@@ -291,5 +302,6 @@ def parity_check(policy: str) -> None:
             print(f"parity_check {policy}  {name:<16}first difference: {divergence['first_difference']}", flush=True)
         content["divergences"] = divergences
     write_json(path, report.finite(content | {"flip_rate_bound_is_of": report.ASSUMES}))
+    write_json(Path("models", policy, VERDICT), report.describe_verdict(content, manifest, path))
     if failures:
         raise UserError(f"{failures[0]} ({len(failures)} failures; report: {path})")

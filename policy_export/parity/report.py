@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
+from policy_export.device.manifest import DIGEST, sha256
 from policy_export.parity.closed_loop import ClosedLoop
 from policy_export.parity.comparison import DRIFT_STEPS, Comparison
 from policy_export.parity.reference import Referenced
@@ -21,6 +23,36 @@ ASSUMES = (
     "decisions that are drawn independently from those that the policy meets; as those of one episode resemble each "
     "other, there is a bound for episodes too, which are independent"
 )
+
+
+def describe_verdict(content: Mapping[str, Any], manifest: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return what lies beside the programs: the verdict on each, and which report it is of.
+
+    Args:
+        content: of the report.
+        manifest: of the model folder.
+        path: where the report is.
+    """
+    checked = content["checked"]["programs"]
+    return {
+        "policy": manifest["policy"],
+        "passed": content["passed"],
+        DIGEST: manifest[DIGEST],
+        "programs": {
+            name: {
+                **checked[name],
+                "passed": entry["passed"],
+                "decisions": entry["observations"],
+                "different": entry["different_actions"],
+                "ties": len(entry["ties"]),
+            }
+            for name, entry in content["programs"].items()
+        },
+        "revision": content["checked"]["revision"],
+        "versions": content["checked"]["versions"],
+        "report": str(path),
+        "report_sha256": sha256(path),
+    }
 
 
 def finite(content: Any) -> Any:

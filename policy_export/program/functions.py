@@ -2,6 +2,7 @@
 
 Gamma distributed numbers, by which ``Gamma``, ``Beta``, ``Dirichlet``, ``Chi2`` and ``StudentT`` draw, have no meaning
 for a graph, and ONNX has none. Distances between rows are computed in one of two ways, by the size of the batch.
+Transformers look at their mask whether it is the causal one, for which they have a faster function.
 """
 
 from __future__ import annotations
@@ -54,9 +55,15 @@ def measure_distances(ones: torch.Tensor, others: torch.Tensor, p: float = 2.0, 
     return torch.linalg.vector_norm(ones.unsqueeze(-2) - others.unsqueeze(-3), p, -1)
 
 
+def is_causal(_mask: torch.Tensor | None, causal: Any = None, *_: Any) -> bool:
+    """Return whether a transformer is told that its mask is the causal one; otherwise it adds any mask, as that one."""
+    return causal is True
+
+
 # What stands for each while a program is traced, by its name in ``torch``.
-REPLACED: dict[str, Callable[..., torch.Tensor]] = {
+REPLACED: dict[str, Callable[..., Any]] = {
     "_standard_gamma": draw_gamma,
     "_sample_dirichlet": draw_dirichlet,
     "cdist": measure_distances,
+    "nn.modules.transformer._detect_is_causal_mask": is_causal,
 }

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import tempfile
 import zipfile
@@ -75,16 +76,18 @@ def operator(name: str) -> OpOverloadPacket:
 
 
 @contextmanager
-def computing_by(replacements: Mapping[str, Callable[..., torch.Tensor]]) -> Iterator[None]:
-    """Let functions of PyTorch be others, by their names; some have no public name, and are called by its modules.
+def computing_by(replacements: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    """Let functions of PyTorch be others, by their names in ``torch``; its modules call some that are not public.
 
     Raises:
         MovedError: PyTorch has no such function.
     """
     with ExitStack() as stack:
-        for name, function in replacements.items():
-            part(torch, name)
-            stack.enter_context(mock.patch.object(torch, name, function))
+        for path, function in replacements.items():
+            *modules, name = path.split(".")
+            owner = functools.reduce(part, modules, torch)
+            part(owner, name)
+            stack.enter_context(mock.patch.object(owner, name, function))
         yield
 
 
