@@ -15,6 +15,7 @@ from policy_export.lowering.onnx import convert
 from policy_export.program.export import export, random_operators
 from policy_export.program.failures import blame, explain, in_one_line
 from policy_export.program.step import Step
+from policy_export.stage.quiet import drop_remarks
 
 DETERMINISTIC, RANDOM = ExplorationType.DETERMINISTIC, ExplorationType.RANDOM
 
@@ -96,14 +97,17 @@ def line_of(code):
         ("sizes", "torch.zeros(7, 2)", "RuntimeError: mat1 and mat2 shapes cannot be multiplied"),
     ],
 )
-def test_one_line_with_the_place(network, computed, code, said):
+def test_one_line_with_the_place(network, capfd, computed, code, said):
+    """Check that PyTorch prints nothing beside it."""
     path = Path("results/mine/failures/export_pt2.txt")
+    drop_remarks()
     with pytest.raises(UserError) as caught, in_one_line("mine", "export_pt2"):
         export(network(computed))
     (line,) = str(caught.value).splitlines()
     assert said in line
     assert line_of(code) in line
     assert path.exists() == (f"the whole trace: {path}" in line)
+    assert capfd.readouterr().err == ""
 
 
 def test_library_is_blamed_where_the_user_s_code_calls_nothing():

@@ -30,7 +30,7 @@ from policy_export.config import params
 from policy_export.device.command import main
 from policy_export.device.errors import UserError
 from policy_export.device.golden import GOLDEN, Golden, read_golden, selftest
-from policy_export.device.manifest import read_manifest, sha256
+from policy_export.device.manifest import compare_told, read_manifest, sha256
 from policy_export.device.native_library import NATIVE, load_native
 from policy_export.device.onnx_session import load_onnx
 from policy_export.device.player import Player
@@ -316,6 +316,14 @@ def test_command(folder, tmp_path):
     assert told[0] == "policy dqn"
     assert "input observation uint8[1, 210, 160, 3]" in told
     assert "action 2 RIGHT" in told
+    assert told[-1] == "verdict none: there is no verdict.json in the model folder"
+    shutil.copytree(native, tmp_path / "native")
+    (tmp_path / "verdict.json").write_text('{\n  "passed": true\n}\n')
+    for binary in ("policy", "x86-64-v3/policy"):
+        told = command(tmp_path / "native" / binary, "info").splitlines()
+        assert told[-3:] == ["verdict {", 'verdict   "passed": true', "verdict }"]
+    library = load_native(native / "libpolicy.so")
+    assert compare_told(library.facts, read_manifest(folder)) is None
     played = command(native / "policy", "play", native / "golden.bin").splitlines()
     assert [int(line.split()[1]) for line in played] == decisions.outputs["action"].tolist()
     first = np.flatnonzero(decisions.starts)[1]

@@ -158,6 +158,17 @@ def test_actions_of_a_recording_that_are_none(content, path, actions):
     assert line.startswith(f"{path}: {DQN}.env.actions: ")
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("actions", [3, [3, 2], {"low": [-1.0], "high": [1.0]}])
+def test_actions_of_a_recording_are_kept_as_they_are(content, path, actions):
+    env, train = (
+        {"recording": "seen.safetensors", "actions": actions},
+        {"algorithm": "none", "seed": 0, "eval_episodes": 1},
+    )
+    change(content, path, {f"{DQN}.env": env, f"{DQN}.preprocess": None, f"{DQN}.train": train})
+    assert load_profile("dqn", path).env.model_dump() == env
+
+
 def test_every_mistake_gets_a_line(content, path):
     change(content, path, {"bench.warmup_queries": 0, "record.seed": "x", f"{DQN}.env.id": MISSING, "foo": {"bar": 1}})
     lines = mistakes(path)

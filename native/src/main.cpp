@@ -93,6 +93,28 @@ void print_arrays(const char *kind, size_t count, const policy_array *arrays) {
     }
 }
 
+// A file beside the command itself or in a folder above: all instruction sets have one golden.bin, and all programs of the
+// model folder one verdict.json.
+std::string own_file(const char *name) {
+    char path[4096];
+    const ssize_t length = readlink("/proc/self/exe", path, sizeof path);
+    const std::string whole(path, length < 0 ? 0 : static_cast<size_t>(length));
+    const std::string folder = whole.substr(0, whole.rfind('/') + 1);
+    for (const char *above : {"", "../", "../../"}) {
+        const std::string found = folder + above + name;
+        if (access(found.c_str(), F_OK) == 0) return found;
+    }
+    return folder + name;
+}
+
+// What the check has found of the model folder's programs, as it stands in the file.
+void print_verdict() {
+    const File file(std::fopen(own_file("verdict.json").c_str(), "r"));
+    if (file == nullptr) std::printf("verdict none: there is no verdict.json in the model folder\n");
+    char line[4096];
+    while (file != nullptr && std::fgets(line, sizeof line, file.get()) != nullptr) std::printf("verdict %s", line);
+}
+
 int tell() {
     const policy_array *arrays = nullptr;
     const char *const *names = nullptr;
@@ -103,17 +125,8 @@ int tell() {
     print_arrays("output", outputs, arrays);
     const size_t actions = policy_actions(&names);
     for (size_t i = 0; i < actions; ++i) std::printf("action %zu %s\n", i, names[i]);
+    print_verdict();
     return 0;
-}
-
-// golden.bin beside the command itself, or one folder up, where all instruction sets have theirs.
-std::string own_golden() {
-    char path[4096];
-    const ssize_t length = readlink("/proc/self/exe", path, sizeof path);
-    const std::string whole(path, length < 0 ? 0 : static_cast<size_t>(length));
-    const std::string folder = whole.substr(0, whole.rfind('/') + 1), beside = folder + "golden.bin";
-    const std::string above = folder + "../golden.bin";
-    return access(beside.c_str(), F_OK) != 0 && access(above.c_str(), F_OK) == 0 ? above : beside;
 }
 
 int selftest(const std::string &path) {
@@ -318,7 +331,7 @@ int run(int count, char **words) {
     const std::string command = count > 1 ? words[1] : "";
     try {
         if (command == "info" && count == 2) return tell();
-        if (command == "selftest" && count <= 3) return selftest(count == 3 ? words[2] : own_golden());
+        if (command == "selftest" && count <= 3) return selftest(count == 3 ? words[2] : own_file("golden.bin"));
         if (command == "play" && count == 3) return play(words[2]);
         if (command == "bench") return bench(std::vector<std::string>(words + 2, words + count));
     } catch (const std::exception &error) {

@@ -83,7 +83,7 @@ class RecordedEnv(Section):
     recording: str
     actions: int | list[int] | Bounds
 
-    @field_validator("actions", mode="plain")
+    @field_validator("actions", mode="before")
     @classmethod
     def _actions_are_known(cls, found: Any) -> int | list[int] | Bounds:
         match found:

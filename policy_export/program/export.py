@@ -14,7 +14,7 @@ from torchrl.envs.utils import ExplorationType
 
 from policy_export.config.errors import ProfileError
 from policy_export.program.assertions import passing_checks
-from policy_export.program.failures import INSTALLED, fixes_batch, source_of, watch_sizes
+from policy_export.program.failures import INSTALLED, fixes_batch, source_of, watch_sizes, without_partial_graph
 from policy_export.program.functions import REPLACED
 from policy_export.program.step import Step
 from policy_export.program.torch_private import OpOverload, computing_by, keep_stacks, part
@@ -41,7 +41,7 @@ def export(step: Step) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch", min=1)
     step.forward = passing_checks(step.forward)
     sizes = {name: {0: batch} for name in examples}
-    with torch.no_grad(), keep_stacks(_Frames()), computing_by(REPLACED):
+    with torch.no_grad(), keep_stacks(_Frames()), computing_by(REPLACED), without_partial_graph():
         try:
             program = torch.export.export(step, (), examples, dynamic_shapes=sizes)
         except Exception as error:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import re
+import sys
 import sysconfig
 import traceback
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,7 +89,7 @@ def failing_module(error: BaseException) -> str | None:
     return None
 
 
-@contextmanager
+@contextlib.contextmanager
 def watch_sizes() -> Iterator[list[str]]:
     """Yield the lines of source that fix a size which should have stayed variable, while a program is traced."""
     found: list[str] = []
@@ -98,16 +100,31 @@ def watch_sizes() -> Iterator[list[str]]:
                 where = blame((frame.filename, frame.lineno or 0) for frame in traceback.extract_stack())
                 found.extend([where] if where else [])
 
-    handler, level, propagate = Handler(), SYMBOLS.level, SYMBOLS.propagate
-    SYMBOLS.addHandler(handler)
+    handlers, level, propagate = SYMBOLS.handlers, SYMBOLS.level, SYMBOLS.propagate
+    SYMBOLS.handlers = [Handler()]  # and not PyTorch's own, which would print all of it
     SYMBOLS.setLevel(logging.INFO)
     SYMBOLS.propagate = False
     try:
         yield found
     finally:
-        SYMBOLS.removeHandler(handler)
+        SYMBOLS.handlers = handlers
         SYMBOLS.setLevel(level)
         SYMBOLS.propagate = propagate
+
+
+@contextlib.contextmanager
+def without_partial_graph() -> Iterator[None]:
+    """Keep PyTorch from printing how far it came before an export failed: the error has it, and its line of source."""
+    told = io.StringIO()
+    graph = None
+    try:
+        with contextlib.redirect_stderr(told):
+            yield
+    except Exception as error:
+        graph = getattr(error, "partial_fx_graph", None)
+        raise
+    finally:
+        sys.stderr.write(told.getvalue().replace(f"{graph}\n", ""))
 
 
 def fixes_batch(error: BaseException) -> bool:
@@ -141,7 +158,7 @@ def find_operator(program: torch.export.ExportedProgram, name: str) -> str | Non
     return next((found for node in (*exact, *similar) if (found := source_of(node))), None)
 
 
-@contextmanager
+@contextlib.contextmanager
 def in_one_line(policy: str, stage: str, program: torch.export.ExportedProgram | None = None) -> Iterator[None]:
     """Turn any error inside into one line, and write the whole trace into a file that the line names.
 
@@ -155,5 +172,6 @@ def in_one_line(policy: str, stage: str, program: torch.export.ExportedProgram |
     except UserError:
         raise
     except Exception as error:
-        write_text(path, "".join(traceback.format_exception(error)))
+        graph = getattr(error, "partial_fx_graph", "")  # how far the export came
+        write_text(path, "".join([*traceback.format_exception(error), f"{graph}\n" if graph else ""]))
         raise ProfileError(f"{stage}: {explain(error, program)}; the whole trace: {path}") from None

@@ -7,6 +7,7 @@ import logging
 # By the logger that makes them, how these remarks begin or what they contain. Everything else of it is shown.
 REMARKS = {
     "torch.utils.cpp_extension": "No CUDA runtime is found",  # nothing here is compiled for a GPU
+    "torch.fx.experimental.symbolic_shapes": "Unable to find user code",  # the line of failure names it
     "torch._inductor.ir": "is missing a c-shim implementation",  # the package calls PyTorch's library, as it may
     "root": "pre-processing before quantization",  # that it is wise; the graph is optimised already
 }
