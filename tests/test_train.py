@@ -268,5 +268,7 @@ def test_killed_training_goes_on(tmp_path, where, updates):
     done = python("-c", GOES_ON, cwd=tmp_path)
     assert f"train dqn  resumes at {updates * UPDATE_STEPS:,} steps" in done.stdout
     assert_complete(tmp_path)
+    steps = updates * UPDATE_STEPS  # after which other episodes than those that it had begun
+    assert json.loads(METRICS.read_text()).get("resumed_at") == ([steps] if steps < TOTAL_STEPS else None)
     assert list(Path(".checkpoints").iterdir()) == []
     assert list(WEIGHTS.parent.iterdir()) == [WEIGHTS]

@@ -7,16 +7,20 @@ change what is learned.
 
 from __future__ import annotations
 
+import copy
+import fcntl
 import hashlib
 import importlib
 import json
 import math
+import os
 import shutil
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -30,6 +34,7 @@ from policy_export.algorithms.rollouts import Rollouts
 from policy_export.config.errors import ProfileError
 from policy_export.config.profile import BESIDE, Profile, RecordedEnv, load_profile, named_files, named_modules
 from policy_export.config.training import Untrained
+from policy_export.device.errors import UserError
 from policy_export.device.torchrl_env import episode_ended, total_reward
 from policy_export.environments.recording import MOST_STEPS
 from policy_export.environments.transforms import freeze, statistics, transforms_of, unfreeze
@@ -40,6 +45,7 @@ from policy_export.program.policy import Agent, environment_of, make_agent
 from policy_export.program.weights import save_weights
 from policy_export.stage.files import replacing, write_json, write_table
 from policy_export.stage.sources import hash_files, needed_files
+from policy_export.stage.stopping import Stopped
 
 CHECKPOINTS = Path(".checkpoints")
 CHECKPOINT_SECONDS = 15.0
@@ -60,6 +66,8 @@ class Checkpoint:
     checkpoint.
     """
 
+    resumed: Sequence[int] = ()  # steps at which the training went on, after it had been interrupted
+
     def __init__(self, policy: str, profile: Profile) -> None:
         algorithm = profile.train.algorithm
         modules = [__name__, *(f"policy_export.{room}.{algorithm}" for room in ("algorithms", "config.training"))]
@@ -72,18 +80,55 @@ class Checkpoint:
         with replacing(self.path) as temporary:
             torch.save(state, temporary)
 
+    @contextmanager
+    def saved_where_stopped(self) -> Iterator[list[dict[str, Any]]]:
+        """Yield a list whose only state, if it has one, is saved if the stage is stopped inside."""
+        reached: list[dict[str, Any]] = []
+        try:
+            yield reached
+        except Stopped:
+            for state in reached:
+                self.save(state)
+            raise
+
     def load(self) -> dict[str, Any] | None:
         """Return the state; none if there is none or it cannot be read."""
         try:
-            return torch.load(self.path, weights_only=True)
+            state: dict[str, Any] = torch.load(self.path, weights_only=True)
         except FileNotFoundError:
             return None
         except Exception as error:  # torch.load raises many kinds for a damaged file; starting anew is always right
             print(f"train: {self.path} is damaged and ignored ({type(error).__name__})", flush=True)
             return None
+        self.resumed = [*state.get("resumed", []), state["steps"]]
+        return state
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextmanager
+def alone(policy: str) -> Iterator[None]:
+    """Train inside, and no other process the same policy.
+
+    Raises:
+        UserError: another trains it already.
+    """
+    path = CHECKPOINTS / f"{policy}.lock"
+    path.parent.mkdir(exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until this process ends, however it does
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(f"train: {policy} is being trained already, by the process {file.read()}") from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 class Progress:
@@ -130,7 +175,10 @@ class _Lines:
 def learn(
     policy: str, profile: Profile, agent: Agent, make_learner: Callable[..., Any], checkpoint: Checkpoint
 ) -> tuple[int, list[Row]]:
-    """Train the agent's actor in place, from the checkpoint if there is one; return steps and learning curve."""
+    """Train the agent's actor in place, from the checkpoint if there is one; return steps and learning curve.
+
+    A training that is stopped leaves a checkpoint of its last rollout.
+    """
     train = profile.train
     assert not isinstance(train, Untrained)
     steps, curve, scores = 0, [], deque[float](maxlen=30)
@@ -156,6 +204,11 @@ def learn(
     rollouts = Rollouts(env, acting, learner.keep, learner.value)
     progress, saved_at = Progress(policy, steps, train.total_steps), time.monotonic()
 
+    def state() -> dict[str, Any]:
+        told = {"steps": steps, "curve": list(curve), "scores": list(scores), "resumed": list(checkpoint.resumed)}
+        learned = {"behaviour": learner.behaviour.state_dict(), "optimizer": learner.optimizer.state_dict()}
+        return told | copy.deepcopy(learned | {"statistics": statistics(transforms_of(env))})
+
     def collect() -> Future[tuple[TensorDictBase, list[float]]]:
         acting.load_state_dict(learner.behaviour.state_dict())
         if learner.exploration is not None:
@@ -166,6 +219,7 @@ def learn(
     with (
         set_exploration_type(ExplorationType.RANDOM),
         ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as executor,
+        checkpoint.saved_where_stopped() as reached,
     ):
         collecting = collect()
         while steps < train.total_steps:
@@ -180,12 +234,10 @@ def learn(
             if scores and steps * CURVE_POINTS // train.total_steps > len(curve):
                 curve.append(row)
             progress.report(row)
+            reached[:] = [state()]
             if time.monotonic() - saved_at > CHECKPOINT_SECONDS or steps >= train.total_steps:
                 saved_at = time.monotonic()
-                state = {"steps": steps, "curve": curve, "scores": list(scores)}
-                state["statistics"] = statistics(transforms_of(env))
-                state |= {"behaviour": learner.behaviour.state_dict(), "optimizer": learner.optimizer.state_dict()}
-                checkpoint.save(state)
+                checkpoint.save(*reached)
     explore_as_at_the_end(learner, agent, steps)
     agent.statistics.update(statistics(transforms_of(env)))
     return steps, curve
@@ -274,7 +326,7 @@ def train(policy: str) -> None:
     learns = not isinstance(profile.train, Untrained)
     algorithm = importlib.import_module(f"policy_export.algorithms.{profile.train.algorithm}") if learns else None
     torch.manual_seed(profile.train.seed)  # after the imports, which may draw random numbers
-    with in_one_line(policy, "train"):
+    with alone(policy), in_one_line(policy, "train"):
         agent = make_agent(policy, profile)
         agent.actor.to(device)
         checkpoint = Checkpoint(policy, profile)
@@ -285,8 +337,8 @@ def train(policy: str) -> None:
 
     save_weights(Path("models", policy, "policy.safetensors"), policy, agent.actor, agent.statistics)
     write_table(Path("results", policy, "learning_curve.csv"), ["steps", "return", "loss"], curve)
-    write_json(
-        Path("results", policy, "train.json"),
-        {"evaluation": evaluation, "env_steps": steps, "device": describe_device(device)},
-    )
+    report: dict[str, Any] = {"evaluation": evaluation, "env_steps": steps, "device": describe_device(device)}
+    if resumed := [place for place in checkpoint.resumed if place < steps]:  # in other episodes than it had begun
+        report["resumed_at"] = resumed
+    write_json(Path("results", policy, "train.json"), report)
     checkpoint.remove()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ def _begin(folder: str, environment: dict[str, str]) -> None:
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])  # which the stage keeps to itself
     threading.Thread(target=_end_with_starter, daemon=True).start()
     drop_remarks()
     # Copies of one process would draw the same. Python's own numbers differ already.

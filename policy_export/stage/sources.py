@@ -12,7 +12,7 @@ from policy_export.device.errors import UserError, one_line
 PACKAGE = Path(__file__).parents[1]
 OURS = {PACKAGE.name, "stages"}  # found next to this package, whatever the working folder is
 # How a stage is started, and what of libraries' remarks is shown: nothing that it makes depends on these.
-PRINTING = {Path(PACKAGE.name, "stage", name) for name in ("command.py", "quiet.py")}
+PRINTING = {Path(PACKAGE.name, "stage", name) for name in ("command.py", "quiet.py", "stopping.py")}
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 

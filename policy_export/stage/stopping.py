@@ -1,0 +1,125 @@
+"""A stage that is stopped, or whose starter has ended, ends at once, with every process that it has started."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from types import FrameType
+
+import psutil
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+WAKING = signal.SIGUSR1  # ends a system call that the main thread waits in
+POLL_SECONDS = 0.25  # between looks at whether the starter is there
+TRACKER = "multiprocessing.resource_tracker"  # removes what the stage's processes have shared
+GRACE_SECONDS = 2.0  # for the stage to leave nothing half-written
+
+
+class Stopped(BaseException):
+    """The stage is to end."""
+
+
+@dataclass
+class Stop:
+    """Whether a stage is to end, by which signal, and why; and whether it does."""
+
+    number: int | None = None
+    reason: str = ""
+    ending: bool = False
+
+    @property
+    def status(self) -> int:
+        """Return the exit status, as a shell has it for a process that a signal ends."""
+        return 128 + (self.number or 0)
+
+    def tell(self) -> None:
+        """Print why the stage ends, once."""
+        if not self.ending:
+            self.ending = True
+            print(f"error: stopped by {self.reason}", file=sys.stderr, flush=True)
+
+
+def end_started() -> None:
+    """End all processes that this one has started, and those that they have, but for Python's own, which ends last."""
+    for _ in range(10):  # one may have started another meanwhile
+        started = [each for each in psutil.Process().children(recursive=True) if _runs(each)]
+        if not started:
+            return
+        for process in started:
+            with suppress(psutil.Error):  # it has ended
+                process.kill()
+        psutil.wait_procs(started, timeout=0.2)
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE and TRACKER not in " ".join(process.cmdline())
+    except psutil.Error:
+        return False
+
+
+def _watch(stop: Stop, woken: int, main: int, done: threading.Event) -> None:
+    """Wait for a signal, whose number is read from ``woken``, or for the end of the starter; then stop the stage."""
+    starter = os.getppid()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    while stop.number is None:
+        told = select.select([woken], [], [], POLL_SECONDS)[0]
+        if done.is_set():
+            return
+        if numbers := [number for number in (os.read(woken, 64) if told else b"") if number in SIGNALS]:
+            stop.number, stop.reason = numbers[0], signal.Signals(numbers[0]).name
+        elif os.getppid() != starter:
+            stop.number, stop.reason = signal.SIGTERM, "the end of the process that had started it"
+    if not done.is_set():
+        signal.pthread_kill(main, WAKING)
+    end_started()
+    if not done.wait(GRACE_SECONDS):
+        end_started()
+        stop.tell()
+        os._exit(stop.status)
+
+
+@contextmanager
+def stoppable() -> Iterator[Stop]:
+    """Let a stage be stopped, by SIGINT, by SIGTERM, or by the end of the process that has started it.
+
+    Inside, :class:`Stopped` is raised in the main thread, and all that the stage has started is killed, so that nothing
+    waits for it. If the stage has not ended after ``GRACE_SECONDS``, its process does. What the stage starts does not
+    get its signals: in a terminal, Ctrl-C reaches all processes, and each would tell of it.
+    """
+    # Python's own process removes what is left, which is right, and would tell of it.
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker"]))
+    stop, done = Stop(), threading.Event()
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+
+    def handle(number: int, _: FrameType | None) -> None:
+        if number == WAKING and not stop.ending:  # the others wake the thread, which sends this one once
+            raise Stopped
+
+    handlers = {number: signal.signal(number, handle) for number in (*SIGNALS, WAKING)}
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    watching = threading.Thread(target=_watch, args=(stop, reading, threading.get_ident(), done), daemon=True)
+    watching.start()
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield stop
+    except BaseException:
+        if stop.number is not None:  # whatever was raised follows from it
+            stop.tell()
+            sys.exit(stop.status)  # within the time that the thread waits
+        raise
+    finally:
+        if stop.number is None:
+            done.set()
+            signal.set_wakeup_fd(before)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            os.close(writing)  # which ends the thread
