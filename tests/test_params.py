@@ -169,6 +169,21 @@ def test_actions_of_a_recording_are_kept_as_they_are(content, path, actions):
     assert load_profile("dqn", path).env.model_dump() == env
 
 
+@pytest.mark.parametrize("name", ["..", ".hidden", "d q/n", "/tmp/dqn", "", "-f", "n" * 64])
+def test_policy_s_name_is_that_of_a_folder(content, path, name):
+    change(content, path, {"policies": content["policies"] | {name: content["policies"]["dqn"]}})
+    (line,) = mistakes(path)
+    assert line.startswith(f"{path}: policies: {name!r}: a policy's folders have its name")
+    with pytest.raises(UserError, match="a policy's folders have its name"):
+        load_profile(name, path)
+
+
+def test_nested_without_end(path):
+    path.write_text("[" * 5000)
+    (line,) = mistakes(path)
+    assert line == f"{path}: not YAML that can be read: too many levels in each other"
+
+
 def test_every_mistake_gets_a_line(content, path):
     change(content, path, {"bench.warmup_queries": 0, "record.seed": "x", f"{DQN}.env.id": MISSING, "foo": {"bar": 1}})
     lines = mistakes(path)

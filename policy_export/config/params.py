@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from policy_export.config.profile import PATH, Profile, check, read
+from policy_export.config.profile import PATH, Profiles, check, read
 from policy_export.config.section import Count, Index, NotNegative, Positive, Probability, Section
 
 Seed = Annotated[int, Field(ge=0, lt=1_000_000_000)]  # of emulators, which take 31 bits
@@ -93,7 +93,7 @@ class Bench(Section):
 class Params(Section):
     matrix: Annotated[list[str], Field(min_length=1)]
     programs: Annotated[list[str], Field(min_length=1)]
-    policies: dict[str, Profile]
+    policies: Profiles
     record: Record
     golden: Golden
     compile_aoti: CompileAoti

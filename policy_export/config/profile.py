@@ -13,7 +13,17 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 from yaml import YAMLError
 
@@ -339,10 +349,25 @@ def check_files(profile: Profile) -> None:
         raise ProfileError("\n".join(missing))
 
 
+def _check_policy_names(profiles: dict[str, Profile]) -> dict[str, Profile]:
+    for name in profiles:
+        if not POLICY_NAME.fullmatch(name):
+            raise ValueError(
+                f"{name!r}: a policy's folders have its name: must begin with a letter or digit, and have only these, "
+                f"'_', '-' and '.', {LONGEST_NAME} at most"
+            )
+    return profiles
+
+
+LONGEST_NAME = 63  # with which golden decisions of a native library end
+POLICY_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_.-]{{0,{LONGEST_NAME - 1}}}")
+Profiles = Annotated[dict[str, Profile], AfterValidator(_check_policy_names)]
+
+
 class Policies(BaseModel):
     """The part of ``params.yaml`` that a stage reads if it needs only a policy's profile."""
 
-    policies: dict[str, Profile]
+    policies: Profiles
 
 
 # The members of unions, by what Pydantic calls them in the place of a mistake.
@@ -433,6 +458,8 @@ def read(path: Path = PATH) -> Any:
         return read_yaml(path.read_text())
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
+    except RecursionError:
+        raise UserError(f"{path}: not YAML that can be read: too many levels in each other") from None
     except (YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
 
