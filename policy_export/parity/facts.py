@@ -15,6 +15,7 @@ from policy_export.config.profile import load_profile
 from policy_export.device.errors import UserError
 from policy_export.device.golden import GOLDEN, read_golden
 from policy_export.device.manifest import DIGEST, MANIFEST, compare_told, first_difference, read_manifest
+from policy_export.program.golden import absolute_tolerance
 
 # Of the manifest: the commit may be another, and who reads it checks the digest.
 UNCOMPARED = dict.fromkeys(("revision", DIGEST))
@@ -68,7 +69,8 @@ def _mistakes(policy: str, expected: Mapping[str, dict[str, Any]]) -> Iterator[s
         own, other = ({key: facts[key] for key in OWN if key in told} for facts in (told, right))
         if difference := compare_told(told, right) or first_difference(own, other):
             yield _line(folder / file, *difference)
-    golden, tolerance = read_golden(folder / GOLDEN, expected[""]), params.load().golden.tolerance
+    golden = read_golden(folder / GOLDEN, expected[""])
+    tolerance = absolute_tolerance(expected[""], params.load().golden.tolerance)
     if golden.tolerance != tolerance:
         yield _line(folder / GOLDEN, "tolerance", golden.tolerance, tolerance)
 

@@ -60,6 +60,11 @@ def near_ties(outputs: Arrays, values: list[str], kinds: Kinds, tolerance: float
     return close
 
 
+def absolute_tolerance(facts: dict[str, Any], tolerance: float) -> float:
+    """Return by what a number below 1 may differ: ``tolerance``, or its share of the largest bound of a vector."""
+    return tolerance * max(float(reach(kind).max()) for kind in action_kinds(facts).values())
+
+
 def write_golden(path: Path, run: Run, episode: Episode, facts: dict[str, Any], *, count: int, tolerance: float) -> int:
     """Write golden decisions, as :mod:`policy_export.device.golden` describes them; returns how many.
 
@@ -71,8 +76,7 @@ def write_golden(path: Path, run: Run, episode: Episode, facts: dict[str, Any], 
         count: of the decisions.
         tolerance: by what a number may differ, in shares of its size above 1; of vectors with bounds, of the largest.
     """
-    kinds = action_kinds(facts)
-    tolerance *= max(float(reach(kind).max()) for kind in kinds.values())
+    kinds, tolerance = action_kinds(facts), absolute_tolerance(facts, tolerance)
     starts, shown, made = zip(*decide(run, episode, facts, count), strict=True)
     values, begins = value_names(facts), Player(run, facts).feed
     seen = {name: np.concatenate([row[name] for row in shown]) for name in observation_names(facts)}
