@@ -1,0 +1,7 @@
+"""What is measured and does not ship; each a program: ``python -m studies.<study> [policy]``."""
+
+import signal
+import sys
+
+if sys.argv[0] == "-m":  # one is started as a program: Ctrl-C ends its imports, which take seconds, without a trace
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

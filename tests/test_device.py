@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -134,6 +135,15 @@ def test_plays_on_a_device_what_the_policy_plays(play_there, device, workspace, 
             gif.seek(frame)
             milliseconds += gif.info["duration"]
     assert milliseconds == pytest.approx(expected[0][1] * 4 * 1000 / 60, rel=0.15)  # GIF counts in 10 ms
+
+
+def test_stopped_by_ctrl_c(model):
+    command = [sys.executable, str(model / "player"), "--episodes", "1000"]
+    with subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as playing:
+        assert playing.stdout.readline().startswith("episode 1/1000")
+        playing.send_signal(signal.SIGINT)
+        _, told = playing.communicate()
+    assert (playing.returncode, told) == (130, "error: stopped by SIGINT\n")
 
 
 def test_missing_file_on_a_device(play_there, device):

@@ -136,6 +136,28 @@ def test_everything_ends_with_one_line(start, tmp_path, stop, status, reason, bu
     assert left == set() or (busy and all(name.startswith(".output.") for name in left))
 
 
+@pytest.mark.parametrize("stop", ["SIGINT", "starter"])
+def test_stage_is_stopped_while_it_is_imported(tmp_path, stop):
+    """Check this with a stage that would take minutes, at the moment in which Python has begun."""
+    write_params(tmp_path, TINY | {"policies.dqn.train.total_steps": 10**6})
+    told = tmp_path / "told"
+    command = f"{sys.executable} -X importtime -m stages.train dqn 2> {told}; true"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(["sh", "-c", command], cwd=tmp_path, env=environment, process_group=0) as starter:
+        while not (told.exists() and "policy_export" in told.read_text()):
+            time.sleep(0.01)
+        (stage,) = psutil.Process(starter.pid).children()
+        if stop == "SIGINT":
+            stage.send_signal(signal.SIGINT)
+        else:
+            starter.kill()
+        stage.wait(60)
+        starter.wait()
+    lines = [line for line in told.read_text().splitlines() if not line.startswith("import time:")]
+    expected = "error: stopped by the end of the process that had started it"
+    assert lines == ([] if stop == "SIGINT" else [expected])
+
+
 def test_stopped_training_leaves_its_last_rollout(start, tmp_path):
     """Check also that no other process trains the same policy meanwhile."""
     write_params(tmp_path, TINY | {"policies.dqn.train.total_steps": 10**6})

@@ -119,4 +119,7 @@ def main(arguments: Sequence[str] | None = None, *, program: str | None = None) 
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("error: stopped by SIGINT", file=sys.stderr)
+        return 130
     return 0

@@ -14,6 +14,8 @@ from types import FrameType
 
 import psutil
 
+from policy_export import STARTER
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 WAKING = signal.SIGUSR1  # ends a system call that the main thread waits in
 POLL_SECONDS = 0.25  # between looks at whether the starter is there
@@ -66,7 +68,6 @@ def _runs(process: psutil.Process) -> bool:
 
 def _watch(stop: Stop, woken: int, main: int, done: threading.Event) -> None:
     """Wait for a signal, whose number is read from ``woken``, or for the end of the starter; then stop the stage."""
-    starter = os.getppid()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     while stop.number is None:
         told = select.select([woken], [], [], POLL_SECONDS)[0]
@@ -74,7 +75,7 @@ def _watch(stop: Stop, woken: int, main: int, done: threading.Event) -> None:
             return
         if numbers := [number for number in (os.read(woken, 64) if told else b"") if number in SIGNALS]:
             stop.number, stop.reason = numbers[0], signal.Signals(numbers[0]).name
-        elif os.getppid() != starter:
+        elif os.getppid() != STARTER:
             stop.number, stop.reason = signal.SIGTERM, "the end of the process that had started it"
     if not done.is_set():
         signal.pthread_kill(main, WAKING)
