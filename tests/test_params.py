@@ -161,10 +161,8 @@ def test_actions_of_a_recording_that_are_none(content, path, actions):
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("actions", [3, [3, 2], {"low": [-1.0], "high": [1.0]}])
 def test_actions_of_a_recording_are_kept_as_they_are(content, path, actions):
-    env, train = (
-        {"recording": "seen.safetensors", "actions": actions},
-        {"algorithm": "none", "seed": 0, "eval_episodes": 1},
-    )
+    env = {"recording": "seen.safetensors", "actions": actions}
+    train = {"algorithm": "none", "seed": 0, "eval_episodes": 1}
     change(content, path, {f"{DQN}.env": env, f"{DQN}.preprocess": None, f"{DQN}.train": train})
     assert load_profile("dqn", path).env.model_dump() == env
 

@@ -344,13 +344,17 @@ def old_norms(observations, actions):
     return q_actor(nn.Sequential(first, nn.Tanh(), second, nn.Tanh(), last), actions)
 
 
-class Padded(nn.Module):
-    """A transformer over the numbers of an observation, of which those below zero at its end are hidden."""
+class OverNumbers(nn.Module):
+    """A transformer over the numbers of an observation."""
 
     def __init__(self):
         super().__init__()
         layer = nn.TransformerEncoderLayer(8, nhead=2, dim_feedforward=16, dropout=0.1, batch_first=True)
         self.embed, self.encode = nn.Linear(1, 8), nn.TransformerEncoder(layer, 2)
+
+
+class Padded(OverNumbers):
+    """The numbers below zero at the end of an observation are hidden."""
 
     def forward(self, observation):
         hidden = (observation > 0).flip(-1).cumsum(-1).flip(-1) == 0
@@ -362,13 +366,8 @@ def padded(_observations, actions):
     return TensorDictSequential(TensorDictModule(Padded(), ["observation"], ["features"]), *head(8, actions))
 
 
-class Causal(nn.Module):
-    """A transformer over the numbers of an observation, each of which sees those before it."""
-
-    def __init__(self):
-        super().__init__()
-        layer = nn.TransformerEncoderLayer(8, nhead=2, dim_feedforward=16, dropout=0.1, batch_first=True)
-        self.embed, self.encode = nn.Linear(1, 8), nn.TransformerEncoder(layer, 2)
+class Causal(OverNumbers):
+    """Each number sees those before it."""
 
     def forward(self, observation):
         mask = nn.Transformer.generate_square_subsequent_mask(observation.shape[-1])

@@ -67,6 +67,7 @@ class Checkpoint:
     """
 
     resumed: Sequence[int] = ()  # steps at which the training went on, after it had been interrupted
+    reached: dict[str, Any] | None = None  # the state after the last rollout
 
     def __init__(self, policy: str, profile: Profile) -> None:
         algorithm = profile.train.algorithm
@@ -81,14 +82,13 @@ class Checkpoint:
             torch.save(state, temporary)
 
     @contextmanager
-    def saved_where_stopped(self) -> Iterator[list[dict[str, Any]]]:
-        """Yield a list whose only state, if it has one, is saved if the stage is stopped inside."""
-        reached: list[dict[str, Any]] = []
+    def saved_where_stopped(self) -> Iterator[None]:
+        """Save the state that was reached, if the stage is stopped inside."""
         try:
-            yield reached
+            yield
         except Stopped:
-            for state in reached:
-                self.save(state)
+            if self.reached is not None:
+                self.save(self.reached)
             raise
 
     def load(self) -> dict[str, Any] | None:
@@ -219,7 +219,7 @@ def learn(
     with (
         set_exploration_type(ExplorationType.RANDOM),
         ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as executor,
-        checkpoint.saved_where_stopped() as reached,
+        checkpoint.saved_where_stopped(),
     ):
         collecting = collect()
         while steps < train.total_steps:
@@ -234,10 +234,10 @@ def learn(
             if scores and steps * CURVE_POINTS // train.total_steps > len(curve):
                 curve.append(row)
             progress.report(row)
-            reached[:] = [state()]
+            checkpoint.reached = state()
             if time.monotonic() - saved_at > CHECKPOINT_SECONDS or steps >= train.total_steps:
                 saved_at = time.monotonic()
-                checkpoint.save(*reached)
+                checkpoint.save(checkpoint.reached)
     explore_as_at_the_end(learner, agent, steps)
     agent.statistics.update(statistics(transforms_of(env)))
     return steps, curve
@@ -326,19 +326,21 @@ def train(policy: str) -> None:
     learns = not isinstance(profile.train, Untrained)
     algorithm = importlib.import_module(f"policy_export.algorithms.{profile.train.algorithm}") if learns else None
     torch.manual_seed(profile.train.seed)  # after the imports, which may draw random numbers
-    with alone(policy), in_one_line(policy, "train"):
-        agent = make_agent(policy, profile)
-        agent.actor.to(device)
-        checkpoint = Checkpoint(policy, profile)
-        steps, curve = learn(policy, profile, agent, algorithm.Learner, checkpoint) if algorithm else (0, [])
-        evaluation = evaluate(profile, agent)
-    if evaluation is not None:
-        print(f"train {policy}  greedy score {evaluation['mean_score']:+.2f} over {evaluation['episodes']} episodes")
+    with alone(policy):
+        with in_one_line(policy, "train"):
+            agent = make_agent(policy, profile)
+            agent.actor.to(device)
+            checkpoint = Checkpoint(policy, profile)
+            steps, curve = learn(policy, profile, agent, algorithm.Learner, checkpoint) if algorithm else (0, [])
+            evaluation = evaluate(profile, agent)
+        if evaluation is not None:
+            score, episodes = evaluation["mean_score"], evaluation["episodes"]
+            print(f"train {policy}  greedy score {score:+.2f} over {episodes} episodes")
 
-    save_weights(Path("models", policy, "policy.safetensors"), policy, agent.actor, agent.statistics)
-    write_table(Path("results", policy, "learning_curve.csv"), ["steps", "return", "loss"], curve)
-    report: dict[str, Any] = {"evaluation": evaluation, "env_steps": steps, "device": describe_device(device)}
-    if resumed := [place for place in checkpoint.resumed if place < steps]:  # in other episodes than it had begun
-        report["resumed_at"] = resumed
-    write_json(Path("results", policy, "train.json"), report)
-    checkpoint.remove()
+        save_weights(Path("models", policy, "policy.safetensors"), policy, agent.actor, agent.statistics)
+        write_table(Path("results", policy, "learning_curve.csv"), ["steps", "return", "loss"], curve)
+        report: dict[str, Any] = {"evaluation": evaluation, "env_steps": steps, "device": describe_device(device)}
+        if resumed := [place for place in checkpoint.resumed if place < steps]:  # in other episodes than it had begun
+            report["resumed_at"] = resumed
+        write_json(Path("results", policy, "train.json"), report)
+        checkpoint.remove()

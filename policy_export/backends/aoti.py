@@ -55,14 +55,10 @@ def call_package(package: Any) -> Callable[..., dict[str, torch.Tensor]]:
 def load(path: Path, settings: Settings) -> Run:
     from policy_export.program.calls import on_arrays, opened
 
-    facts: dict[str, Any] = {}
-
     def run() -> Run:
-        package = open_package(path)
-        facts.update(json.loads(package.get_metadata()["facts"]))
-        return on_arrays(call_package(package))
+        return on_arrays(call_package(open_package(path)))
 
-    return opened(path, settings.threads, run, lambda: facts, explores=settings.explores)
+    return opened(path, settings.threads, run, lambda: read_told(path), explores=settings.explores)
 
 
 def read_told(path: Path) -> dict[str, Any]:

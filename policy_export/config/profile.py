@@ -359,7 +359,7 @@ def _check_policy_names(profiles: dict[str, Profile]) -> dict[str, Profile]:
     return profiles
 
 
-LONGEST_NAME = 63  # with which golden decisions of a native library end
+LONGEST_NAME = 63  # bytes: golden decisions of a native library have 64 for it, and end it with a zero
 POLICY_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_.-]{{0,{LONGEST_NAME - 1}}}")
 Profiles = Annotated[dict[str, Profile], AfterValidator(_check_policy_names)]
 

@@ -115,16 +115,16 @@ def watch_sizes() -> Iterator[list[str]]:
 @contextlib.contextmanager
 def without_partial_graph() -> Iterator[None]:
     """Keep PyTorch from printing how far it came before an export failed: the error has it, and its line of source."""
-    told = io.StringIO()
-    graph = None
+    told, graph = io.StringIO(), ""
     try:
         with contextlib.redirect_stderr(told):
             yield
     except Exception as error:
-        graph = getattr(error, "partial_fx_graph", None)
+        if hasattr(error, "partial_fx_graph"):
+            graph = f"{error.partial_fx_graph}\n"
         raise
     finally:
-        sys.stderr.write(told.getvalue().replace(f"{graph}\n", ""))
+        sys.stderr.write(told.getvalue().replace(graph, ""))
 
 
 def fixes_batch(error: BaseException) -> bool:

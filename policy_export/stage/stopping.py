@@ -87,7 +87,7 @@ def _watch(stop: Stop, woken: int, main: int, done: threading.Event) -> None:
 
 
 @contextmanager
-def stoppable() -> Iterator[Stop]:
+def stoppable() -> Iterator[None]:
     """Let a stage be stopped, by SIGINT, by SIGTERM, or by the end of the process that has started it.
 
     Inside, :class:`Stopped` is raised in the main thread, and all that the stage has started is killed, so that nothing
@@ -110,7 +110,7 @@ def stoppable() -> Iterator[Stop]:
     watching.start()
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
-        yield stop
+        yield
     except BaseException:
         if stop.number is not None:  # whatever was raised follows from it
             stop.tell()
