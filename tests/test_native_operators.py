@@ -304,7 +304,7 @@ def test_policy_with_what_has_no_kernel_is_refused_before_it_is_compiled(tmp_pat
     save_program(path, program, facts)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(compile_native, "generate", lambda *_: pytest.fail("it is compiled"))
-    place = re.escape(f"{Path(__file__)}:{line_of('self.bag(observation')}")
+    place = re.escape(f"tests/test_native_operators.py:{line_of('self.bag(observation')}")
     message = (
         rf"^compile_native: the program uses what only PyTorch's library computes: an embedding bag at {place}, .*"
     )

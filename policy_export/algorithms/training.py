@@ -11,6 +11,7 @@ import copy
 import fcntl
 import hashlib
 import importlib
+import io
 import json
 import math
 import os
@@ -78,8 +79,10 @@ class Checkpoint:
         self.path = self.folder / "checkpoint.pt"
 
     def save(self, state: dict[str, Any]) -> None:
+        content = io.BytesIO()
+        torch.save(state, content)  # where the disk is full, PyTorch's own writer of files tells of a wrong position
         with replacing(self.path) as temporary:
-            torch.save(state, temporary)
+            temporary.write_bytes(content.getbuffer())
 
     @contextmanager
     def saved_where_stopped(self) -> Iterator[None]:

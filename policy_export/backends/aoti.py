@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from policy_export.backends.base import Backend, Settings
 from policy_export.device.arrays import Run
-from policy_export.device.errors import UserError
+from policy_export.device.errors import UserError, first_line
 from policy_export.lowering import instructions
 
 if TYPE_CHECKING:
@@ -33,7 +34,13 @@ def open_package(path: Path) -> Any:
     metadata = package_metadata(path)
     if reason := instructions.missing_instructions(metadata["AOTI_MACHINE"], metadata["AOTI_CPU_ISA"]):
         raise UserError(f"{path}: does not run on this machine: {reason}; compile it here: `dvc repro`")
-    return load_package(path)
+    try:
+        return load_package(path)
+    except RuntimeError as error:
+        if "to destination file" not in str(error):
+            raise
+        place = tempfile.gettempdir()
+        raise UserError(f"{path}: damaged, or there is no room in {place}: {first_line(error)}") from None
 
 
 def call_package(package: Any) -> Callable[..., dict[str, torch.Tensor]]:

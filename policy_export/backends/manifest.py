@@ -19,7 +19,7 @@ from policy_export.device.manifest import DIGEST, MANIFEST, SCHEMA_VERSION, dige
 from policy_export.device.verdict import VERDICT
 from policy_export.program.archive import read_facts
 from policy_export.program.made import read_programs, read_record, versions_of
-from policy_export.stage.files import write_json
+from policy_export.stage.files import replacing, write_json
 
 WEIGHTS = "policy.safetensors"
 PLAYER = "player"  # the folder of the device's code
@@ -61,9 +61,9 @@ def copy_player(folder: Path) -> None:
     """Copy the device's code into a model folder."""
     source, target = Path(str(device.__file__)).parent, folder / PLAYER
     shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
     for path in source.glob("*.py"):
-        shutil.copyfile(path, target / path.name)
+        with replacing(target / path.name) as temporary:
+            temporary.write_bytes(path.read_bytes())
 
 
 def describe_file(path: Path, content: str) -> dict[str, Any]:

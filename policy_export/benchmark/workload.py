@@ -23,8 +23,10 @@ from policy_export.benchmark import rollouts, session
 from policy_export.benchmark.measured import Measured, Session, stream
 from policy_export.benchmark.programs import Candidate
 from policy_export.config import params
+from policy_export.device.arrays import Arrays
 from policy_export.device.errors import UserError
 from policy_export.device.manifest import action_kinds, read_manifest
+from policy_export.stage.files import replacing
 from policy_export.stage.processes import processes
 
 
@@ -67,11 +69,11 @@ def prepare(policy: str, folder: Path, plan: Plan, emulator: int) -> None:
 
     manifest, settings = read_manifest(Path("models", policy)), plan.settings
     inputs = pick_by_name(policy, quickest(manifest), settings.samples).inputs
-    save_file(inputs, folder / session.INPUTS)
+    save(folder / session.INPUTS, inputs)
     right = runtimes.load_by_name(policy, plan.reference or quickest(manifest), settings.threads)(inputs)
-    save_file(right, folder / session.expected_file(None))
+    save(folder / session.expected_file(None), right)
     for name in {candidate.reference for candidate in plan.candidates.values()} - {None}:
-        save_file(plan.candidates[str(name)].load()(inputs), folder / session.expected_file(name))
+        save(folder / session.expected_file(name), plan.candidates[str(name)].load()(inputs))
     content = settings.model_dump(exclude={"noise"}) | {
         "tolerance": plan.tolerance,
         "emulator": emulator,
@@ -82,6 +84,11 @@ def prepare(policy: str, folder: Path, plan: Plan, emulator: int) -> None:
         "baseline_queries": plan.baseline_queries,
     }
     (folder / session.SETTINGS).write_text(json.dumps(content))
+
+
+def save(path: Path, arrays: Arrays) -> None:
+    with replacing(path) as temporary:
+        save_file(arrays, temporary)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import numpy as np
 
 from .arrays import Run
 from .environments import environment_name, play
-from .errors import UserError
+from .errors import UserError, describe_refusal, refusal, stop_writing
 from .gif import check_gif, write_gif
 from .golden import GOLDEN, selftest
 from .info import describe
@@ -74,6 +74,40 @@ def play_full(player: Player, seed: int, gif: Path | None) -> tuple[float, int]:
     return score, steps
 
 
+def run_player(options: argparse.Namespace) -> None:
+    """Do what the command line asks for.
+
+    Raises:
+        UserError: the folder cannot be read, or a program of it cannot be loaded, or decides otherwise.
+    """
+    if options.gif is not None:
+        check_gif(options.gif)
+    manifest = read_manifest(options.folder)
+    if options.info:
+        print("\n".join(describe(options.folder, manifest)), flush=True)
+        return
+    if options.gif is not None and "rom" not in manifest["environment"]:
+        raise UserError(f"--gif: draws Atari games only, {options.folder} plays {environment_name(manifest)!r}")
+    if options.selftest:
+        replay_programs(options.folder, manifest, native=options.native)
+        return
+    _, run = load_program(options.folder, manifest, native=options.native)
+    player = Player(run, manifest)
+    scores = []
+    for episode in range(options.episodes):
+        score, steps = play_full(player, options.seed + episode, options.gif if episode == 0 else None)
+        scores.append(score)
+        print(f"episode {episode + 1}/{options.episodes}  score {score:+g}  decisions {steps}", flush=True)
+    told = f"mean score {np.mean(scores):.2f}  std {np.std(scores):.2f}  min {min(scores):g}  max {max(scores):g}"
+    print(told, flush=True)
+
+
+def fail(message: str) -> int:
+    """Tell why the player ends, and return its exit status."""
+    print(f"error: {message}", file=sys.stderr)
+    return 1
+
+
 def main(arguments: Sequence[str] | None = None, *, program: str | None = None) -> int:
     """Run the player, and return its exit status.
 
@@ -97,28 +131,14 @@ def main(arguments: Sequence[str] | None = None, *, program: str | None = None) 
     if not 0 <= options.seed <= MAX_SEED - options.episodes:
         parser.error(f"--seed is {options.seed}, must be from 0 to {MAX_SEED - options.episodes}")
     try:
-        if options.gif is not None:
-            check_gif(options.gif)
-        manifest = read_manifest(options.folder)
-        if options.info:
-            print("\n".join(describe(options.folder, manifest)))
-            return 0
-        if options.gif is not None and "rom" not in manifest["environment"]:
-            raise UserError(f"--gif: draws Atari games only, {options.folder} plays {environment_name(manifest)!r}")
-        if options.selftest:
-            replay_programs(options.folder, manifest, native=options.native)
-            return 0
-        _, run = load_program(options.folder, manifest, native=options.native)
-        player = Player(run, manifest)
-        scores = []
-        for episode in range(options.episodes):
-            score, steps = play_full(player, options.seed + episode, options.gif if episode == 0 else None)
-            scores.append(score)
-            print(f"episode {episode + 1}/{options.episodes}  score {score:+g}  decisions {steps}", flush=True)
-        print(f"mean score {np.mean(scores):.2f}  std {np.std(scores):.2f}  min {min(scores):g}  max {max(scores):g}")
+        run_player(options)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return fail(str(error))
+    except OSError as error:
+        if refusal(error) is None:
+            raise
+        stop_writing()
+        return fail(describe_refusal(error))
     except KeyboardInterrupt:
         print("error: stopped by SIGINT", file=sys.stderr)
         return 130

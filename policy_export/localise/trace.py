@@ -7,7 +7,6 @@ import operator
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,17 +16,14 @@ from torch.export.graph_signature import InputKind
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_unflatten
 
-import policy_export
 from policy_export.device.arrays import Arrays
 from policy_export.program.export import export
-from policy_export.program.failures import INSTALLED
+from policy_export.program.failures import START, short
 from policy_export.program.step import Step
 from policy_export.program.twins import exportable
 
-ROOT = Path(policy_export.__file__).parents[1]
 INPUT, WEIGHT = "input", "weight"  # what a value is that no operator made
 FRAME = re.compile(r'File "(.+)", line (\d+), in .+\n\s+(.+)')
-START = "policy_export/program/step.py"  # where every stack begins that is of the policy
 GLUE = ("torch/", "tensordict/", "torchrl/envs/transforms/_base.py", START)  # what every stack passes through
 
 
@@ -66,22 +62,12 @@ class Trace:
         return self.values[self.outputs[name]].array
 
 
-def relative(path: str) -> str:
-    """Return a source file's path in the project or in ``site-packages``; only its name where it is in neither."""
-    if part := next((part for part in INSTALLED if part in path), None):
-        return path.rpartition(part)[2]
-    for root in (ROOT, Path.cwd()):
-        if Path(path).is_relative_to(root):
-            return str(Path(path).relative_to(root))
-    return path[path.rfind("/policy_export/") + 1 :] if "/policy_export/" in path else Path(path).name
-
-
 def find_source(node: torch.fx.Node) -> str:
     """Return file, line and text of the innermost useful frame of a node's stack, and the module it ran for.
 
     That is a frame in the project or in TorchRL; where there is none, in one of PyTorch's own layers.
     """
-    frames = [(relative(path), line, text) for path, line, text in FRAME.findall(node.meta.get("stack_trace") or "")]
+    frames = [(short(path), line, text) for path, line, text in FRAME.findall(node.meta.get("stack_trace") or "")]
     start = next((place for place, frame in enumerate(frames) if frame[0] == START), 0)
     ours = [frame for frame in frames[start:] if not frame[0].startswith(GLUE)] or frames
     if not ours:

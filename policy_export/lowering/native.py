@@ -164,7 +164,7 @@ def build(generated: Path, target: Target, folder: Path, *options: str) -> None:
 
 def install(source: Path, path: Path, mode: int = 0o644) -> None:
     with replacing(path) as temporary:
-        shutil.copyfile(source, temporary)
+        temporary.write_bytes(source.read_bytes())
     path.chmod(mode)
 
 

@@ -114,7 +114,7 @@ def check_batch_invariance(
         )
         try:
             for context, size, where, rows, wanted in shown:
-                results[name].compare(Batch(where, wanted, run_batches(run, rows, size), rows, context))
+                results[name].compare(Batch(where, wanted, run_batches(run, rows, size), rows, context, size))
         except UserError as error:
             raise UserError(f"{name}: {error}") from None
     return results

@@ -40,14 +40,15 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows that were computed together.
+    """Rows that are compared.
 
     Attributes:
         places: of the rows.
         eager: the policy's outputs.
         outputs: the program's.
         inputs: the program's.
-        context: how the batch was made, for messages.
+        context: how the rows were computed, for messages.
+        size: number of rows that the program computed together, one such part after the other; none for all.
     """
 
     places: list[Place]
@@ -55,6 +56,12 @@ class Batch:
     outputs: Arrays
     inputs: Arrays
     context: str = ""
+    size: int | None = None
+
+    def together(self, row: int) -> slice:
+        """Return the rows that were computed together with one."""
+        size = self.size or len(self.places)
+        return slice(row // size * size, row // size * size + size)
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,8 @@ class Failure:
         what: describes the fault.
         found: the program's action and values, of one row.
         expected: eager's.
-        inputs: of the program, one row, where they are kept.
+        inputs: of the program, all rows that it computed together, where they are kept.
+        row: of the decision among them.
     """
 
     place: Place
@@ -74,6 +82,7 @@ class Failure:
     found: Arrays
     expected: Arrays
     inputs: Arrays | None = None
+    row: int = 0
 
     def __str__(self) -> str:
         return f"{self.place}: {self.what}: {describe(self.found)}, eager {describe(self.expected)}"
@@ -248,9 +257,11 @@ class Comparison:
     def _fail(self, batch: Batch, row: int, what: str) -> None:
         self.failed += 1
         if len(self.failures) < MAX_FAILURES:
-            inputs = None if self.failures else {name: array[[row]] for name, array in batch.inputs.items()}
+            rows = batch.together(row)
+            inputs = None if self.failures else {name: array[rows] for name, array in batch.inputs.items()}
             found, expected = (decision(each, row, self.kinds) for each in (batch.outputs, batch.eager))
-            self.failures.append(Failure(batch.places[row], batch.context + what, found, expected, inputs))
+            what = batch.context + what
+            self.failures.append(Failure(batch.places[row], what, found, expected, inputs, row - rows.start))
 
 
 def check_kinds(eager: Arrays, outputs: Arrays) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -76,8 +77,9 @@ def explain(
     player = Player(runtimes.load_by_name(policy, "eager", threads=1), manifest)
     playable = is_playable(manifest) and actions is not None
     own = replay_to(manifest, seed, actions[1][:step], player) if playable and actions is not None else None
-    if failure.inputs is not None:
-        inputs = failure.inputs
+    together = failure.inputs
+    if together is not None:
+        inputs = {name: array[[failure.row]] for name, array in together.items()}
     elif own is not None:
         inputs = player.feed | {name: array[None].copy() for name, array in player.read(own.observations).items()}
     else:
@@ -103,4 +105,8 @@ def explain(
     if inputs is None:
         return report | {"first_difference": "not known: the episode cannot be played again", "location": None}
     location = localise(policy, program, inputs, tolerance)
+    if not location.tensor and together is not None and (rows := len(next(iter(together.values())))) > 1:
+        inside = localise(policy, program, together, tolerance)
+        if inside.tensor:
+            location = dataclasses.replace(inside, note=f"{inside.note}, in a batch of {rows} rows and not alone")
     return report | {"first_difference": str(location), "location": location.as_dict()}

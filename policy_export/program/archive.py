@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import zipfile
 from pathlib import Path
@@ -18,10 +19,15 @@ EXPORTS = {"policy": "DETERMINISTIC", "policy_random": "RANDOM"}
 
 
 def save_program(path: Path, program: torch.export.ExportedProgram, facts: dict[str, Any]) -> None:
-    """Write an exported program with what a device must know about it inside."""
+    """Write an exported program with what a device must know about it inside.
+
+    PyTorch's own writer of files aborts Python where the disk is full. So it writes into memory.
+    """
     import torch
 
-    torch.export.save(program, path, extra_files={FACTS: json.dumps(facts)})
+    content = io.BytesIO()
+    torch.export.save(program, content, extra_files={FACTS: json.dumps(facts)})
+    path.write_bytes(content.getbuffer())
 
 
 def read_facts(path: Path, policy: str | None = None) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,15 @@ from torchrl.envs.utils import ExplorationType
 
 from policy_export.config.errors import ProfileError
 from policy_export.program.assertions import passing_checks
-from policy_export.program.failures import INSTALLED, fixes_batch, source_of, watch_sizes, without_partial_graph
+from policy_export.program.failures import (
+    INSTALLED,
+    STANDARD_LIBRARY,
+    fixes_batch,
+    source_of,
+    watch_sizes,
+    without_partial_graph,
+    without_places,
+)
 from policy_export.program.functions import REPLACED
 from policy_export.program.step import Step
 from policy_export.program.torch_private import OpOverload, computing_by, keep_stacks, part
@@ -25,7 +32,6 @@ SWITCHES = ("train", "training")
 CHANCES = ("p", "dropout", "dropout_p")
 NORMALISATION = "batch_norm"
 HERE = Path(__file__).parent
-STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 
 
 def export(step: Step) -> torch.export.ExportedProgram:
@@ -56,6 +62,8 @@ def export(step: Step) -> torch.export.ExportedProgram:
     for spec in program.graph_signature.input_specs:
         if spec.kind is InputKind.CONSTANT_TENSOR:  # tensors that are no buffers; freezing in AOTInductor loses those
             spec.kind, spec.persistent = InputKind.BUFFER, False
+    for node in [node for graph in graphs(program) for node in graph.nodes if node.meta.get("stack_trace")]:
+        node.meta["stack_trace"] = without_places(node.meta["stack_trace"])
     refuse_training(program)
     refuse_writing(program)
     random = random_operators(program)
@@ -90,6 +98,12 @@ def arguments_of(node: torch.fx.Node) -> dict[str, Any]:
     assert isinstance(node.target, OpOverload)
     named = {argument.name: argument.default_value for argument in part(node.target, "_schema").arguments}
     return named | dict(zip(named, node.args, strict=False)) | dict(node.kwargs)
+
+
+def graphs(program: torch.export.ExportedProgram) -> list[torch.fx.Graph]:
+    """Return the graph of a program, and those that it calls."""
+    modules = program.graph_module.modules()
+    return [module.graph for module in modules if isinstance(module, torch.fx.GraphModule)]
 
 
 def operators(program: torch.export.ExportedProgram) -> list[torch.fx.Node]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from policy_export.config.errors import ProfileError
-from policy_export.device.errors import UserError
+from policy_export.device.errors import UserError, refusal
 from policy_export.stage.files import write_text
 
 if TYPE_CHECKING:
@@ -22,33 +22,59 @@ if TYPE_CHECKING:
 
 INSTALLED = ("site-packages/", "dist-packages/")  # the second is Debian's
 ROOMS = ("algorithms", "backends", "environments", "lowering", "machine", "parity", "program", "stage")
+STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 # Frames of these are never to blame: libraries, and what calls a policy here.
-NOT_TO_BLAME = (*INSTALLED, sysconfig.get_path("stdlib"), *(f"/policy_export/{room}/" for room in ROOMS), "<")
+NOT_TO_BLAME = (*INSTALLED, STANDARD_LIBRARY, *(f"/policy_export/{room}/" for room in ROOMS), "<")
 LIBRARIES = ("/torchrl/", "/torch/distributions/")
 WRAPPER = "TensorDictModule failed with operation"
 SYMBOLS = logging.getLogger("torch.fx.experimental.symbolic_shapes")
 BRANCH = "GuardOnDataDependentSymNode"
 LONGEST = 200  # characters of a module
+PROJECT = Path(__file__).parents[2]
+START = "policy_export/program/step.py"  # where every stack begins that is of the policy
 FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 OPERATOR = re.compile(r"(?:OpOverload\(op='|target: )([\w.:]+)")
 
 
+def short(path: str) -> str:
+    """Return the path of a source file in ``site-packages``, in the project, or below a folder of Python's path."""
+    if part := next((part for part in INSTALLED if part in path), None):
+        return path.rpartition(part)[2]
+    folders = [Path.cwd(), PROJECT, *map(Path, sorted(filter(None, sys.path), key=len, reverse=True))]
+    folder = next((folder for folder in folders if Path(path).is_relative_to(folder)), None)
+    return str(Path(path).relative_to(folder)) if folder is not None else path
+
+
+def without_places(stack: str) -> str:
+    """Return the stack of a node, of what the policy calls, without the folders of this machine."""
+
+    def replaced(frame: re.Match[str]) -> str:
+        path = frame[1]
+        part = next((part for part in INSTALLED if part in path), "")
+        if path.startswith(STANDARD_LIBRARY) and not part:
+            return f'File "<{path.removeprefix(STANDARD_LIBRARY)[1:]}>", line {frame[2]}'
+        return f'File "{part}{short(path)}", line {frame[2]}'
+
+    frames = FRAME.sub(replaced, stack)
+    return frames[max(0, frames.find(f'File "{START}')) :]
+
+
 def place(path: str, line: int) -> str:
     """Return a line of source in short form: ``my_policy.py:41``."""
-    try:
-        return f"{Path(path).resolve().relative_to(Path.cwd())}:{line}"
-    except ValueError:
-        short = next((path.rpartition(part)[2] for part in INSTALLED if part in path), path)
-        return f"{short}:{line}"
+    return f"{short(path)}:{line}"
 
 
 def blame(frames: Iterable[tuple[str, int]]) -> str | None:
     """Return the innermost line of the user's code, or else of a library's modules; None if there is neither."""
     frames = list(frames)
-    users = [frame for frame in frames if not any(part in frame[0] for part in NOT_TO_BLAME)]
+    users = [frame for frame in frames if not any(part in _rooted(frame[0]) for part in NOT_TO_BLAME)]
     libraries = [frame for frame in frames if any(part in frame[0] for part in LIBRARIES)]
     chosen = users or libraries
     return place(*chosen[-1]) if chosen else None
+
+
+def _rooted(path: str) -> str:
+    return path if path.startswith("/") else f"/{path}"
 
 
 def source_of(node: torch.fx.Node) -> str | None:
@@ -162,8 +188,10 @@ def find_operator(program: torch.export.ExportedProgram, name: str) -> str | Non
 def in_one_line(policy: str, stage: str, program: torch.export.ExportedProgram | None = None) -> Iterator[None]:
     """Turn any error inside into one line, and write the whole trace into a file that the line names.
 
+    What the machine refuses is raised as it is.
+
     Raises:
-        ProfileError: something was raised inside.
+        ProfileError: something else was raised inside.
     """
     path = Path("results", policy, "failures", f"{stage}.txt")
     path.unlink(missing_ok=True)
@@ -172,6 +200,8 @@ def in_one_line(policy: str, stage: str, program: torch.export.ExportedProgram |
     except UserError:
         raise
     except Exception as error:
+        if refusal(error) is not None:
+            raise
         graph = getattr(error, "partial_fx_graph", "")  # how far the export came
         write_text(path, "".join([*traceback.format_exception(error), f"{graph}\n" if graph else ""]))
         raise ProfileError(f"{stage}: {explain(error, program)}; the whole trace: {path}") from None

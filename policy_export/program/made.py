@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from policy_export.device.errors import UserError
+from policy_export.device.errors import RefusedError, UserError
 from policy_export.device.manifest import sha256
 from policy_export.stage.files import write_json, write_text
 
@@ -76,6 +76,8 @@ def make(
         return
     try:
         build()
+    except RefusedError:  # as the other programs' will be
+        raise
     except UserError as error:
         raise type(error)(f"{error}{way_out(wanted, program)}") from error.__cause__
     made = [*files, *(sorted(folder.rglob("*")) if folder is not None else ())]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import tempfile
 import zipfile
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = ["MovedError", "OpOverload", "OpOverloadPacket"]  # the types of operators have no public names
 
+# Options of Inductor for packages that are the same wherever they are compiled: otherwise names of files are hashes of
+# the compiler's call, too, and lines of source are noted with their folder.
+UNPLACED = {"aot_inductor.model_name_for_generated_files": "policy", "aot_inductor.enable_line_tables": False}
 MODEL_HEADER = "#include <torch/csrc/inductor/aoti_runtime/model.h>\n"
 # How files inside of AOTInductor's packages end: no function of PyTorch's tells where they are.
 METADATA, CODE, WEIGHTS = ".wrapper_metadata.json", ".wrapper.cpp", "_weights.blob"
@@ -107,14 +111,37 @@ def compile_package(program: ExportedProgram, path: Path, options: Mapping[str, 
         MovedError: PyTorch has another compiler.
     """
     import torch._inductor
-    from torch._inductor import config
+    from torch._inductor import config, cpp_builder, package
+
+    options = {**UNPLACED, **options}
+    flags_of, pack = part(cpp_builder, "_get_optimization_cflags"), part(package, "package_aoti")
+
+    def place_less_flags(*arguments: Any, **named: Any) -> tuple[list[str], list[str]]:
+        flags, linking = flags_of(*arguments, **named)
+        places = {folder: "generated", Path(torch.__file__).parent: "torch"}
+        return [*flags, *(f"ffile-prefix-map={place}={name}" for place, name in places.items())], linking
+
+    def pack_without_places(archive: io.BytesIO, files: list[str]) -> io.BytesIO:
+        for code in [Path(file) for file in files if str(file).endswith(".cpp")]:  # how it was compiled stands there
+            lines = code.read_text().splitlines(keepends=True)
+            code.write_text("".join(line for line in lines if not (line.startswith("//") and folder in line)))
+        packed: io.BytesIO = pack(archive, files)
+        return packed
 
     part(config.aot_inductor, "output_path")
     generated = "aot_inductor.output_path"
-    with tempfile.TemporaryDirectory() as folder, config.patch({generated: folder}), torch.no_grad():
+    content = io.BytesIO()  # PyTorch's own writer of files aborts Python where the disk is full
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        config.patch({generated: folder}),
+        mock.patch.object(cpp_builder, flags_of.__name__, place_less_flags),
+        mock.patch.object(package, pack.__name__, pack_without_places),
+        torch.no_grad(),
+    ):
         part(part(torch, "_inductor"), "aoti_compile_and_package")(
-            program, package_path=str(path), inductor_configs=dict(options)
+            program, package_path=content, inductor_configs=options
         )
+    path.write_bytes(content.getbuffer())
 
 
 def load_package(path: Path) -> Any:
