@@ -36,6 +36,7 @@ TINY = {
     "policies.dqn.train.eval_episodes": 2,
     "parity_check.episodes": 2,
     "parity_check.random_calls": 4,
+    "parity_check.soak_calls": 100,
 }
 
 # The check of a few short episodes, with every comparison that a long one has.
@@ -45,6 +46,7 @@ SHORT_CHECK = params.ParityCheck(
     tolerance=1e-5,
     seed=3,
     episodes=2,
+    soak_calls=100,
     random_inputs=4,
     random_calls=4,
     random_error_rate=1e-6,
@@ -54,7 +56,7 @@ SHORT_CHECK = params.ParityCheck(
 SMALL: dict[str, dict[str, Any]] = {
     "record": {"greedy_episodes": 2, "epsilon_episodes": 2},
     "compile_native": {"targets": ["native"]},
-    "parity_check": {"min_observations": 200, "episodes": 3, "random_inputs": 4, "random_calls": 8},
+    "parity_check": {"min_observations": 200, "episodes": 3, "soak_calls": 100, "random_inputs": 4, "random_calls": 8},
 }
 # The stages in one process, as importing PyTorch takes longer than most of them do.
 BUILD = """

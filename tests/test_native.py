@@ -40,6 +40,7 @@ from policy_export.lowering.golden import write_native_golden
 from policy_export.lowering.instructions import TARGETS, find_target
 from policy_export.lowering.native import build as build_library
 from policy_export.lowering.native import compile_target, generate, prove, write_facts
+from policy_export.parity.libraries import check_libraries
 from policy_export.program.archive import load_program
 from policy_export.program.calls import wrap
 from policy_export.program.golden import pick_steps, write_golden
@@ -350,7 +351,7 @@ def test_command(folder, tmp_path):
         (["bench", "--rate-hz", "50x"], 2, "usage: policy info"),
         (["play", "/no/such/file"], 1, "error: /no/such/file: No such file or directory"),
         (["selftest", "/no/such/file"], 1, "error: /no/such/file: No such file or directory"),
-        (["selftest", "/"], 1, "error: /, after 0 decisions: not a file of golden"),
+        (["selftest", "/"], 1, "error: /: not a file of golden"),
         (["play", "/"], 1, "error: /: Is a directory"),
     ],
 )
@@ -412,10 +413,7 @@ def test_one_changed_byte_of_the_weights_is_noticed(folder, generated, tmp_path)
     golden_file = folder / "native/golden.bin"
     binary = damaged(folder / "native/policy", tmp_path / "policy", weights)
     message = command(binary, "selftest", golden_file, status=1)
-    assert (
-        message
-        == f"error: {golden_file}, after 0 decisions: the weights are not those that the library was built with\n"
-    )
+    assert message == "error: dqn: the weights are not those that the library was built with\n"
     loaded = ctypes.CDLL(str(damaged(folder / "native/libpolicy.so", tmp_path / "libpolicy.so", weights)))
     assert loaded.policy_selftest(open_handle(loaded), str(golden_file).encode(), None) == DAMAGED
 
@@ -807,7 +805,8 @@ def test_golden_decisions_of_several(several, tmp_path):
         path = tmp_path / name
         write_native_golden(path, dataclasses.replace(decisions, outputs=changed), SEVERAL_FACTS)
         message = command(several.built / "policy", "selftest", path, status=1)
-        assert message.endswith("after 7 decisions: a golden decision comes out otherwise, by more than rounding\n")
+        told = f"after 7 decisions of {path}: a golden decision comes out otherwise, by more than rounding\n"
+        assert message.endswith(told)
         save_file(load_file(several.built / GOLDEN) | {f"output/{name}": changed[name]}, path)
         with pytest.raises(UserError, match=f"decision 7 comes out otherwise: {name} .*; no rounding explains that"):
             selftest(player, path)
@@ -1005,6 +1004,47 @@ def test_aarch64_decides_the_same(folder, tmp_path, monkeypatch):
     golden_file = folder / "native/golden.bin"
     assert "all as they were" in command(*emulator, tmp_path / "policy", "selftest", golden_file)
     assert "instructions aarch64" in command(*emulator, tmp_path / "policy", "info")
+    model = tmp_path / "model"
+    shutil.copytree(folder, model)
+    library, its_command = (model / "native/aarch64" / name for name in ("libpolicy.so", "policy"))
+    library.parent.mkdir()
+    for path in (library, its_command):
+        shutil.copy(tmp_path / path.name, path)
+    manifest = read_manifest(folder)
+    listed = manifest | {"files": {**manifest["files"], "native/aarch64/libpolicy.so": {}}}
+    facts = load_program(folder / "policy.pt2", "dqn")[1]
+    assert list(check_libraries(model, listed, facts)) == []
+    library.write_bytes(library.read_bytes().replace(b'"frame_skip": 4', b'"frame_skip": 5'))
+    with_other_weights(its_command, folder)
+    of_library, of_command = check_libraries(model, listed, facts)
+    assert of_library == f"{library}: does not hold the facts that the profile and the trained policy say"
+    assert of_command.startswith(f"{its_command}: does not decide as {model / 'native/golden.bin'} has it: ")
+
+
+def with_other_weights(path: Path, folder: Path) -> None:
+    """Change a bias in a library or command."""
+    content, weights = path.read_bytes(), load_file(folder / "policy.safetensors")
+    found = [bias for bias in weights.values() if bias.ndim == 1 and len(bias) > 4 and bias.tobytes() in content]
+    path.unlink()
+    path.write_bytes(content.replace(found[0].tobytes(), np.arange(len(found[0]), dtype=np.float32).tobytes()))
+    path.chmod(0o755)
+
+
+@pytest.mark.skipif(
+    platform.machine() != "x86_64" or find_target("native").level != 4,
+    reason="no library of the folder is for another instruction set that this processor has",
+)
+def test_library_for_another_instruction_set_is_exercised(folder, tmp_path):
+    manifest, facts = read_manifest(folder), load_program(folder / "policy.pt2", "dqn")[1]
+    assert list(check_libraries(folder, manifest, facts)) == []
+    (line,) = check_libraries(folder, manifest, facts | {"policy": "another"})
+    assert line.endswith("native/x86-64-v3/libpolicy.so: policy is not what the profile and the trained policy say")
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)  # a process loads a library of one path once
+    path = tmp_path / "native/x86-64-v3/libpolicy.so"
+    with_other_weights(path, folder)
+    (line,) = check_libraries(tmp_path, manifest, facts)
+    assert line.startswith(f"{path}: ")
+    assert "golden" in line
 
 
 def test_targets_are_known_to_params():

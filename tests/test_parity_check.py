@@ -44,7 +44,7 @@ from policy_export.environments.env import environment_facts
 from policy_export.environments.episodes import Episode, observe
 from policy_export.parity import check as stage
 from policy_export.parity import closed_loop as closed_loop_module
-from policy_export.parity.batch_invariance import BATCHES, ODD_ROWS, check_batch_invariance
+from policy_export.parity.batch_invariance import BATCHES, LARGE, ODD_ROWS, check_batch_invariance
 from policy_export.parity.closed_loop import ClosedLoop, Trace, compare_episodes, part_at_ties, play_episodes
 from policy_export.parity.comparison import MAX_FAILURES, Batch, Comparison, Place
 from policy_export.parity.facts import check_facts
@@ -519,7 +519,7 @@ def rows(bundle: Bundle, run: Run) -> Comparison:
 def test_rows_of_programs_pass(bundle, name):
     result = rows(bundle, bundle.programs[name])
     assert (result.failures, result.different_actions) == ([], 0)
-    assert result.observations == 70 * (len(BATCHES) + 1) + ODD_ROWS * 7
+    assert result.observations == 70 * (len(BATCHES) + 1) + LARGE + ODD_ROWS * 7
 
 
 def only_alone(run: Run) -> Run:
@@ -532,6 +532,38 @@ def only_in_small_batches(run: Run) -> Run:
         outputs = run(inputs)
         outputs["action_value"][32:] += np.float32(1e-3)
         return outputs
+
+    return wrong
+
+
+def only_in_usual_batches(run: Run) -> Run:
+    def wrong(inputs: Arrays) -> Arrays:
+        outputs = run(inputs)
+        outputs["action_value"][64:] += 1
+        return outputs
+
+    return wrong
+
+
+def only_at_first(run: Run) -> Run:
+    """Return a program that is wrong after some time; the rest of the check calls it less often."""
+    calls = itertools.count()
+
+    def wrong(inputs: Arrays) -> Arrays:
+        outputs = run(inputs)
+        outputs["action_value"] += next(calls) > 150
+        return outputs
+
+    return wrong
+
+
+def takes_last(run: Run) -> Run:
+    """Return a program that takes the last of equal values."""
+
+    def wrong(inputs: Arrays) -> Arrays:
+        outputs = run(inputs)
+        values = outputs["action_value"]
+        return outputs | {"action": values.shape[1] - 1 - values[:, ::-1].argmax(1)}
 
     return wrong
 
@@ -568,6 +600,9 @@ def skips_black(run: Run) -> Run:
         (as_if_contiguous, "not contiguous: "),
         (reset_for_all, r"in batches of (2|7): "),
         (skips_black, "all zero: "),
+        (only_in_usual_batches, f"in a batch of {LARGE}: "),
+        (only_at_first, "at the [0-9]+th call again: "),
+        (takes_last, "constructed from recorded inputs: not the first of equal values is taken in action"),
     ],
 )
 def test_fault_of_some_batches_or_inputs_is_found(bundle, fault, context):

@@ -134,7 +134,9 @@ int selftest(const std::string &path) {
     const Decider decider;
     size_t decisions = 0, rounded = 0;
     const policy_status status = policy_selftest_rounding(decider.handle.get(), path.c_str(), &decisions, &rounded);
-    if (status != POLICY_OK) return fail(path + ", after " + std::to_string(decisions) + " decisions", status);
+    if (status == POLICY_FILE) return fail(path, status);
+    const std::string after = decisions > 0 ? ", after " + std::to_string(decisions) + " decisions of " + path : "";
+    if (status != POLICY_OK) return fail(policy_name() + after, status);
     std::printf("selftest %s: %zu golden decisions, all as they were", policy_name(), decisions);
     if (rounded > 0) std::printf(", %zu of them but for rounding", rounded);
     std::printf("\n");

@@ -68,6 +68,7 @@ class ParityCheck(Section):
     tolerance: Positive
     seed: Seed
     episodes: Count
+    soak_calls: Count
     random_inputs: Count
     random_calls: Annotated[int, Field(gt=0, multiple_of=2)]
     random_error_rate: Annotated[float, Field(gt=0, lt=1)]

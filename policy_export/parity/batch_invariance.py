@@ -1,8 +1,11 @@
-"""Check that a program decides for each row alone, whatever else is in the batch, and for odd inputs too."""
+"""Check that a program decides for each row alone, whatever else is in the batch, and for odd inputs too.
+
+The odd ones include a batch that is larger than any other, many calls of one process, and equal values.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +19,14 @@ from policy_export.device.environments import is_playable, make_environment
 from policy_export.device.errors import UserError
 from policy_export.device.manifest import action_kinds, observation_names, read_manifest
 from policy_export.device.player import Player
-from policy_export.parity.comparison import Batch, Comparison
+from policy_export.parity.comparison import Batch, Comparison, Place
 from policy_export.parity.recorded_inputs import RecordedInputs
+from policy_export.parity.ties import Ties, find_ties, rule_of
 
 BATCHES = (1, 2, 7, 64)
 ROWS = 448  # each of these batches fits in evenly
+LARGE = 1001  # rows of one batch, in which rows come again
+SOAKED = 2  # rows that are shown alone, in turns, many times
 ODD_ROWS = 16
 RESETS = 16  # environments that are reset, each with its own seed
 
@@ -80,6 +86,37 @@ def with_numbers(outputs: Arrays) -> npt.NDArray[np.bool_]:
     return np.all([~np.isnan(array.reshape(rows, -1)).any(1) for array in numbers] or [np.ones(rows, bool)], 0)
 
 
+def soak(run: Run, inputs: Arrays, calls: int) -> Iterator[tuple[int, int, Arrays]]:
+    """Call a program many times with a few rows in turns, and yield what it does not always answer.
+
+    Yields:
+        the number of the call, the row, and the outputs, where these are not to the last bit those of the first time.
+    """
+    rows = min(SOAKED, len(next(iter(inputs.values()))))
+    feeds = [{name: array[[row]] for name, array in inputs.items()} for row in range(rows)]
+    first = [run(feed) for feed in feeds]
+    for call in range(calls):
+        row = call % rows
+        outputs = run(feeds[row])
+        if any(outputs[name].tobytes() != array.tobytes() for name, array in first[row].items()):
+            yield call, row, outputs
+
+
+def check_ties(found: Iterable[Ties], rule: str, places: list[Place], result: Comparison) -> None:
+    """Check that a program takes the one of equal choices that the policy takes: the ``first`` or the ``last``."""
+    for ties in found:
+        result.equal_values += len(ties.taken)
+        batch = Batch(
+            [places[row] for row in ties.origin],
+            ties.outputs,
+            ties.outputs,
+            ties.inputs,
+            "constructed from recorded inputs: ",
+        )
+        for row in np.flatnonzero(~getattr(ties, rule)).tolist():
+            result.fail(batch, row, f"not the {rule} of equal values is taken in {ties.choice}")
+
+
 def check_batch_invariance(
     eager: Run,
     programs: dict[str, Run],
@@ -87,7 +124,7 @@ def check_batch_invariance(
     manifest: dict[str, Any],
     settings: params.ParityCheck,
 ) -> dict[str, Comparison]:
-    """Run deterministic programs on the same rows alone, in other batches and in another order, and on odd inputs.
+    """Run deterministic programs on the same rows alone, in other batches, in another order, often, and on odd inputs.
 
     Raises:
         UserError: a program's outputs are not those of eager.
@@ -98,6 +135,9 @@ def check_batch_invariance(
     shown = [(f"in batches of {size}: ", size, places, inputs, expected) for size in BATCHES]
     order = np.random.default_rng(settings.seed).permutation(len(places))
     others = [places[row] for row in order]
+    again = np.arange(LARGE) % len(places)
+    repeated = [places[row] for row in again]
+    shown.append((f"in a batch of {LARGE}: ", LARGE, repeated, reorder(inputs, again), reorder(expected, again)))
     shown.append(("in another order: ", max(BATCHES), others, reorder(inputs, order), reorder(expected, order)))
     for what, rows in odd_inputs(inputs, manifest, settings.seed):
         answers = eager(rows)
@@ -107,6 +147,7 @@ def check_batch_invariance(
         elif known.any():
             where = [place for place, answered in zip(places, known, strict=False) if answered]
             shown.append((f"{what}: ", ODD_ROWS, where, reorder(rows, known), reorder(answers, known)))
+    rule = rule_of(list(find_ties(eager, inputs, manifest, settings.seed)))
     results = {}
     for name, run in programs.items():
         results[name] = Comparison(
@@ -115,6 +156,11 @@ def check_batch_invariance(
         try:
             for context, size, where, rows, wanted in shown:
                 results[name].compare(Batch(where, wanted, run_batches(run, rows, size), rows, context, size))
+            for call, row, outputs in soak(run, inputs, settings.soak_calls):
+                alone, wanted = (reorder(arrays, np.array([row])) for arrays in (inputs, expected))
+                results[name].compare(Batch([places[row]], wanted, outputs, alone, f"at the {call}th call again: "))
+            if rule is not None:
+                check_ties(find_ties(run, inputs, manifest, settings.seed), rule, places, results[name])
         except UserError as error:
             raise UserError(f"{name}: {error}") from None
     return results

@@ -176,6 +176,7 @@ class Comparison:
         ties: different actions that are no faults, as eager's values of both are closer than rounding can separate.
         failed: number of faults.
         failures: the first of them, ``MAX_FAILURES`` at most.
+        equal_values: number of decisions between equal values that were constructed.
     """
 
     compares_actions: bool
@@ -190,6 +191,7 @@ class Comparison:
     ties: list[dict[str, Any]] = field(default_factory=list)
     failed: int = 0
     failures: list[Failure] = field(default_factory=list)
+    equal_values: int = 0
 
     @property
     def max_abs_difference(self) -> dict[str, float]:
@@ -229,7 +231,7 @@ class Comparison:
                 place = int((apart[row] - allowed[row]).argmax())
                 most = allowed[row, min(place, allowed.shape[1] - 1)]
                 found = f"{name} differs by {apart[row, place]:.3g}"
-                self._fail(batch, row, f"{found} (parity_check.tolerance allows {most:.3g})")
+                self.fail(batch, row, f"{found} (parity_check.tolerance allows {most:.3g})")
         if self.compares_actions and (chosen := [name for name in self.kinds if is_choice(eager[name])]):
             apart_by = [margin for name in chosen if (margin := margins(eager, name, self.kinds[name])) is not None]
             if apart_by:
@@ -252,9 +254,10 @@ class Comparison:
             return
         self.different_actions += 1
         margin = "" if verdict is None else f" (eager's margin {verdict.margin:.3g})"
-        self._fail(batch, row, f"another action{margin}")
+        self.fail(batch, row, f"another action{margin}")
 
-    def _fail(self, batch: Batch, row: int, what: str) -> None:
+    def fail(self, batch: Batch, row: int, what: str) -> None:
+        """Record a fault of a row."""
         self.failed += 1
         if len(self.failures) < MAX_FAILURES:
             rows = batch.together(row)

@@ -15,6 +15,7 @@ from policy_export.config.profile import load_profile
 from policy_export.device.errors import UserError
 from policy_export.device.golden import GOLDEN, read_golden
 from policy_export.device.manifest import DIGEST, MANIFEST, compare_told, first_difference, read_manifest
+from policy_export.parity.libraries import check_libraries
 from policy_export.program.golden import absolute_tolerance
 
 # Of the manifest: the commit may be another, and who reads it checks the digest.
@@ -27,7 +28,7 @@ def check_facts(policy: str) -> list[str]:
 
     What each program says of itself is compared with facts made anew from the profile and the trained policy, the
     manifest with one made anew from the folder and ``params.yaml``, and the tolerance of the golden decisions with its
-    setting.
+    setting. Libraries for other instruction sets are run as far as they can be here.
     """
     # Only here, as who starts the process does not need PyTorch.
     from torchrl.envs.utils import ExplorationType
@@ -69,6 +70,7 @@ def _mistakes(policy: str, expected: Mapping[str, dict[str, Any]]) -> Iterator[s
         own, other = ({key: facts[key] for key in OWN if key in told} for facts in (told, right))
         if difference := compare_told(told, right) or first_difference(own, other):
             yield _line(folder / file, *difference)
+    yield from check_libraries(folder, manifest, expected[""])
     golden = read_golden(folder / GOLDEN, expected[""])
     tolerance = absolute_tolerance(expected[""], params.load().golden.tolerance)
     if golden.tolerance != tolerance:

@@ -105,6 +105,7 @@ def describe_batch_invariance(rows: Comparison) -> dict[str, Any]:
         "max_abs_difference": rows.max_abs_difference,
         "different_actions": rows.different_actions,
         "ties": rows.ties,
+        "equal_values": rows.equal_values,
     }
 
 

@@ -31,6 +31,8 @@ __all__ = ["MovedError", "OpOverload", "OpOverloadPacket"]  # the types of opera
 # Options of Inductor for packages that are the same wherever they are compiled: otherwise names of files are hashes of
 # the compiler's call, too, and lines of source are noted with their folder.
 UNPLACED = {"aot_inductor.model_name_for_generated_files": "policy", "aot_inductor.enable_line_tables": False}
+# Headers that are compiled beforehand are for those who compile more than two programs.
+PLAIN = {"aot_inductor.precompile_headers": False}
 MODEL_HEADER = "#include <torch/csrc/inductor/aoti_runtime/model.h>\n"
 # How files inside of AOTInductor's packages end: no function of PyTorch's tells where they are.
 METADATA, CODE, WEIGHTS = ".wrapper_metadata.json", ".wrapper.cpp", "_weights.blob"
@@ -113,7 +115,7 @@ def compile_package(program: ExportedProgram, path: Path, options: Mapping[str, 
     import torch._inductor
     from torch._inductor import config, cpp_builder, package
 
-    options = {**UNPLACED, **options}
+    options = {**UNPLACED, **PLAIN, **options}
     flags_of, pack = part(cpp_builder, "_get_optimization_cflags"), part(package, "package_aoti")
 
     def place_less_flags(*arguments: Any, **named: Any) -> tuple[list[str], list[str]]:

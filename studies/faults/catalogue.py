@@ -287,6 +287,30 @@ def same_samples_every_start(subject: Subject, folder: Path) -> Path:
     return path
 
 
+def last_of_equal(model: onnx.ModelProto) -> None:
+    """Let the program take the last of equal values."""
+    for node in model.graph.node:
+        if node.op_type == "ArgMax":
+            node.attribute.append(onnx.helper.make_attribute("select_last_index", 1))
+
+
+def wrong_in_large_batches(values: torch.Tensor) -> torch.Tensor:
+    """Return values that are 1 off from the 65th row on."""
+    return values + (torch.arange(values.shape[0]) >= 64).unsqueeze(1)
+
+
+def last_row_like_first(values: torch.Tensor) -> torch.Tensor:
+    """Return values of which the last row has the first's, where there are more than 7."""
+    rows = torch.arange(values.shape[0])
+    return values[torch.where((rows == values.shape[0] - 1) & (rows > 7), 0, rows)]
+
+
+def wrong_for_equal_values(action: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Return another action where the two best values are equal."""
+    best = values.topk(2).values
+    return torch.where(best[:, 0] == best[:, 1], (action + 1) % values.shape[1], action)
+
+
 # Of the programs that explore, by the kind of policy and name.
 RANDOM_FAULTS: dict[str, dict[str, Fault]] = {
     "stacked": {
@@ -349,6 +373,14 @@ FAULTS: dict[str, dict[str, Fault]] = {
         "ONNX: worst action": edit_onnx(worst_action),
         "ONNX: batch of 1": edit_onnx(fixed_batch),
         "ONNX: cut one row later": edit_onnx(later_rows),
+        "ONNX: last of equal values": edit_onnx(last_of_equal),
+        "last of equal values": after(
+            lambda _, values: values.shape[1] - 1 - values.flip(1).argmax(1), "action", "action_value"
+        ),
+        "another action where values are equal": after(wrong_for_equal_values, "action", "action_value"),
+        "wrong in batches above 64": after(wrong_in_large_batches, "action_value"),
+        "last row like the first": after(last_row_like_first, "action_value"),
+        "AOTInductor: wrong in batches above 64": compiled(after(wrong_in_large_batches, "action_value")),
         "ONNX: converted with noise of 1e-4": converted(weights(noise(1e-4))),
         "AOTInductor: crop one row lower": compiled(crop(top=1)),
         "AOTInductor: noise of 1e-4": compiled(weights(noise(1e-4))),
