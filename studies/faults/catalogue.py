@@ -291,7 +291,9 @@ def last_of_equal(model: onnx.ModelProto) -> None:
     """Let the program take the last of equal values."""
     for node in model.graph.node:
         if node.op_type == "ArgMax":
-            node.attribute.append(onnx.helper.make_attribute("select_last_index", 1))
+            others = [attribute for attribute in node.attribute if attribute.name != "select_last_index"]
+            del node.attribute[:]
+            node.attribute.extend([*others, onnx.helper.make_attribute("select_last_index", 1)])
 
 
 def wrong_in_large_batches(values: torch.Tensor) -> torch.Tensor:
