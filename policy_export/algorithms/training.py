@@ -11,7 +11,6 @@ import copy
 import fcntl
 import hashlib
 import importlib
-import io
 import json
 import math
 import os
@@ -44,7 +43,7 @@ from policy_export.program.driver import Driver
 from policy_export.program.failures import in_one_line
 from policy_export.program.policy import Agent, environment_of, make_agent
 from policy_export.program.weights import save_weights
-from policy_export.stage.files import replacing, write_json, write_table
+from policy_export.stage.files import in_memory, replacing, write_json, write_table
 from policy_export.stage.sources import hash_files, needed_files
 from policy_export.stage.stopping import Stopped
 
@@ -79,10 +78,8 @@ class Checkpoint:
         self.path = self.folder / "checkpoint.pt"
 
     def save(self, state: dict[str, Any]) -> None:
-        content = io.BytesIO()
-        torch.save(state, content)  # where the disk is full, PyTorch's own writer of files tells of a wrong position
-        with replacing(self.path) as temporary:
-            temporary.write_bytes(content.getbuffer())
+        with replacing(self.path) as temporary, in_memory(temporary) as content:
+            torch.save(state, content)
 
     @contextmanager
     def saved_where_stopped(self) -> Iterator[None]:

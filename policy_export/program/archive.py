@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from policy_export.device.errors import UserError, first_line
+from policy_export.stage.files import in_memory
 
 if TYPE_CHECKING:
     import torch
@@ -19,15 +19,11 @@ EXPORTS = {"policy": "DETERMINISTIC", "policy_random": "RANDOM"}
 
 
 def save_program(path: Path, program: torch.export.ExportedProgram, facts: dict[str, Any]) -> None:
-    """Write an exported program with what a device must know about it inside.
-
-    PyTorch's own writer of files aborts Python where the disk is full. So it writes into memory.
-    """
+    """Write an exported program with what a device must know about it inside."""
     import torch
 
-    content = io.BytesIO()
-    torch.export.save(program, content, extra_files={FACTS: json.dumps(facts)})
-    path.write_bytes(content.getbuffer())
+    with in_memory(path) as content:
+        torch.export.save(program, content, extra_files={FACTS: json.dumps(facts)})
 
 
 def read_facts(path: Path, policy: str | None = None) -> dict[str, Any]:

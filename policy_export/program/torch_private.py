@@ -21,6 +21,7 @@ from torch._ops import OpOverload, OpOverloadPacket
 from torch.export import ExportedProgram
 
 from policy_export.device.errors import UserError
+from policy_export.stage.files import in_memory
 
 if TYPE_CHECKING:
     from torch._inductor import ir
@@ -132,18 +133,17 @@ def compile_package(program: ExportedProgram, path: Path, options: Mapping[str, 
 
     part(config.aot_inductor, "output_path")
     generated = "aot_inductor.output_path"
-    content = io.BytesIO()  # PyTorch's own writer of files aborts Python where the disk is full
     with (
         tempfile.TemporaryDirectory() as folder,
         config.patch({generated: folder}),
         mock.patch.object(cpp_builder, flags_of.__name__, place_less_flags),
         mock.patch.object(package, pack.__name__, pack_without_places),
         torch.no_grad(),
+        in_memory(path) as content,
     ):
         part(part(torch, "_inductor"), "aoti_compile_and_package")(
             program, package_path=content, inductor_configs=options
         )
-    path.write_bytes(content.getbuffer())
 
 
 def load_package(path: Path) -> Any:

@@ -46,6 +46,18 @@ def replacing(path: Path) -> Iterator[Path]:
         raise RefusedError(f"{path}: cannot be written: {describe_refusal(refused)}") from error
 
 
+@contextlib.contextmanager
+def in_memory(path: Path) -> Iterator[io.BytesIO]:
+    """Yield a file in memory, which is written to ``path`` when the block ends without an error.
+
+    It is for what PyTorch writes: where the disk is full, its own writer of files tells of a wrong position, or aborts
+    Python.
+    """
+    content = io.BytesIO()
+    yield content
+    path.write_bytes(content.getbuffer())
+
+
 def write_text(path: Path, text: str) -> None:
     with replacing(path) as temporary:
         temporary.write_text(text)
