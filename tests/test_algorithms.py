@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 from pathlib import Path
 
@@ -20,11 +19,12 @@ from torchrl.modules import EGreedyModule, OneHotCategorical, ProbabilisticActor
 
 from policy_export.algorithms import dqn, ppo, pqn
 from policy_export.algorithms.rollouts import Rollouts
-from policy_export.algorithms.training import Checkpoint, evaluate, learn, train
-from policy_export.config.profile import Profile, check, read
+from policy_export.algorithms.training import train
+from policy_export.config.profile import Profile, check, load_profile, read
 from policy_export.device.errors import UserError
 from policy_export.environments.env import make_env
 from policy_export.program.policy import make_agent
+from policy_export.program.weights import load_weights
 
 PROFILES = read(ROOT / "params.yaml")["policies"]
 VECTOR = {"env": {"id": "CartPole-v1", "max_episode_steps": 200}, "preprocess": None}
@@ -174,7 +174,7 @@ def test_what_a_cut_off_episode_led_to_is_valued_with_its_own_memory(monkeypatch
             torch.testing.assert_close(rollout["next_value"][:, step], pqn.Learner.value(actor(entries)))
 
 
-def one_hot_values():
+def one_hot_values(*_specs):
     """Return a policy with values as in TorchRL's tutorials, and TorchRL's default encoding of an action."""
     return TensorDictSequential(
         TensorDictModule(nn.Linear(4, 2), in_keys=["observation"], out_keys=["action_value"]),
@@ -183,7 +183,7 @@ def one_hot_values():
     )
 
 
-def one_hot_actor():
+def one_hot_actor(*_specs):
     return ProbabilisticActor(
         TensorDictModule(nn.Linear(4, 2), in_keys=["observation"], out_keys=["logits"]),
         in_keys=["logits"],
@@ -192,24 +192,27 @@ def one_hot_actor():
     )
 
 
-@pytest.mark.parametrize(
-    ("algorithm", "name", "make"),
-    [(pqn, "pqn", one_hot_values), (dqn, "dqn", one_hot_values), (ppo, "ppo", one_hot_actor)],
-)
-def test_policy_whose_actions_are_one_hot(tmp_path, monkeypatch, algorithm, name, make):
+@pytest.mark.parametrize(("name", "make"), [("pqn", one_hot_values), ("dqn", one_hot_values), ("ppo", one_hot_actor)])
+def test_policy_whose_actions_are_one_hot(tmp_path, monkeypatch, name, make):
     """Check that it is trained and evaluated like any other policy."""
     monkeypatch.chdir(tmp_path)
     short = {"total_steps": 512, "num_envs": 4, "rollout_steps": 16, "eval_episodes": 2}
     short |= {"learning_starts": 100} if name == "dqn" else {"minibatch_size": 32}
-    made = check(Profile, LEARN[name] | {"train": LEARN[name]["train"] | short})
-    torch.manual_seed(0)
-    agent = dataclasses.replace(make_agent("small", made), actor=make(), one_hot=True)
-    before = copy.deepcopy(agent.actor.state_dict())
-    steps, _ = learn("small", made, agent, algorithm.Learner, Checkpoint("small", made))
-    assert steps == 512
-    weights = {key: tensor for key, tensor in agent.actor.state_dict().items() if key.endswith("weight")}
-    assert all(not torch.equal(tensor, before[key]) for key, tensor in weights.items())
-    assert evaluate(made, agent)["episodes"] == 2
+    factory = {"factory": f"{__name__}:{make.__name__}"}
+    small = LEARN[name] | {"policy": factory, "train": LEARN[name]["train"] | short}
+    YAML().dump({"policies": {"small": small}}, Path("params.yaml"))
+    train("small")
+    told = json.loads(Path("results/small/train.json").read_text())
+    assert (told["env_steps"], told["evaluation"]["episodes"]) == (512, 2)
+    made = load_profile("small")
+    torch.manual_seed(made.train.seed)
+    agent = make_agent("small", made)
+    assert agent.one_hot
+    before = {key: tensor.clone() for key, tensor in agent.actor.state_dict().items() if key.endswith("weight")}
+    load_weights(Path("models/small/policy.safetensors"), "small", agent.actor)
+    after = agent.actor.state_dict()
+    assert before
+    assert all(not torch.equal(after[key], tensor) for key, tensor in before.items())
 
 
 @pytest.mark.parametrize("algorithm", [pqn, dqn])

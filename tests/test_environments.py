@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from tensordict.nn import TensorDictSequential
 from torchrl.envs.utils import ExplorationType
 
-from policy_export.algorithms import training
+from policy_export.algorithms import evaluation, training
 from policy_export.backends import onnx
 from policy_export.config.errors import ProfileError
 from policy_export.config.profile import Profile, check
@@ -378,7 +378,7 @@ def test_agents_are_not_trained_here():
 def test_score_that_is_no_number():
     profile = profile_of({"factory": "environments:robot", "fault": "reward"}, "masked")
     with pytest.raises(ProfileError, match="the score of an episode is nan, must be a number"):
-        training.evaluate(profile, make_agent("mine", profile))
+        evaluation.evaluate("mine", profile, make_agent("mine", profile))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 
 import numpy as np
 import onnxruntime
@@ -14,7 +13,7 @@ import torch
 from onnx import TensorProto, helper
 from tensordict import TensorDict
 from torchrl.data import Categorical, Composite
-from torchrl.envs.utils import ExplorationType, exploration_type, set_exploration_type
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import EGreedyModule, GRUModule, LSTMModule
 
 BATCH = torch.export.Dim("batch", min=1, max=1024)
@@ -58,16 +57,6 @@ def test_recurrent_modules_fix_the_batch(kind, states):
     inputs = {name: torch.zeros(2, 1, 4) for name in names} | {"is_init": torch.zeros(2, 1, dtype=torch.bool)}
     with pytest.raises(Exception, match=r"(?i)batch|dynamic|constrain|specializ|guard"):
         export(module, "features", observation=torch.zeros(2, 3), **inputs)
-
-
-def test_exploration_type_is_the_whole_process_s():
-    """Training sets it once, around all threads, in ``policy_export/algorithms/training.py``."""
-    seen = []
-    with set_exploration_type(ExplorationType.DETERMINISTIC):
-        thread = threading.Thread(target=lambda: seen.append(exploration_type()))
-        thread.start()
-        thread.join()
-    assert seen == [ExplorationType.DETERMINISTIC]
 
 
 TWO_OPERATORS = """

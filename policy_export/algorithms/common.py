@@ -7,9 +7,7 @@ from collections.abc import Iterator
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase, TensorDictSequential
-from torchrl.envs.utils import ExplorationType
 from torchrl.modules import EGreedyModule
-from torchrl.objectives import LossModule
 
 from policy_export.config.errors import ProfileError
 from policy_export.config.training.base import EpsilonLearning, Learning
@@ -42,8 +40,8 @@ def anneal_learning_rate(optimizer: torch.optim.Optimizer, train: Learning, step
 
 def minibatches(samples: TensorDictBase, size: int, generator: torch.Generator) -> Iterator[TensorDictBase]:
     """Yield ``samples`` once, along their first dimension, in random order and in parts of ``size``."""
-    for indices in torch.randperm(len(samples), generator=generator).split(size):
-        yield samples[indices.to(samples["action"].device)]
+    order = torch.randperm(len(samples), generator=generator)
+    yield from samples[order.to(samples["action"].device)].split(size)  # one copy: many small ones take far longer
 
 
 class EpsilonSchedule:
@@ -75,15 +73,6 @@ def index_actions(rollout: TensorDictBase) -> TensorDictBase:
     """Return the rollout with ``action`` as an index, ``rollout.batch_size`` int64, even if the policy's is one-hot."""
     action = rollout["action"]
     return rollout.set("action", action.long().argmax(-1)) if action.ndim > rollout.ndim else rollout
-
-
-def keep_exploring(loss: LossModule) -> None:
-    """Stop a loss from changing the mode of exploration while rollouts are collected.
-
-    TorchRL's losses switch exploration off while they compute, and the whole process has only one mode: the thread that
-    collects rollouts would act greedily whenever a loss computes at the same time. Our losses do not sample.
-    """
-    loss.deterministic_sampling_mode = ExplorationType.RANDOM
 
 
 def values_of(policy: TensorDictModuleBase) -> TensorDictSequential:

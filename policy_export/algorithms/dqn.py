@@ -21,7 +21,6 @@ from policy_export.algorithms.common import (
     discount,
     ends,
     index_actions,
-    keep_exploring,
     values_of,
 )
 from policy_export.config.errors import ProfileError
@@ -58,6 +57,7 @@ class Learner:
     Attributes:
         behaviour: what collects rollouts: the policy itself.
         keep: entries of its decisions that learning needs.
+        replays: whether it learns from earlier rollouts.
         value: none, as learning needs the next observations.
 
     Raises:
@@ -66,6 +66,7 @@ class Learner:
 
     keep = ("action",)
     value = None
+    replays = True
 
     def __init__(self, actor: TensorDictModuleBase, train: Dqn, _observation_spec: Composite) -> None:
         if states := state_keys(actor):
@@ -75,13 +76,13 @@ class Learner:
         self.loss = DQNLoss(
             choose_by_index(self.values), action_space="categorical", delay_value=True, double_dqn=train.double
         )
-        keep_exploring(self.loss)
         self.target_updater: SoftUpdate | None = None
         self.optimizer = torch.optim.Adam(self.values.parameters(), lr=train.learning_rate, foreach=True)
+        self.generator = torch.Generator().manual_seed(train.seed)
         self.buffer = TensorDictReplayBuffer(
             storage=LazyTensorStorage(train.buffer_size),
             batch_size=train.batch_size,
-            generator=torch.Generator().manual_seed(train.seed),  # of its own: the collecting thread draws too
+            generator=self.generator,
         )
 
     def update(self, rollout: TensorDictBase, steps: int) -> float:

@@ -14,7 +14,7 @@ from torchrl.modules import ValueOperator
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value.functional import vec_generalized_advantage_estimate
 
-from policy_export.algorithms.common import anneal_learning_rate, discount, ends, keep_exploring, minibatches
+from policy_export.algorithms.common import anneal_learning_rate, discount, ends, minibatches
 from policy_export.config.errors import ProfileError
 from policy_export.config.training.ppo import Ppo
 from policy_export.policies.networks import make_network
@@ -28,6 +28,7 @@ class Learner:
     Attributes:
         behaviour: what collects rollouts: the policy, and the critic's value of where it acts.
         keep: entries of its decisions that learning needs.
+        replays: whether it learns from earlier rollouts.
 
     Raises:
         ProfileError: the policy has states, does not sample its actions, or reads more than one observation.
@@ -35,6 +36,7 @@ class Learner:
 
     keep = ("action", "action_log_prob", "state_value")
     exploration = None
+    replays = False
 
     def __init__(self, actor: TensorDictModuleBase, train: Ppo, observation_spec: Composite) -> None:
         if states := state_keys(actor):
@@ -60,7 +62,6 @@ class Learner:
             loss_critic_type="l2",
             normalize_advantage=True,
         )
-        keep_exploring(self.loss)
         self.loss.set_keys(value_target="target")
         self.optimizer = torch.optim.Adam(self.behaviour.parameters(), lr=train.learning_rate, eps=1e-5, foreach=True)
         self.generator = torch.Generator().manual_seed(train.seed)

@@ -33,16 +33,18 @@ class Learner:
     Attributes:
         behaviour: what collects rollouts: the policy itself.
         keep: entries of its decisions that learning needs.
+        replays: whether it learns from earlier rollouts.
     """
 
     keep = ("action",)
+    replays = False
 
     def __init__(self, actor: TensorDictModuleBase, train: Pqn, _observation_spec: Composite) -> None:
         self.behaviour, self.values = actor, values_of(actor)
         self.train, self.recurrent = train, bool(state_keys(actor))
         self.exploration = EpsilonSchedule(actor, train)
         self.optimizer = torch.optim.RAdam(actor.parameters(), lr=train.learning_rate, foreach=True)
-        self.generator = torch.Generator().manual_seed(train.seed)  # of its own: the collecting thread draws too
+        self.generator = torch.Generator().manual_seed(train.seed)
 
     @staticmethod
     def value(decision: TensorDictBase) -> torch.Tensor:

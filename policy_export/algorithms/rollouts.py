@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
-from tensordict import NestedKey, TensorDictBase
+from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType
@@ -66,6 +67,17 @@ class Rollouts(Driver):
                 row["next_value"] = self._value(decision, outcome, after)
             rows.append(row)
         return torch.stack(rows, 1), finished
+
+    @property
+    def saved(self) -> dict[str, Any]:
+        """Return what the next rollout begins with."""
+        return {"entries": self.entries.to_dict(), "memory": self.memory.to_dict(), "scores": self.scores}
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Go on where other rollouts were, whose ``saved`` this is."""
+        self.entries = TensorDict(saved["entries"], self.env.batch_size)
+        self.memory = TensorDict(saved["memory"], self.env.batch_size).to(self.device)
+        self.scores = saved["scores"]
 
     def _value(self, following: TensorDictBase, outcome: TensorDictBase, after: TensorDictBase) -> torch.Tensor:
         assert self.value is not None

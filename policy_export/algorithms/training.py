@@ -1,8 +1,6 @@
 """Train a policy with the algorithm that its profile names, and measure how well it plays.
 
-While the network learns from one rollout, a thread already collects the next one with the previous weights, so the
-emulator and the learner are both busy all the time. It is fixed which weights act at which step, so timing does not
-change what is learned.
+While the network learns from one rollout, other processes already collect the next one with the previous weights.
 """
 
 from __future__ import annotations
@@ -19,27 +17,19 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-from tensordict import TensorDictBase
-from torchrl.envs import EnvBase
-from torchrl.envs.utils import ExplorationType, set_exploration_type
 from tqdm import tqdm
 
-from policy_export.algorithms.rollouts import Rollouts
+from policy_export.algorithms.collectors import collectors
+from policy_export.algorithms.evaluation import evaluate
 from policy_export.config.errors import ProfileError
-from policy_export.config.profile import BESIDE, Profile, RecordedEnv, load_profile, named_files, named_modules
+from policy_export.config.profile import BESIDE, Profile, load_profile, named_files, named_modules
 from policy_export.config.training import Untrained
 from policy_export.device.errors import UserError
-from policy_export.device.torchrl_env import episode_ended, total_reward
-from policy_export.environments.recording import MOST_STEPS
-from policy_export.environments.transforms import freeze, statistics, transforms_of, unfreeze
-from policy_export.program.copies import copied
-from policy_export.program.driver import Driver
 from policy_export.program.failures import in_one_line
 from policy_export.program.policy import Agent, environment_of, make_agent
 from policy_export.program.weights import save_weights
@@ -52,7 +42,6 @@ CHECKPOINT_SECONDS = 15.0
 PROGRESS_SECONDS = 5.0
 LINE = "{desc}  {n_fmt}/{total_fmt} steps  {rate_noinv_fmt}{postfix}  ETA {remaining}"
 CURVE_POINTS = 100
-EVAL_SEED = 2_000_000_000  # beyond every seed that training uses
 
 
 Row = dict[str, float]
@@ -66,7 +55,7 @@ class Checkpoint:
     checkpoint.
     """
 
-    resumed: Sequence[int] = ()  # steps at which the training went on, after it had been interrupted
+    resumed: Sequence[int] = ()  # steps at which the training went on otherwise than without an interruption
     reached: dict[str, Any] | None = None  # the state after the last rollout
 
     def __init__(self, policy: str, profile: Profile) -> None:
@@ -100,7 +89,7 @@ class Checkpoint:
         except Exception as error:  # torch.load raises many kinds for a damaged file; starting anew is always right
             print(f"train: {self.path} is damaged and ignored ({type(error).__name__})", flush=True)
             return None
-        self.resumed = [*state.get("resumed", []), state["steps"]]
+        self.resumed = [*state.get("resumed", []), *([] if state.get("states") else [state["steps"]])]
         return state
 
     def remove(self) -> None:
@@ -182,64 +171,49 @@ def learn(
     train = profile.train
     assert not isinstance(train, Untrained)
     steps, curve, scores = 0, [], deque[float](maxlen=30)
-    seed = train.seed * 1_000_000
-    env = environment_of(profile, agent, train.num_envs, seed)
-    unfreeze(transforms_of(env))
-    learner = make_learner(agent.actor, train, env.observation_spec[0])
-    acting = copied(learner.behaviour)
+    seed, measured, states = train.seed * 1_000_000, {}, []
+    learner = make_learner(agent.actor, train, environment_of(profile, agent, 1, seed).observation_spec[0])
+    weights = learner.behaviour.state_dict()
     if (saved := checkpoint.load()) is not None:
         learner.behaviour.load_state_dict(saved["behaviour"])
         learner.optimizer.load_state_dict(saved["optimizer"])
-        freeze(transforms_of(env), saved["statistics"])
-        unfreeze(transforms_of(env))
+        learner.generator.set_state(saved["generator"])
+        weights, measured, states = saved["weights"], saved["statistics"], saved["states"]
         steps, curve = saved["steps"], saved["curve"]
         scores.extend(saved["scores"])
-        env.set_seed(seed + steps % 900_000)
+        seed += 0 if states else steps % 900_000
         print(f"train {policy}  resumes at {steps:,} steps", flush=True)
-    if steps >= train.total_steps:  # it was interrupted while it was evaluated
-        explore_as_at_the_end(learner, agent, steps)
-        agent.statistics.update(statistics(transforms_of(env)))
-        return steps, curve
-
-    rollouts = Rollouts(env, acting, learner.keep, learner.value)
-    progress, saved_at = Progress(policy, steps, train.total_steps), time.monotonic()
-
-    def state() -> dict[str, Any]:
-        told = {"steps": steps, "curve": list(curve), "scores": list(scores), "resumed": list(checkpoint.resumed)}
-        learned = {"behaviour": learner.behaviour.state_dict(), "optimizer": learner.optimizer.state_dict()}
-        return told | copy.deepcopy(learned | {"statistics": statistics(transforms_of(env))})
-
-    def collect() -> Future[tuple[TensorDictBase, list[float]]]:
-        acting.load_state_dict(learner.behaviour.state_dict())
-        if learner.exploration is not None:
-            learner.exploration.apply(acting, steps)
-        return executor.submit(rollouts.collect, train.rollout_steps)
-
-    # One mode for the whole process, so neither thread may change it while the other runs.
-    with (
-        set_exploration_type(ExplorationType.RANDOM),
-        ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as executor,
-        checkpoint.saved_where_stopped(),
-    ):
-        collecting = collect()
-        while steps < train.total_steps:
-            rollout, finished = collecting.result()
-            scores.extend(finished)
-            steps += rollout.numel()
-            if steps < train.total_steps:
-                collecting = collect()
-            loss = learner.update(rollout, steps)
-            score = sum(scores) / len(scores) if scores else math.nan
-            row = {"steps": steps, "return": score, "loss": loss}
-            if scores and steps * CURVE_POINTS // train.total_steps > len(curve):
-                curve.append(row)
-            progress.report(row)
-            checkpoint.reached = state()
-            if time.monotonic() - saved_at > CHECKPOINT_SECONDS or steps >= train.total_steps:
-                saved_at = time.monotonic()
-                checkpoint.save(checkpoint.reached)
+    if steps < train.total_steps:  # else it was interrupted while it was evaluated
+        progress, saved_at = Progress(policy, steps, train.total_steps), time.monotonic()
+        with collectors(policy, profile, seed, measured, states) as collecting, checkpoint.saved_where_stopped():
+            collecting.begin(weights, steps)
+            while steps < train.total_steps:
+                rollout, finished, measured, states = collecting.result()
+                scores.extend(finished)
+                steps += rollout.numel()
+                if steps < train.total_steps:
+                    weights = copy.deepcopy(learner.behaviour.state_dict())
+                    collecting.begin(weights, steps)
+                loss = learner.update(rollout.to(next(agent.actor.parameters()).device), steps)
+                score = sum(scores) / len(scores) if scores else math.nan
+                row = {"steps": steps, "return": score, "loss": loss}
+                if scores and steps * CURVE_POINTS // train.total_steps > len(curve):
+                    curve.append(row)
+                progress.report(row)
+                told = {"steps": steps, "curve": list(curve), "scores": list(scores), "resumed": checkpoint.resumed}
+                learned = {"behaviour": learner.behaviour.state_dict(), "optimizer": learner.optimizer.state_dict()}
+                checkpoint.reached = told | {
+                    **copy.deepcopy(learned),
+                    "generator": learner.generator.get_state(),
+                    "weights": weights,
+                    "statistics": measured,
+                    "states": [] if learner.replays else states,  # what it replays is too much to be saved
+                }
+                if time.monotonic() - saved_at > CHECKPOINT_SECONDS or steps >= train.total_steps:
+                    saved_at = time.monotonic()
+                    checkpoint.save(checkpoint.reached)
     explore_as_at_the_end(learner, agent, steps)
-    agent.statistics.update(statistics(transforms_of(env)))
+    agent.statistics.update(measured)
     return steps, curve
 
 
@@ -247,58 +221,6 @@ def explore_as_at_the_end(learner: Any, agent: Agent, steps: int) -> None:
     """Set the policy's exploration, which its weights may contain, to that of the end of its training."""
     if learner.exploration is not None:
         learner.exploration.apply(agent.actor, steps)
-
-
-@torch.no_grad()
-def evaluate(profile: Profile, agent: Agent) -> dict[str, float] | None:
-    """Return scores of full episodes without exploration, each with its own seed; none without an environment.
-
-    The score of an episode of several agents is the sum of theirs. An environment of a factory's that has a batch plays
-    several rounds.
-
-    Raises:
-        ProfileError: an episode does not end, or its score is no number.
-    """
-    if isinstance(profile.env, RecordedEnv):
-        return None
-    agent.actor.eval()
-    wanted, scores, steps = profile.train.eval_episodes, list[float](), 0
-    while len(scores) < wanted:
-        env = environment_of(profile, agent, wanted, EVAL_SEED + len(scores))
-        played, taken = play_round(env, agent, getattr(profile.env, "max_episode_steps", None))
-        scores += played
-        steps += taken
-    final = torch.tensor(scores[:wanted])
-    if not final.isfinite().all():
-        raise ProfileError(f"env: the score of an episode is {float(final[~final.isfinite()][0])}, must be a number")
-    return {
-        "mean_score": float(final.mean()),
-        "std_score": float(final.std(correction=0)),
-        "min_score": float(final.min()),
-        "episodes": wanted,
-        "steps": steps,
-    }
-
-
-def play_round(env: EnvBase, agent: Agent, limit: int | None) -> tuple[list[float], int]:
-    """Play one episode in every row of an environment; return the scores, and the steps of all.
-
-    Raises:
-        ProfileError: an episode does not end.
-    """
-    rows = env.batch_size.numel()
-    scores, playing, steps, taken = torch.zeros(rows), torch.ones(rows, dtype=torch.bool), 0, 0
-    with set_exploration_type(ExplorationType.DETERMINISTIC):
-        driver = Driver(env, agent.actor, ExplorationType.DETERMINISTIC, agent.given)
-        while playing.any() and taken != limit:
-            outcome, _ = driver.act(driver.decide(driver.entries, driver.memory))
-            scores += total_reward(outcome, env.reward_keys).reshape(rows).cpu() * playing
-            steps += int(playing.sum())
-            playing &= ~episode_ended(outcome, env.done_keys).reshape(rows).cpu()
-            taken += 1
-            if taken == MOST_STEPS:
-                raise ProfileError(f"env: an episode has not ended after {MOST_STEPS:,} steps: give max_episode_steps")
-    return scores.tolist(), steps
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -322,7 +244,7 @@ def train(policy: str) -> None:
     """Train a policy, and write its weights, its learning curve and its scores."""
     profile = load_profile(policy)
     device = choose_device(profile.train.device)
-    torch.set_num_threads(1)  # the emulators and the collecting thread fill the other cores
+    torch.set_num_threads(1)  # the collectors fill the other cores
     learns = not isinstance(profile.train, Untrained)
     algorithm = importlib.import_module(f"policy_export.algorithms.{profile.train.algorithm}") if learns else None
     torch.manual_seed(profile.train.seed)  # after the imports, which may draw random numbers
@@ -332,7 +254,7 @@ def train(policy: str) -> None:
             agent.actor.to(device)
             checkpoint = Checkpoint(policy, profile)
             steps, curve = learn(policy, profile, agent, algorithm.Learner, checkpoint) if algorithm else (0, [])
-            evaluation = evaluate(profile, agent)
+            evaluation = evaluate(policy, profile, agent)
         if evaluation is not None:
             score, episodes = evaluation["mean_score"], evaluation["episodes"]
             print(f"train {policy}  greedy score {score:+.2f} over {episodes} episodes")
@@ -340,7 +262,7 @@ def train(policy: str) -> None:
         save_weights(Path("models", policy, "policy.safetensors"), policy, agent.actor, agent.statistics)
         write_table(Path("results", policy, "learning_curve.csv"), ["steps", "return", "loss"], curve)
         report: dict[str, Any] = {"evaluation": evaluation, "env_steps": steps, "device": describe_device(device)}
-        if resumed := [place for place in checkpoint.resumed if place < steps]:  # in other episodes than it had begun
+        if resumed := [place for place in checkpoint.resumed if place < steps]:
             report["resumed_at"] = resumed
         write_json(Path("results", policy, "train.json"), report)
         checkpoint.remove()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import ale_py
@@ -11,7 +11,6 @@ import ale_py.roms
 import gymnasium
 import numpy as np
 import torch
-from ale_py.vector_env import AtariVectorEnv
 from tensordict import TensorDict, TensorDictBase
 from torchrl.data import Binary, Bounded, Categorical, Composite, OneHot, Unbounded
 from torchrl.envs import EnvBase, GymWrapper, SerialEnv, TransformedEnv
@@ -23,6 +22,7 @@ from policy_export.config.profile import Env, Preprocess, Transforms
 from policy_export.device.errors import UserError, one_line
 from policy_export.device.torchrl_env import call_factory, layers, without_transforms
 from policy_export.environments.actions import describe_actions, recorded_actions
+from policy_export.environments.consoles import Console
 from policy_export.environments.factories import checked_arguments, import_function
 from policy_export.environments.preprocess import OBSERVATION, check_crop, env_transforms
 from policy_export.environments.transforms import (
@@ -39,68 +39,76 @@ KNOWN = frozenset(gymnasium.registry)  # before any module of the user's has bee
 
 
 class AtariEnv(EnvBase):
-    """``num_envs`` emulators behind one batched TorchRL environment, emulated in C++ threads.
+    """``num_envs`` emulators behind one batched TorchRL environment, one after the other.
 
     Observation ``observation`` ``(num_envs, height, width, 3)`` uint8, such as 210 x 160,
     action ``action`` ``(num_envs,)`` int64 as an index
     into the game's minimal action set (or with ``one_hot``, ``(num_envs, actions)`` with a 1 at that index), reward
     ``(num_envs, 1)`` float32, unclipped. Row ``i`` plays with seed
     ``seed + i``. The emulators restart by themselves at the end of an episode, and the reset that TorchRL asks for
-    afterwards hands out the screen of the new episode. Under ``next``, the step that ends an episode returns what
-    ale-py keeps as its final observation, which in ale-py 0.12 is the screen one decision before the end.
+    afterwards hands out the screen of the new episode. Under ``next``, the step that ends an episode has its last
+    screen.
     """
 
     def __init__(self, params: profile.AtariEnv, num_envs: int, seed: int, *, one_hot: bool = False) -> None:
         super().__init__(batch_size=[num_envs])
         rom = rom_name(params.id)
-        height, width = load_game(rom).getScreenDims()
-        self.emulators = AtariVectorEnv(
-            rom,
-            num_envs,
-            img_height=height,
-            img_width=width,
-            grayscale=False,
-            stack_num=1,
-            maxpool=False,
-            noop_max=1,
-            use_fire_reset=False,
-            reward_clipping=False,
-            repeat_action_probability=params.repeat_action_probability,
-            frameskip=params.frame_skip,
-            max_num_frames_per_episode=params.max_episode_steps * params.frame_skip,
-            autoreset_mode="SameStep",
-        )
-        screens = Bounded(0, 255, (num_envs, height, width, 3), dtype=torch.uint8)
-        self.observation_spec = Composite({OBSERVATION: screens}, shape=(num_envs,))
-        actions = len(self.emulators.ale.get_action_set())
-        self.one_hot = one_hot
-        self.action_spec = (
-            OneHot(actions, shape=(num_envs, actions)) if one_hot else Categorical(actions, shape=(num_envs,))
-        )
+        game = load_game(rom)
+        actions = [action.value for action in game.getMinimalActionSet()]
+        self.settings = {"rom": rom, "actions": actions, **params.model_dump(exclude={"id"})}
+        shape = (num_envs, *game.getScreenDims(), 3)
+        self.observation_spec = Composite({OBSERVATION: Bounded(0, 255, shape, dtype=torch.uint8)}, shape=(num_envs,))
+        count, self.one_hot = len(actions), one_hot
+        self.action_spec = OneHot(count, shape=(num_envs, count)) if one_hot else Categorical(count, shape=(num_envs,))
         self.reward_spec = Unbounded(shape=(num_envs, 1))
         flag = Binary(1, shape=(num_envs, 1), dtype=torch.bool)
         flags = {key: flag.clone() for key in ("done", "terminated", "truncated")}
         self.done_spec = Composite(flags, shape=(num_envs,))
-        self._seeds: np.ndarray | None = None
-        self._screens = torch.empty(0)
+        self.consoles: list[Console] = []  # of the rows, since there is something to emulate
+        self._seed = seed
+        self._stale = True  # the next reset begins with the seed
+        self._screens = torch.empty(shape, dtype=torch.uint8)
         self._fresh = torch.zeros(num_envs, dtype=torch.bool)
-        self.set_seed(seed)
 
     def _set_seed(self, seed: int | None) -> None:
         if seed is not None:
-            self._seeds = np.arange(seed, seed + self.batch_size[0])
+            self._seed, self._stale = seed, True
+
+    @property
+    def saved(self) -> list[tuple[bytes, bytes]]:
+        """Return the emulators' states."""
+        return [console.saved for console in self.consoles]
+
+    def restore(self, saved: Sequence[tuple[bytes, bytes]]) -> None:
+        """Go on where an environment was whose ``saved`` this is; its episodes are emulated again up to there."""
+        self._begin()
+        for console, state in zip(self.consoles, saved, strict=True):
+            console.restore(*state)
+        self._fresh.zero_()
+
+    def _begin(self) -> None:
+        self._screens = torch.empty_like(self._screens)
+        self.consoles = [
+            Console(self.settings, self._seed + row, screen) for row, screen in enumerate(self._screens.numpy())
+        ]
+        self._stale = False
+
+    def _show_in(self, screens: torch.Tensor) -> None:
+        """Let the consoles write to other memory: TorchRL keeps what it has been given."""
+        self._screens = screens
+        for console, screen in zip(self.consoles, screens.numpy(), strict=True):
+            console.observation = screen
 
     def _reset(self, tensordict: TensorDictBase | None = None, **_: object) -> TensorDict:
         wanted = torch.ones_like(self._fresh)
         if tensordict is not None and "_reset" in tensordict.keys():
             wanted = tensordict["_reset"].flatten()
-        stale = wanted if self._seeds is not None else wanted & ~self._fresh
-        if stale.any():
-            seeds = None if self._seeds is None else self._seeds[stale.numpy()]
-            options = None if stale.all() else {"reset_mask": stale.numpy()}
-            screens, _info = self.emulators.reset(seed=seeds, options=options)
-            self._screens = torch.from_numpy(screens[:, 0])
-            self._seeds = None
+        if self._stale:
+            self._begin()
+        elif (begun := wanted & ~self._fresh).any():
+            self._show_in(self._screens.clone())
+            for row in begun.nonzero()[:, 0].tolist():
+                self.consoles[row].restart()
         self._fresh = self._fresh & ~wanted
         return TensorDict({OBSERVATION: self._screens}, self.batch_size)
 
@@ -108,23 +116,18 @@ class AtariEnv(EnvBase):
         action = tensordict["action"]
         if self.one_hot:
             action = action.long().argmax(-1)
-        screens, reward, terminated, truncated, info = self.emulators.step(action.numpy())
-        self._screens = torch.from_numpy(screens[:, 0])
-        self._fresh = torch.from_numpy(terminated | truncated)
-        last = self._screens
-        if self._fresh.any():
+        self._show_in(torch.empty_like(self._screens))
+        played = list(zip(self.consoles, action.tolist(), strict=True))
+        reward = torch.tensor([[console.play(choice)] for console, choice in played], dtype=torch.float32)
+        done = torch.tensor([[console.done] for console in self.consoles])
+        truncated = torch.tensor([[console.truncated] for console in self.consoles])
+        self._fresh, last = done[:, 0], self._screens
+        if done.any():
             last = last.clone()
-            last[self._fresh] = torch.from_numpy(info["final_obs"][:, 0])[self._fresh]
-        return TensorDict(
-            {
-                OBSERVATION: last,
-                "reward": torch.from_numpy(reward).float()[:, None],
-                "done": self._fresh[:, None],
-                "terminated": torch.from_numpy(terminated)[:, None],
-                "truncated": torch.from_numpy(truncated)[:, None],
-            },
-            self.batch_size,
-        )
+            for row in self._fresh.nonzero()[:, 0].tolist():
+                self.consoles[row].restart()
+        ends = {"done": done, "terminated": done & ~truncated, "truncated": truncated}
+        return TensorDict({OBSERVATION: last, "reward": reward} | ends, self.batch_size)
 
 
 def is_registered(env_id: str, registry: Iterable[str]) -> bool:

@@ -17,6 +17,7 @@ class Learning(Section):
     seed: Annotated[int, Field(ge=0, lt=1000)]
     total_steps: Count
     num_envs: Count
+    collectors: Count = 1
     rollout_steps: Count
     learning_rate: Positive
     max_grad_norm: Positive
