@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import os
 import platform
 import re
 import shutil
@@ -918,7 +919,7 @@ def test_sanitizers_find_nothing_in_several(several, tmp_path):
     stress = driver(ROOT / "tests/native/stress.cpp", built, tmp_path / "stress", sanitizer)
     command(stress, several.golden)
     fuzz = driver(ROOT / "tests/native/fuzz.cpp", built, tmp_path / "fuzz", sanitizer)
-    command(fuzz, several.golden, "1", "3000")
+    fuzz_calls(fuzz, several.golden)
 
 
 @pytest.mark.skipif(shutil.which("clang++") is None, reason="clang is not installed")
@@ -939,7 +940,8 @@ def test_gcc_builds_it_without_warnings(build, folder):
 def driver(source: Path, built: Path, binary: Path, sanitizer: str) -> Path:
     """Return a program of the tests that calls the library."""
     include = ROOT / "native/include"
-    flags = [f"-fsanitize={sanitizer}", "-g", "-O1", "-std=c++20", "-Wall", "-Wextra", "-Werror", f"-I{include}"]
+    flags = [f"-fsanitize={sanitizer}", "-g", "-O1", "-std=c++20", "-Wall", "-Wextra", "-Werror", "-DSTANDALONE"]
+    flags += [f"-I{include}", f"-I{ROOT / 'native/src'}"]
     command("g++", *flags, source, f"-L{built}", "-lpolicy", f"-Wl,-rpath,{built}", "-pthread", "-o", binary)
     return binary
 
@@ -957,8 +959,40 @@ def test_sanitizers_find_nothing(build, folder, tmp_path, sanitizer):
     command(*steady, built / "policy", "play", golden_file)
     if not steady:
         fuzz = driver(ROOT / "tests/native/fuzz.cpp", built, tmp_path / "fuzz", sanitizer)
-        command(fuzz, golden_file, "1", "3000")
+        fuzz_calls(fuzz, golden_file)
         fuzz_files(built / "policy", golden_file, tmp_path / "file")
+
+
+def fuzz_calls(binary: Path, golden_file: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("POLICY_GOLDEN", str(golden_file))
+        command(binary, "150")
+
+
+@pytest.mark.skipif(shutil.which("clang++") is None, reason="clang is not installed")
+def test_guided_fuzzer_finds_nothing(generated, folder, tmp_path, monkeypatch):
+    """Let libFuzzer choose calls and golden files by what they reach; FUZZ_SECONDS is for how long."""
+    built = tmp_path / "build"
+    options = ["-DCMAKE_C_COMPILER=clang", "-DCMAKE_CXX_COMPILER=clang++"]
+    options += [
+        "-DPOLICY_SANITIZE=fuzzer-no-link,address,undefined",
+        f"-DPOLICY_FUZZER={ROOT / 'tests/native/fuzz.cpp'}",
+    ]
+    build_library(generated, find_target("native"), built, *options)
+    monkeypatch.setenv("POLICY_GOLDEN", str(folder / "native/golden.bin"))
+    seconds = os.environ.get("FUZZ_SECONDS", "20")
+    (tmp_path / "corpus").mkdir()
+    limits = [f"-max_total_time={seconds}", "-timeout=20", "-rss_limit_mb=4096", "-max_len=512"]
+    done = subprocess.run(
+        [built / "fuzzer", *limits, f"-artifact_prefix={tmp_path}/", tmp_path / "corpus"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    runs, covered = re.findall(r"#(\d+)\s+DONE\s+cov: (\d+)", done.stderr)[-1]
+    print(f"{runs} inputs, {covered} places reached")
+    assert any((tmp_path / "corpus").iterdir())  # it was guided: some inputs reached more than those before
 
 
 def fuzz_files(binary: Path, golden_file: Path, path: Path) -> None:

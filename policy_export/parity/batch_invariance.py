@@ -102,13 +102,13 @@ def soak(run: Run, inputs: Arrays, calls: int) -> Iterator[tuple[int, int, Array
             yield call, row, outputs
 
 
-def check_ties(found: Iterable[Ties], rule: str, places: list[Place], result: Comparison) -> None:
+def check_ties(found: Iterable[Ties], rule: str, eager: Run, places: list[Place], result: Comparison) -> None:
     """Check that a program takes the one of equal choices that the policy takes: the ``first`` or the ``last``."""
     for ties in found:
         result.equal_values += len(ties.taken)
         batch = Batch(
             [places[row] for row in ties.origin],
-            ties.outputs,
+            eager(ties.inputs),
             ties.outputs,
             ties.inputs,
             "constructed from recorded inputs: ",
@@ -160,7 +160,7 @@ def check_batch_invariance(
                 alone, wanted = (reorder(arrays, np.array([row])) for arrays in (inputs, expected))
                 results[name].compare(Batch([places[row]], wanted, outputs, alone, f"at the {call}th call again: "))
             if rule is not None:
-                check_ties(find_ties(run, inputs, manifest, settings.seed), rule, places, results[name])
+                check_ties(find_ties(run, inputs, manifest, settings.seed), rule, eager, places, results[name])
         except UserError as error:
             raise UserError(f"{name}: {error}") from None
     return results
