@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import struct
+import zipfile
+
 import pytest
 import torch
 from torch import nn
@@ -69,3 +72,39 @@ def test_other_policy(path):
 def test_missing(path):
     path.unlink()
     assert "no such file" in refuse(path)
+
+
+def rewritten(path, size=0, name="archive/extra/more", **options):
+    """Write the archive again, with one more member of this many zeros."""
+    content = {}
+    with zipfile.ZipFile(path) as archive:
+        content = {member: archive.read(member) for member in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for member, data in content.items():
+            archive.writestr(member, data)
+        archive.writestr(name, bytes(size), **options)
+
+
+def test_compression_bomb_is_not_read(path):
+    rewritten(path, 1 << 30, compress_type=zipfile.ZIP_DEFLATED)
+    assert "'archive/extra/more' is compressed, as PyTorch writes nothing" in refuse(path)
+
+
+@pytest.mark.parametrize("name", ["archive/../../escaped", "/escaped"])
+def test_name_that_leads_out_of_the_archive(path, name):
+    rewritten(path, name=name)
+    assert f"{name!r} leads out of the archive" in refuse(path)
+    assert not (path.parent.parent / "escaped").exists()
+
+
+def test_members_that_share_their_bytes(path):
+    """Check an archive whose directory lists one member many times."""
+    rewritten(path, 1 << 20)
+    content = path.read_bytes()
+    end = content.rindex(b"PK\5\6")
+    entry = content[content.rindex(b"PK\1\2", 0, end) : end]
+    entries, size, start = struct.unpack("<H2L", content[end + 10 : end + 20])
+    copies = 3
+    ending = struct.pack("<2H2L", *[entries + copies] * 2, size + copies * len(entry), start)
+    path.write_bytes(content[:end] + copies * entry + content[end : end + 8] + ending + content[end + 20 :])
+    assert "it says that it holds" in refuse(path)

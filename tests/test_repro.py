@@ -103,6 +103,31 @@ def dvc(*arguments: str, cwd: Path, status: int = 0) -> str:
     return python("-m", "dvc", *arguments, cwd=cwd, status=status, project=cwd).stdout
 
 
+# The copy's sitecustomize.py: no Python but DVC's makes an object of a pickle, with which a file could run anything.
+# Processes of one stage send each other pickles, through pipes.
+NO_PICKLE = """
+import pathlib, sys
+
+OF_PROCESSES = ("multiprocessing", "concurrent.futures")
+
+def forbid(event, arguments):
+    if event == "pickle.find_class":
+        frame = sys._getframe()
+        while frame is not None:
+            if str(frame.f_globals.get("__name__")).startswith(OF_PROCESSES):
+                return
+            frame = frame.f_back
+        raise RuntimeError(f"a pickle is read: {arguments}")
+
+if "dvc" not in sys.orig_argv:
+    sys.addaudithook(forbid)
+    notes = pathlib.Path(__file__).with_name(".dvc") / "tmp/forbidding"
+    if notes.parent.is_dir():
+        with notes.open("a") as file:
+            print(*sys.orig_argv, file=file)
+"""
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> Path:
     """Give a project after its first ``dvc repro``; not to be changed."""
@@ -111,10 +136,20 @@ def built(tmp_path_factory) -> Path:
     change_params(folder / "params.yaml", SMALL)
     with (folder / "policy_export/config/profile.py").open("a") as file:
         file.write(RECORDER)
+    (folder / "sitecustomize.py").write_text(NO_PICKLE)
     run("git", "add", "--all", cwd=folder)
     run("git", "commit", "--quiet", "--message", "start", cwd=folder)
     assert stages_run(dvc("repro", cwd=folder)) == NAMES
     return folder
+
+
+def test_no_pickle_is_read(built):
+    """Check that all stages ran where it is forbidden, and that it is."""
+    forbidding = (built / ".dvc/tmp/forbidding").read_text()
+    assert {name.partition("@")[0] for name in NAMES} == set(re.findall(r"-m stages\.(\w+)", forbidding))
+    read = "import io, torch; file = io.BytesIO(); torch.save(torch.nn.Linear(1, 1), file); file.seek(0); "
+    done = python("-c", f"{read}torch.load(file, weights_only=False)", cwd=built, project=built, status=1)
+    assert "RuntimeError: a pickle is read: " in done.stderr
 
 
 @pytest.fixture

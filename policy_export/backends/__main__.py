@@ -11,7 +11,7 @@ from policy_export.backends.base import Settings
 from policy_export.backends.registry import backends, deterministic
 from policy_export.device.errors import UserError
 from policy_export.device.golden import GOLDEN, selftest
-from policy_export.device.manifest import check_file, read_manifest
+from policy_export.device.manifest import check_file, check_told, read_manifest
 from policy_export.device.player import Player
 
 
@@ -30,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, file in deterministic(manifest).items():
         try:
             path = check_file(options.folder, file, manifest)
+            if (read := backends()[name].told) is not None:
+                check_told(read(path) or {}, manifest, path)
             run = backends()[name].load(path, Settings(1, manifest.get("onnx_session", {})))
             print(f"selftest {manifest['policy']}, {name}: {selftest(Player(run, manifest), golden)}", flush=True)
         except UserError as error:

@@ -13,6 +13,7 @@ from policy_export.backends.base import Backend, Settings
 from policy_export.device.arrays import Run
 from policy_export.device.errors import UserError, first_line
 from policy_export.lowering import instructions
+from policy_export.program.archive import unsafe_member
 
 if TYPE_CHECKING:
     import torch
@@ -27,10 +28,12 @@ def open_package(path: Path) -> Any:
     PyTorch would compile a program to find out what this processor is, and then only warn.
 
     Raises:
-        UserError: the package was compiled for instructions that this processor lacks.
+        UserError: the package was compiled for instructions that this processor lacks, or is not safe to read.
     """
     from policy_export.program.torch_private import load_package, package_metadata
 
+    if reason := unsafe_member(path):
+        raise UserError(f"{path}: damaged: {reason}")
     metadata = package_metadata(path)
     if reason := instructions.missing_instructions(metadata["AOTI_MACHINE"], metadata["AOTI_CPU_ISA"]):
         raise UserError(f"{path}: does not run on this machine: {reason}; compile it here: `dvc repro`")

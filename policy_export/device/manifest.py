@@ -13,6 +13,7 @@ from .errors import UserError
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
+MOST_BYTES = 16 * 1024 * 1024  # of a manifest
 MEANING = ("facts", "names", "control_rate_hz", "license")  # keys in which the owner says what the numbers mean
 MANIFEST_KEYS = ("policy", "inputs", "outputs", "states", "environment", "actions", "files")
 # Keys that a program has inside as well: what it is of, what it takes and gives, and where it plays.
@@ -37,6 +38,8 @@ def read_manifest(folder: Path, check: Callable[[Any, Path], None] | None = None
     """
     path = folder / MANIFEST
     try:
+        if (size := path.stat().st_size) > MOST_BYTES:
+            raise UserError(f"{path}: damaged: has {size:,} bytes, may have {MOST_BYTES:,}")
         manifest = json.loads(path.read_text())
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; give a model folder that `dvc repro` has built") from None

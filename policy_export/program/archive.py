@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from policy_export.device.errors import UserError, first_line
@@ -26,6 +26,27 @@ def save_program(path: Path, program: torch.export.ExportedProgram, facts: dict[
         torch.export.save(program, content, extra_files={FACTS: json.dumps(facts)})
 
 
+def unsafe_member(path: Path) -> str | None:
+    """Return why it is not safe to read an archive of PyTorch's; none where it is, and for what is no archive.
+
+    PyTorch compresses nothing, and writes no name that leads elsewhere. So a safe archive takes no more memory than it
+    has bytes.
+    """
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    for member in members:
+        name = PurePosixPath(member.filename)
+        if name.is_absolute() or ".." in name.parts:
+            return f"{member.filename!r} leads out of the archive"
+        if member.compress_type != zipfile.ZIP_STORED:
+            return f"{member.filename!r} is compressed, as PyTorch writes nothing"
+    if (size := sum(member.file_size for member in members)) > path.stat().st_size:
+        return f"it says that it holds {size:,} bytes, and has {path.stat().st_size:,}"
+    return None
+
+
 def read_facts(path: Path, policy: str | None = None) -> dict[str, Any]:
     """Return what :func:`save_program` wrote next to the program.
 
@@ -33,6 +54,8 @@ def read_facts(path: Path, policy: str | None = None) -> dict[str, Any]:
         UserError: the file is missing or damaged, or belongs to another policy than ``policy``.
     """
     try:
+        if reason := unsafe_member(path):
+            raise UserError(f"{path}: damaged: {reason}")
         with zipfile.ZipFile(path) as archive:
             (name,) = (name for name in archive.namelist() if name.endswith(f"/extra/{FACTS}"))
             facts: dict[str, Any] = json.loads(archive.read(name))

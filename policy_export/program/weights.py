@@ -19,6 +19,7 @@ from policy_export.config.errors import ProfileError
 from policy_export.config.profile import Checkpoint, Policy, describe_mistakes
 from policy_export.device.errors import UserError, first_line
 from policy_export.environments.factories import import_function, takes
+from policy_export.program.archive import unsafe_member
 from policy_export.stage.files import replacing
 
 STATISTICS = "transforms/"  # how the names of statistics begin; no weight has a slash in its name
@@ -128,11 +129,15 @@ def read_checkpoint(checkpoint: Checkpoint, place: str) -> dict[str, torch.Tenso
     """
     path = Path(checkpoint.file)
     try:
+        if reason := unsafe_member(path):
+            raise ProfileError(f"{place}: {reason}")
         content: Any = (
             load_file(path)
             if path.suffix == ".safetensors"
             else torch.load(path, map_location="cpu", weights_only=True)
         )
+    except ProfileError:
+        raise
     except FileNotFoundError:
         raise ProfileError(f"{place}: no such file") from None
     except pickle.UnpicklingError as error:
