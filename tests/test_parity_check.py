@@ -36,7 +36,7 @@ from policy_export.config.profile import Profile, load_profile
 from policy_export.device.arrays import Arrays, Run
 from policy_export.device.environments import make_environment
 from policy_export.device.errors import UserError
-from policy_export.device.manifest import sha256
+from policy_export.device.manifest import action_kinds, sha256
 from policy_export.device.onnx_session import load_onnx
 from policy_export.device.player import Player
 from policy_export.environments import episodes
@@ -44,13 +44,14 @@ from policy_export.environments.env import environment_facts
 from policy_export.environments.episodes import Episode, observe
 from policy_export.parity import check as stage
 from policy_export.parity import closed_loop as closed_loop_module
-from policy_export.parity.batch_invariance import BATCHES, LARGE, ODD_ROWS, check_batch_invariance
+from policy_export.parity.batch_invariance import BATCHES, LARGE, ODD_ROWS, check_batch_invariance, check_ties
 from policy_export.parity.closed_loop import ClosedLoop, Trace, compare_episodes, part_at_ties, play_episodes
 from policy_export.parity.comparison import MAX_FAILURES, Batch, Comparison, Place
 from policy_export.parity.facts import check_facts
 from policy_export.parity.open_loop import EXPLORING_STRIDE, check_open_loop
 from policy_export.parity.recorded_inputs import pick_recorded_inputs
 from policy_export.parity.samples import ROWS, check_samples
+from policy_export.parity.ties import find_ties
 from policy_export.program.calls import wrap
 from policy_export.program.policy import make_agent
 from policy_export.program.step import Step, load_step
@@ -607,6 +608,46 @@ def skips_black(run: Run) -> Run:
 )
 def test_fault_of_some_batches_or_inputs_is_found(bundle, fault, context):
     assert re.search(context, str(rows(bundle, fault(bundle.programs["pt2"])).failures[0]))
+
+
+def choose(take: Callable[[Arrays], Arrays]) -> Run:
+    """Return a program whose values are what it sees, and whose choice is made of them."""
+    return lambda arrays: {"action": take(arrays["x"]), "action_value": arrays["x"]}
+
+
+def first_of(values):
+    return values.argmax(-1)
+
+
+def last_of(values):
+    return values.shape[-1] - 1 - values[:, ::-1].argmax(-1)
+
+
+def any_of(values):
+    """Take the last of equal values in some rows, as where what is computed of them is rounded otherwise."""
+    return np.where(np.signbit(np.sin(1e6 * values[:, 0])), last_of(values), first_of(values))
+
+
+@pytest.mark.parametrize(
+    ("policy", "program", "fails"),
+    [
+        (first_of, first_of, False),
+        (first_of, last_of, True),
+        (last_of, first_of, True),
+        (any_of, any_of, False),
+        (any_of, last_of, False),
+    ],
+)
+def test_policy_s_own_rule_for_equal_values_is_asked_for(policy, program, fails):
+    inputs = {"x": np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)}
+    manifest = {"actions": [{"index": index} for index in range(3)]}
+    found = list(find_ties(choose(program), inputs, manifest, seed=0))
+    result = Comparison(compares_actions=True, tolerance=TOLERANCE, states=set(), kinds=action_kinds(manifest))
+    rule = "last" if policy is last_of else "first"
+    check_ties(found, rule, choose(policy), [Place(0, row) for row in range(64)], result)
+    assert sum(len(each.taken) for each in found) > 5
+    assert bool(result.failures) == fails
+    assert result.equal_values == (0 if policy is any_of else sum(len(each.taken) for each in found))
 
 
 def test_tie_is_between_eagers_best_and_the_action_taken():

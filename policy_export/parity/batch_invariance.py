@@ -103,12 +103,19 @@ def soak(run: Run, inputs: Arrays, calls: int) -> Iterator[tuple[int, int, Array
 
 
 def check_ties(found: Iterable[Ties], rule: str, eager: Run, places: list[Place], result: Comparison) -> None:
-    """Check that a program takes the one of equal choices that the policy takes: the ``first`` or the ``last``."""
+    """Check that a program takes the one of equal choices that the policy takes: the ``first`` or the ``last``.
+
+    A policy may choose by what it computes of its values, such as probabilities: equal values do not make these equal
+    to the last bit. Where the policy itself takes another choice than by its rule, nothing is asked of the program.
+    """
     for ties in found:
+        wanted = eager(ties.inputs)
+        if not getattr(ties.decided_by(wanted, result.kinds), rule).all():
+            continue
         result.equal_values += len(ties.taken)
         batch = Batch(
             [places[row] for row in ties.origin],
-            eager(ties.inputs),
+            wanted,
             ties.outputs,
             ties.inputs,
             "constructed from recorded inputs: ",

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from policy_export.device.arrays import Arrays, Run
 from policy_export.device.manifest import action_kinds
-from policy_export.program.decisions import components
+from policy_export.program.decisions import Kinds, components
 
 PAIRS = 32  # of inputs
 HALVINGS = 24  # after which the two ends are float32 numbers next to each other, or nearly so
@@ -30,7 +30,9 @@ class Ties(NamedTuple):
     Attributes:
         inputs: of the program, ``(rows, ...)`` each.
         outputs: the program's.
-        choice: the place of the choice among those that the action is made of, such as ``action[1]``.
+        name: of the action.
+        place: of the choice among those that the action is made of.
+        choice: both, such as ``action[1]``.
         taken: the choices, ``(rows,)``.
         equal: which choices have the largest value, ``(rows, n)``.
         origin: the row of the recorded inputs that each was made from, ``(rows,)``.
@@ -38,10 +40,18 @@ class Ties(NamedTuple):
 
     inputs: Arrays
     outputs: Arrays
+    name: str
+    place: int
     choice: str
     taken: npt.NDArray[np.int64]
     equal: Flags
     origin: npt.NDArray[np.int64]
+
+    def decided_by(self, outputs: Arrays, kinds: Kinds) -> Ties:
+        """Return what another program's outputs for these inputs say, for which its values need not be equal."""
+        taken, values = components(outputs, self.name, kinds[self.name])[self.place]
+        assert values is not None
+        return self._replace(outputs=outputs, taken=taken, equal=values == values.max(-1, keepdims=True))
 
     @property
     def first(self) -> Flags:
@@ -114,12 +124,16 @@ def find_ties(run: Run, inputs: Arrays, manifest: dict[str, Any], seed: int) -> 
                     outputs = run(feed)
                     return Decided(outputs, *components(outputs, name, kind)[place])
 
-                ties = _ties_of(decide, ways, f"{name}[{place}]" if len(known) > 1 else name, seed)
-                if ties is not None:
-                    yield ties
+                if (found := _ties_of(decide, ways, seed)) is not None:
+                    inputs, decided, origin = found
+                    choice = f"{name}[{place}]" if len(known) > 1 else name
+                    equal = decided.values == decided.values.max(-1, keepdims=True)
+                    yield Ties(inputs, decided.outputs, name, place, choice, decided.taken, equal, origin)
 
 
-def _ties_of(decide: Callable[[Arrays], Decided], ways: Ways, choice: str, seed: int) -> Ties | None:
+def _ties_of(
+    decide: Callable[[Arrays], Decided], ways: Ways, seed: int
+) -> tuple[Arrays, Decided, npt.NDArray[np.int64]] | None:
     low, high, rows = np.zeros(PAIRS), np.ones(PAIRS), np.arange(PAIRS)
     first = decide(ways.at(low, rows)).best
     rows = rows[first != decide(ways.at(high, rows)).best]
@@ -139,7 +153,7 @@ def _ties_of(decide: Callable[[Arrays], Decided], ways: Ways, choice: str, seed:
     if not tied.any():
         return None
     shown, answered = ({key: array[tied] for key, array in arrays.items()} for arrays in (tried, decided.outputs))
-    return Ties(shown, answered, choice, decided.taken[tied], equal[tied], ways.start[rows[tied]])
+    return shown, Decided(answered, decided.taken[tied], decided.values[tied]), ways.start[rows[tied]]
 
 
 def rule_of(found: list[Ties]) -> str | None:
