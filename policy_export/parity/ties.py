@@ -49,9 +49,8 @@ class Ties(NamedTuple):
 
     def decided_by(self, outputs: Arrays, kinds: Kinds) -> Ties:
         """Return what another program's outputs for these inputs say, for which its values need not be equal."""
-        taken, values = components(outputs, self.name, kinds[self.name])[self.place]
-        assert values is not None
-        return self._replace(outputs=outputs, taken=taken, equal=values == values.max(-1, keepdims=True))
+        decided = Decided(outputs, *components(outputs, self.name, kinds[self.name])[self.place])
+        return self._replace(outputs=outputs, taken=decided.taken, equal=decided.equal)
 
     @property
     def first(self) -> Flags:
@@ -77,6 +76,12 @@ class Decided(NamedTuple):
     def best(self) -> npt.NDArray[np.int64]:
         """Return the first choice with the largest value, ``(rows,)``."""
         return self.values.argmax(-1)
+
+    @property
+    def equal(self) -> Flags:
+        """Return which choices have the largest value, ``(rows, n)``."""
+        equal: Flags = self.values == self.values.max(-1, keepdims=True)
+        return equal
 
 
 class Ways:
@@ -127,8 +132,7 @@ def find_ties(run: Run, inputs: Arrays, manifest: dict[str, Any], seed: int) -> 
                 if (found := _ties_of(decide, ways, seed)) is not None:
                     inputs, decided, origin = found
                     choice = f"{name}[{place}]" if len(known) > 1 else name
-                    equal = decided.values == decided.values.max(-1, keepdims=True)
-                    yield Ties(inputs, decided.outputs, name, place, choice, decided.taken, equal, origin)
+                    yield Ties(inputs, decided.outputs, name, place, choice, decided.taken, decided.equal, origin)
 
 
 def _ties_of(
@@ -148,8 +152,7 @@ def _ties_of(
     rows = np.tile(rows, AROUND)
     tried = ways.at((low + (high - low) * around).clip(0, 1).ravel(), rows)
     decided = decide(tried)
-    equal = decided.values == decided.values.max(-1, keepdims=True)
-    tied = equal.sum(-1) > 1
+    tied = decided.equal.sum(-1) > 1
     if not tied.any():
         return None
     shown, answered = ({key: array[tied] for key, array in arrays.items()} for arrays in (tried, decided.outputs))
