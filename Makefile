@@ -6,7 +6,7 @@ VENV := .venv
 PIP = $(VENV)/bin/pip install --disable-pip-version-check --quiet
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: repro studies test test-fast check lock
+.PHONY: repro studies test test-fast campaign check lock
 
 repro: $(VENV)/installed
 	dvc repro
@@ -21,6 +21,11 @@ test: check
 # Everything that takes seconds.
 test-fast: check
 	pytest --numprocesses 2 --dist loadfile -m "not slow"
+
+# What takes hours: the project killed, stopped, filled up, damaged and misled, and the native library's fuzzer.
+campaign: $(VENV)/installed
+	python tests/campaign.py
+	FUZZ_SECONDS=600 pytest -n0 tests/test_native.py -k guided_fuzzer
 
 check: $(VENV)/installed
 	ruff format --check .

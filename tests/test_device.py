@@ -222,6 +222,22 @@ def test_info_tells_what_the_check_has_found(start, model):
     assert told([]) == ["not checked: verdict.json is damaged: TypeError"]
 
 
+@pytest.mark.parametrize("content", [b"def damaged(:", b"\xff", None], ids=["no Python", "no text", "missing"])
+def test_damaged_file_of_the_copy_is_named_before_it_is_run(start, model, content):
+    path = model / "player/gif.py"
+    kept = path.read_bytes()
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    done = start("models/dqn/player", "--info")
+    path.write_bytes(kept)
+    (told,) = done.stderr.splitlines()
+    assert (done.returncode, done.stdout) == (1, "")
+    assert told.startswith(
+        f"error: {path.resolve()}: {'No such file' if content is None else 'damaged: its SHA-256 is '}"
+    )
+
+
 def test_copy_plays_the_folder_that_is_named(start, model):
     """Check that it plays its own folder only if none is named."""
     other = shutil.copytree(model, model.with_name("other"))

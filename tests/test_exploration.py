@@ -192,7 +192,10 @@ def test_values_are_those_of_the_policy_as_it_explores(noisy):
             lambda outputs: outputs | {"next_noise": outputs["next_noise"].astype(np.float64)},
             r"output next_noise is float64\[2, 1\], expected float32\[2, 1\]",
         ),
-        (lambda outputs: outputs | {"next_other": outputs["loc"]}, r"outputs are \['action', 'loc', 'next_other'\], "),
+        (
+            lambda outputs: outputs | {"next_other": outputs["loc"]},
+            r"outputs are \['action', 'loc', 'next_noise', 'next_other'\], ",
+        ),
     ],
 )
 def test_other_outputs_than_the_manifests_are_found(noisy, change, message):

@@ -59,8 +59,10 @@ def test_manifest_tells_what_a_device_needs(workspace, profile):
 
 
 def test_programs_that_explore_are_told_of_where_they_take_and_give_more(project, monkeypatch):
-    """Check that the manifest has their inputs and outputs only if these differ, as with noise that has a state."""
-    assert "random" not in read_manifest(project / "models/dqn")
+    """Check that the manifest has their inputs and outputs if these differ: by probabilities, and a state of noise."""
+    told = read_manifest(project / "models/dqn")
+    more = {"name": "action_probs", "dtype": "float32", "shape": ["batch", len(told["actions"])]}
+    assert told["random"] == {key: told[key] for key in ("inputs", "states")} | {"outputs": [*told["outputs"], more]}
     noise = {"name": "noise", "dtype": "float32", "shape": ["batch", 1]}
 
     def with_noise(path: Path, policy: str):

@@ -36,11 +36,10 @@ from policy_export.config.profile import Profile, load_profile
 from policy_export.device.arrays import Arrays, Run
 from policy_export.device.environments import make_environment
 from policy_export.device.errors import UserError
-from policy_export.device.manifest import action_kinds, sha256
+from policy_export.device.manifest import action_kinds, read_manifest, sha256
 from policy_export.device.onnx_session import load_onnx
 from policy_export.device.player import Player
 from policy_export.environments import episodes
-from policy_export.environments.env import environment_facts
 from policy_export.environments.episodes import Episode, observe
 from policy_export.parity import check as stage
 from policy_export.parity import closed_loop as closed_loop_module
@@ -50,7 +49,7 @@ from policy_export.parity.comparison import MAX_FAILURES, Batch, Comparison, Pla
 from policy_export.parity.facts import check_facts
 from policy_export.parity.open_loop import EXPLORING_STRIDE, check_open_loop
 from policy_export.parity.recorded_inputs import pick_recorded_inputs
-from policy_export.parity.samples import ROWS, check_samples
+from policy_export.parity.samples import ROWS, Samples, check_samples
 from policy_export.parity.ties import find_ties
 from policy_export.program.calls import wrap
 from policy_export.program.policy import make_agent
@@ -109,7 +108,7 @@ def bundle(tmp_path_factory) -> Bundle:
             wrap(step),
             {name: runtimes.load(path, 1) for name, path in files.items()},
             recorded,
-            environment_facts(profile.env) | step.signature.as_dict(),
+            read_manifest(FOLDER),
         )
 
 
@@ -774,11 +773,12 @@ def test_samples_that_are_no_numbers_are_a_fault():
     names = ("eager_random", "pt2_random", "onnx_random")
 
     def draw(calls):
-        return {name: {"action": random.standard_normal((2, calls, ROWS, 1)).astype(np.float32)} for name in names}
+        drawn = {name: {"action": random.standard_normal((2, calls, ROWS, 1)).astype(np.float32)} for name in names}
+        return {name: Samples(actions, {}) for name, actions in drawn.items()}
 
     sampled, first = draw(8), [draw(2) for _ in range(2)]
     assert not any(result.failures for result in check_samples(sampled, first, SHORT_CHECK).values())
-    sampled["onnx_random"]["action"][0, 0, 0] = np.nan
+    sampled["onnx_random"].actions["action"][0, 0, 0] = np.nan
     results = check_samples(sampled, first, SHORT_CHECK)
     assert {name for name, result in results.items() if result.failures} == {"onnx_random"}
 

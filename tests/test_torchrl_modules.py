@@ -10,7 +10,7 @@ from pipeline_helpers import ROOT
 from program_helpers import ROWS, onnx_program, play
 from scipy.stats import beta, chi2, gamma, kstest, t
 from tensordict import TensorDict
-from tensordict.nn import ProbabilisticTensorDictModule, TensorDictModule, TensorDictSequential
+from tensordict.nn import ProbabilisticTensorDictModule, TensorDictSequential
 from torch import nn
 from torch.distributions import Beta, Chi2, Dirichlet, Gamma, StudentT
 from torch.export import ExportedProgram
@@ -25,7 +25,7 @@ from policy_export.program.export import export, random_operators
 from policy_export.program.failures import explain
 from policy_export.program.functions import REPLACED
 from policy_export.program.memory import initialise, state_spec
-from policy_export.program.policy import index_of
+from policy_export.program.policy import Index
 from policy_export.program.step import Step
 from policy_export.program.torch_private import computing_by
 from policy_export.program.twins import DISTRIBUTIONS, TWINS, EpsilonGreedy, erfinv
@@ -49,7 +49,7 @@ def step_of(case, exploration_type):
     initialise(policy, spec)
     policy.eval().requires_grad_(requires_grad=False)
     if case.one_hot:
-        policy = TensorDictSequential(policy, TensorDictModule(index_of, in_keys=["action"], out_keys=["action"]))
+        policy = TensorDictSequential(policy, Index("action"))
     return Step(policy, spec, exploration_type)
 
 

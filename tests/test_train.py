@@ -281,3 +281,36 @@ def test_killed_training_goes_on(tmp_path, where, updates, uninterrupted):
     assert [path.read_bytes() for path in (WEIGHTS, CURVE, METRICS)] == uninterrupted
     assert list(Path(".checkpoints").iterdir()) == []
     assert list(WEIGHTS.parent.iterdir()) == [WEIGHTS]
+
+
+PPO = {
+    "policies.ppo.env.max_episode_steps": 100,
+    "policies.ppo.train.total_steps": 4096,
+    "policies.ppo.train.num_envs": 8,
+    "policies.ppo.train.rollout_steps": 64,
+    "policies.ppo.train.eval_episodes": 2,
+}
+
+
+@pytest.mark.slow
+def test_killed_ppo_training_goes_on(tmp_path):
+    """Check the same of an algorithm that draws its actions and has a second network."""
+    found = []
+    for name in ("killed", "whole"):
+        folder = tmp_path / name
+        folder.mkdir()
+        write_params(folder, PPO)
+        if name == "killed":
+            python("-c", DIES.replace("dqn", "ppo"), "rollout", cwd=folder, status=-9)
+        done = python("-c", GOES_ON.replace("dqn", "ppo"), cwd=folder)
+        assert ("resumes at " in done.stdout) == (name == "killed")
+        found.append([(folder / str(path).replace("dqn", "ppo")).read_bytes() for path in (WEIGHTS, CURVE, METRICS)])
+    assert found[0] == found[1]
+
+
+@pytest.mark.slow
+def test_more_collectors_than_environments(tmp_path):
+    few = {"policies.dqn.train.num_envs": 1, "policies.dqn.train.eval_episodes": 1, "policies.dqn.train.collectors": 3}
+    write_params(tmp_path, TINY | few | {"policies.dqn.train.total_steps": 512})
+    python("-c", GOES_ON, cwd=tmp_path)
+    assert json.loads((tmp_path / METRICS).read_text())["env_steps"] == 512

@@ -37,7 +37,7 @@ def export(module: torch.nn.Module, output: str, **inputs: torch.Tensor) -> None
 
 
 def test_epsilon_greedy_fixes_the_batch():
-    """Twin: ``EpsilonGreedy`` of ``policy_export/program/twins.py``."""
+    """Twin: ``EpsilonGreedy`` of ``policy_export/program/epsilon_greedy.py``."""
     module = EGreedyModule(Composite(action=Categorical(3)), eps_init=0.5, eps_end=0.5)
     with pytest.raises(Exception, match=r"(?i)batch|dynamic|constrain|specializ|expand"):
         export(module, "action", action=torch.zeros(2, dtype=torch.int64))

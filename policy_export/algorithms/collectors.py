@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from typing import Any, NamedTuple
@@ -123,6 +124,12 @@ def as_tensors(arrays: Arrays) -> dict[Any, torch.Tensor]:
     return {key: torch.from_numpy(array) for key, array in arrays.items()}
 
 
+def shares(number: int, parts: int) -> list[range]:
+    """Split what is numbered from 0 into up to ``parts`` consecutive parts of nearly one size, none of them empty."""
+    bounds = itertools.pairwise(number * part // parts for part in range(parts + 1))
+    return [range(first, end) for first, end in bounds if end > first]
+
+
 _here: Collector | None = None  # in a process that collects
 
 
@@ -178,20 +185,12 @@ def collectors(
     """
     train = profile.train
     assert isinstance(train, Learning)
-    shares = [len(range(worker, train.num_envs, train.collectors)) for worker in range(train.collectors)]
+    rows = shares(train.num_envs, train.collectors)
     with contextlib.ExitStack() as stack:
-        executors = [stack.enter_context(processes(1)) for _ in shares]
+        executors = [stack.enter_context(processes(1)) for _ in rows]
         begun = [
-            executor.submit(
-                _begin,
-                policy,
-                profile,
-                rows,
-                seed + sum(shares[:worker]),
-                saved=saved,
-                state=states[worker] if states else b"",
-            )
-            for worker, (executor, rows) in enumerate(zip(executors, shares, strict=True))
+            executor.submit(_begin, policy, profile, len(share), seed + share.start, saved=saved, state=state)
+            for executor, share, state in zip(executors, rows, states or [b""] * len(rows), strict=True)
         ]
         for each in begun:
             each.result()

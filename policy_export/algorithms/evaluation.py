@@ -6,7 +6,7 @@ import torch
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from policy_export.algorithms.collectors import Arrays, as_arrays, as_tensors
+from policy_export.algorithms.collectors import Arrays, as_arrays, as_tensors, shares
 from policy_export.config.errors import ProfileError
 from policy_export.config.profile import Profile, RecordedEnv
 from policy_export.device.torchrl_env import episode_ended, total_reward
@@ -30,15 +30,15 @@ def evaluate(policy: str, profile: Profile, agent: Agent) -> dict[str, float] | 
     """
     if isinstance(profile.env, RecordedEnv):
         return None
-    wanted, count = profile.train.eval_episodes, getattr(profile.train, "collectors", 1)
-    shares = [range(wanted)[share * wanted // count : (share + 1) * wanted // count] for share in range(count)]
-    if count == 1:
-        found = [play(profile, agent, shares[0])]
+    wanted = profile.train.eval_episodes
+    parts = shares(wanted, getattr(profile.train, "collectors", 1))
+    if len(parts) == 1:
+        found = [play(profile, agent, parts[0])]
     else:
-        with processes(count) as executor:
+        with processes(len(parts)) as executor:
             given = as_arrays(agent.actor.state_dict()), as_arrays(agent.statistics)
-            parts = [executor.submit(_play, policy, profile, share, *given) for share in shares if share]
-            found = [part.result() for part in parts]
+            playing = [executor.submit(_play, policy, profile, part, *given) for part in parts]
+            found = [each.result() for each in playing]
     scores, steps = [score for played, _ in found for score in played], sum(taken for _, taken in found)
     final = torch.tensor(scores)
     if not final.isfinite().all():

@@ -43,7 +43,7 @@ from policy_export.parity.facts import check_facts
 from policy_export.parity.open_loop import OWNER, check_by_name
 from policy_export.parity.recorded_inputs import pick_by_name
 from policy_export.parity.reference import Referenced, check_reference_by_name
-from policy_export.parity.samples import Sampled, act_by_name, check_samples, sample_by_name
+from policy_export.parity.samples import Sampled, Samples, act_by_name, check_samples, sample_by_name
 from policy_export.program.failures import in_one_line
 from policy_export.program.made import versions_of
 from policy_export.stage.files import write_json
@@ -66,8 +66,8 @@ class Results:
     batch_invariance: dict[str, Comparison]
     episodes: dict[str, list[Trace]]
     followed: dict[str, list[Trace]]
-    samples: dict[str, Sampled]
-    first_samples: list[dict[str, Sampled]]
+    samples: dict[str, Samples]
+    first_samples: list[dict[str, Samples]]
     acted: dict[str, Sampled]
     training: Comparison | None
     referenced: Referenced | None

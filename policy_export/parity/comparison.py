@@ -20,6 +20,8 @@ from policy_export.program.decisions import (
     is_choice,
     is_value,
     margins,
+    preferring,
+    probabilities,
     reach,
     scale,
 )
@@ -228,6 +230,8 @@ class Comparison:
                 self._drift(name, batch.places[0].step // DRIFT_STEPS, float(difference.max()))
                 allowed = allowed.max(1, keepdims=True, initial=0)
             for row in np.flatnonzero((apart > allowed).any(1)).tolist():
+                if self._prefers_equal(batch, row, name):
+                    continue
                 place = int((apart[row] - allowed[row]).argmax())
                 most = allowed[row, min(place, allowed.shape[1] - 1)]
                 found = f"{name} differs by {apart[row, place]:.3g}"
@@ -244,6 +248,23 @@ class Comparison:
         drift = self.state_drift.setdefault(name, [])
         drift += [0.0] * (part + 1 - len(drift))
         drift[part] = max(drift[part], largest)
+
+    def _prefers_equal(self, batch: Batch, row: int, name: str) -> bool:
+        """Record a tie where rounding explains that another choice is drawn most often, and nothing else differs."""
+        action = name.removesuffix("_probs")
+        if action == name or action not in self.kinds:
+            return False
+        kind = self.kinds[action]
+        ones, others = ({key: array[[row]] for key, array in each.items()} for each in (batch.outputs, batch.eager))
+        pairs = zip(probabilities(ones, action, kind), probabilities(others, action, kind), strict=True)
+        if any(np.abs(np.sort(one) - np.sort(other)).max() > self.tolerance for one, other in pairs):
+            return False
+        found, expected = (preferring(each, action, kind) for each in (ones, others))
+        verdict = compare_action(found, expected, self.tolerance, {action: kind})
+        if verdict is None or not verdict.tie:
+            return False
+        self.ties.append(describe_tie(batch.places[row], verdict))
+        return True
 
     def _compare_action(self, batch: Batch, row: int) -> None:
         """Record another action as a fault, or as a tie where rounding explains it."""

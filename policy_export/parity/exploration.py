@@ -1,4 +1,4 @@
-"""The states that only programs that explore have: those of noise that is correlated in time."""
+"""What only programs that explore have: states of noise that is correlated in time, and what choices are drawn by."""
 
 from __future__ import annotations
 
@@ -36,17 +36,13 @@ def complete(inputs: Arrays, manifest: dict[str, Any]) -> Arrays:
 
 
 def without_noise(outputs: Arrays, manifest: dict[str, Any]) -> Arrays:
-    """Return the outputs of a program that explores, without those that only such programs have.
+    """Return the outputs of a program that explores, without the states of its noise.
 
     Raises:
-        UserError: one of those is missing, or its dtype or shape is not what the manifest says.
+        UserError: names, dtypes or shapes are not what the manifest says.
     """
-    known = {spec["name"] for spec in manifest["outputs"]}
     rows = len(next(iter(outputs.values())))
-    own = {
-        spec["name"]: np.empty([rows, *spec["shape"][1:]], spec["dtype"])
-        for spec in exploring(manifest)["outputs"]
-        if spec["name"] not in known
-    }
-    check_kinds(own, {name: array for name, array in outputs.items() if name in own})
-    return {name: array for name, array in outputs.items() if name not in own}
+    listed = exploring(manifest)["outputs"]
+    check_kinds({spec["name"]: np.empty([rows, *spec["shape"][1:]], spec["dtype"]) for spec in listed}, outputs)
+    noise = noise_states(manifest)
+    return {name: array for name, array in outputs.items() if name not in noise}

@@ -144,7 +144,12 @@ def describe_reference(referenced: Referenced) -> dict[str, Any]:
 
 
 def describe_samples(samples: SampleComparison) -> dict[str, Any]:
-    return {"samples": samples.samples, "tests": samples.tests, "least_p": samples.least_p}
+    return {
+        "samples": samples.samples,
+        "tests": samples.tests,
+        "least_p": samples.least_p,
+        "power": samples.power,
+    }
 
 
 def write_tables(folder: Path, open_loop: dict[str, Comparison], programs: dict[str, dict[str, Any]]) -> None:

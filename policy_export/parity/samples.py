@@ -1,6 +1,8 @@
 """Check that an exploring program samples its actions as the trained policy does: as often, and independently.
 
-All programs sample many times for the same few recorded inputs. Where the noise has a state, which only programs that
+All programs sample many times for the same few recorded inputs. Where the probabilities are known by which the policy
+draws (they are outputs, and are compared as such), the samples are held against these, otherwise against the policy's
+own samples. Where the noise has a state, which only programs that
 explore have, they also act for many steps with each of these. The noise of one step must depend on that of the one
 before as the policy's does, and begin anew where an episode begins.
 
@@ -15,6 +17,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,14 +27,22 @@ from policy_export.backends import runtimes
 from policy_export.config import params
 from policy_export.device.arrays import Arrays, Run
 from policy_export.device.manifest import action_kinds, read_manifest
+from policy_export.parity.draws import (
+    Finding,
+    Probabilities,
+    compare_at_every_distance,
+    compare_with_probabilities,
+    rates,
+)
 from policy_export.parity.exploration import complete, noise_states
-from policy_export.program.decisions import ONE_INDEX, Kinds, components, is_choice
+from policy_export.program.decisions import ONE_INDEX, Kinds, components, is_choice, probabilities
 
 ROWS = 32  # of a call that show the same input
 STEPS = 60  # that are taken one after the other
 BEGINS_ANEW = 40  # the step at which the noise of every second row does
 SHOWN = (0, 5, BEGINS_ANEW, STEPS - 1)  # whose actions are compared, in the rows that go on
 LAGS = (1, 5)  # steps between actions that are correlated
+SAME = 1e-6  # by how much probabilities of one input may differ in several calls: by rounding in rows of a batch
 
 Actions = npt.NDArray[np.int64 | np.float32]
 Sampled = dict[str, Actions]  # by the name of what was sampled, such as ``action`` or ``agents_action[1]``
@@ -39,37 +50,76 @@ Sampled = dict[str, Actions]  # by the name of what was sampled, such as ``actio
 
 @dataclass
 class SampleComparison:
-    """The samples of a program that explores; its least likely test, held to a share of the error rate."""
+    """The samples of a program that explores; its least likely test, held to a share of the error rate.
+
+    ``power`` has, for what is drawn by known probabilities, how far another must be to be found 99 times of 100.
+    """
 
     samples: int
     tests: int
     least_p: float
     failures: list[str]
+    power: list[dict[str, Any]]
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One test: what was compared, what was found, and the probability that a faultless program differs as much."""
+class Samples(NamedTuple):
+    """What a program sampled, and the probabilities that it said, ``(inputs, choices)``, where it said them."""
 
-    what: str
-    found: str
-    p: float
+    actions: Sampled
+    probabilities: dict[str, Probabilities]
 
 
 def sample(run: Run, recorded_inputs: Arrays, calls: int) -> Actions:
-    """Return ``(inputs, calls, ROWS)`` actions; every call is one batch of all inputs, ``ROWS`` times each.
+    """Return ``(inputs, calls, ROWS)`` actions, as :func:`sample_all` draws them.
 
     Where an action is a vector, the shape is ``(inputs, calls, ROWS, k)``.
     """
-    (sampled,) = sample_all(run, recorded_inputs, calls, ONE_INDEX).values()
+    (sampled,) = sample_all(run, recorded_inputs, calls, ONE_INDEX).actions.values()
     return sampled
 
 
-def sample_all(run: Run, recorded_inputs: Arrays, calls: int, kinds: Kinds) -> Sampled:
-    """Return samples of all that an action is made of, by name, each as :func:`sample` does."""
-    batch = {name: np.repeat(array, ROWS, 0) for name, array in recorded_inputs.items()}
-    parts = [parts_of(run(batch), kinds) for _ in range(calls)]
-    return {name: np.stack([_by_input(part[name]) for part in parts], 1) for name in parts[0]}
+def sample_all(run: Run, recorded_inputs: Arrays, calls: int, kinds: Kinds) -> Samples:
+    """Return samples of all that an action is made of, by name, ``(inputs, calls, ROWS, ...)`` each.
+
+    In half of the calls a batch has all inputs, ``ROWS`` times each: a row must be drawn by its own probabilities. In
+    the others it has one input only: numbers that come again show best where they meet the same probabilities.
+    """
+    inputs = len(next(iter(recorded_inputs.values())))
+    together = [np.repeat(np.arange(inputs), ROWS)] * (calls - calls // 2)
+    alone = np.repeat(np.arange(inputs), calls // 2 * ROWS)
+    shown = [*together, *np.split(alone, range(inputs * ROWS, len(alone), inputs * ROWS))]
+    outputs = [run({name: array[rows] for name, array in recorded_inputs.items()}) for rows in shown]
+    parts, said = ([read(each, kinds) for each in outputs] for read in (parts_of, probabilities_of))
+    sampled, chances = (
+        {name: by_input(np.concatenate([each[name] for each in read]), inputs, calls) for name in read[0]}
+        for read in (parts, said)
+    )
+    still = {name: each for name, each in chances.items() if np.ptp(each, (1, 2)).max() <= SAME}
+    return Samples(sampled, {name: each[:, 0, 0].astype(np.float64) for name, each in still.items()})
+
+
+def by_input(drawn: npt.NDArray[Any], inputs: int, calls: int) -> npt.NDArray[Any]:
+    """Return draws in the order in which :func:`sample_all` draws them as ``(inputs, calls, ROWS, ...)``."""
+    together = calls - calls // 2
+    first, second = np.split(drawn, [together * inputs * ROWS])
+    mixed = first.reshape(together, inputs, ROWS, *drawn.shape[1:])
+    return np.concatenate([mixed.swapaxes(0, 1), second.reshape(inputs, -1, ROWS, *drawn.shape[1:])], 1)
+
+
+def in_sequence(sampled: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return draws by input in the order in which they were drawn: the inverse of :func:`by_input`."""
+    together = sampled.shape[1] - sampled.shape[1] // 2
+    first, second = sampled[:, :together].swapaxes(0, 1), sampled[:, together:]
+    return np.concatenate([part.reshape(-1, *sampled.shape[3:]) for part in (first, second)])
+
+
+def probabilities_of(outputs: Arrays, kinds: Kinds) -> dict[str, npt.NDArray[Any]]:
+    """Return what choices are drawn by, ``(batch, n)``, by the names that :func:`parts_of` gives them."""
+    found: dict[str, npt.NDArray[Any]] = {}
+    for name, kind in kinds.items():
+        known = probabilities(outputs, name, kind)
+        found |= {f"{name}[{place}]" if len(known) > 1 else name: each for place, each in enumerate(known)}
+    return found
 
 
 def parts_of(outputs: Arrays, kinds: Kinds) -> Sampled:
@@ -88,7 +138,7 @@ def _by_input(sampled: Actions) -> Actions:
     return sampled.reshape(-1, ROWS, *sampled.shape[1:])
 
 
-def sample_by_name(policy: str, programs: Iterable[str], recorded_inputs: Arrays, calls: int) -> dict[str, Sampled]:
+def sample_by_name(policy: str, programs: Iterable[str], recorded_inputs: Arrays, calls: int) -> dict[str, Samples]:
     """Run :func:`sample` with some of a policy's programs that explore, by their names.
 
     ``recorded_inputs`` are inputs of a deterministic program.
@@ -131,7 +181,11 @@ def act_by_name(policy: str, program: str, recorded_inputs: Arrays) -> Sampled:
 
 
 def run_tests(
-    eager: Actions, actions: Actions, processes: tuple[Actions, Actions], tolerance: float
+    eager: Actions,
+    actions: Actions,
+    processes: tuple[Actions, Actions],
+    tolerance: float,
+    known: Probabilities | None = None,
 ) -> Iterator[Finding]:
     """Return the findings of all tests of one program.
 
@@ -140,6 +194,7 @@ def run_tests(
         actions: what the program sampled, the same shape; ``calls`` is even.
         processes: what it sampled in two processes of their own, ``(inputs, ...)`` each.
         tolerance: largest difference of numbers that are not drawn.
+        known: the probabilities by which the policy draws its choices; none where these are not known.
     """
     pairs = {
         "neighbouring rows": (actions[:, :, 0::2], actions[:, :, 1::2]),
@@ -148,14 +203,49 @@ def run_tests(
         "processes": processes,
     }
     if is_choice(actions):
-        yield from compare_frequencies(eager, actions)
+        if known is None:
+            yield from compare_frequencies(eager, actions)
+        else:
+            yield from compare_with_probabilities(known, actions.astype(np.int64))
+            yield from compare_sequences("", known, actions, *processes)
         for between, (first, second) in pairs.items():
             yield compare_pairs(between, first, second)
         return
     for component in range(actions.shape[-1]):
-        yield from compare_distributions(component, eager[..., component], actions[..., component], tolerance)
+        ones, *all_others = (each[..., component] for each in (eager, actions, *processes))
+        yield from compare_distributions(component, ones, all_others[0], tolerance)
+        yield from compare_sides(component, ones, *all_others)
         for between, (first, second) in pairs.items():
             yield from correlate_pairs(between, component, first[..., component], second[..., component])
+
+
+def compare_sides(component: int, *sampled: Actions) -> Iterator[Finding]:
+    """Test whether a number of a vector is above its median at any distance as often as independent numbers are.
+
+    Args:
+        component: which number.
+        sampled: it in samples of eager, the program, and the program in two processes, ``(inputs, calls, ROWS)`` each.
+    """
+    middle = np.median(np.concatenate(sampled, 1), (1, 2), keepdims=True)
+    above = [(each > middle).astype(np.int64) for each in sampled]
+    share = np.concatenate(above, 1).mean((1, 2))  # less than a half where a bound is taken often
+    chances, what = np.stack([1 - share, share], -1), f"side of the median of action[{component}]"
+    yield from compare_sequences(f", {what}", chances, *above[1:])
+
+
+def compare_sequences(what: str, chances: Probabilities, *sampled: Actions) -> Iterator[Finding]:
+    """Test whether draws are independent at every distance, within one process and between two others.
+
+    Args:
+        what: describes the draws, for messages.
+        chances: of each choice, ``(inputs, choices)``.
+        sampled: choices by the process itself, and by the two others, ``(inputs, calls, ROWS)`` each.
+    """
+    shapes = [(*each.shape, chances.shape[1]) for each in sampled]
+    of_own, of_both, _ = (in_sequence(np.broadcast_to(chances[:, None, None], shape)) for shape in shapes)
+    own, *both = (in_sequence(each.astype(np.int64)) for each in sampled)
+    yield compare_at_every_distance(f"of one process{what}", of_own, own)
+    yield compare_at_every_distance(f"of two processes{what}", of_both, *both)
 
 
 def compare_distributions(component: int, eager: Actions, actions: Actions, tolerance: float) -> Iterator[Finding]:
@@ -317,8 +407,8 @@ def persistence(actions: Actions, lag: int, tolerance: float) -> npt.NDArray[np.
 
 
 def check_samples(
-    sampled: dict[str, Sampled],
-    first: list[dict[str, Sampled]],
+    sampled: dict[str, Samples],
+    first: list[dict[str, Samples]],
     settings: params.ParityCheck,
     acted: dict[str, Sampled] | None = None,
 ) -> dict[str, SampleComparison]:
@@ -332,13 +422,23 @@ def check_samples(
         settings: of the check.
         acted: of :func:`act`, by program, where the noise has a state.
     """
-    expected, acted = sampled["eager_random"], acted or {}
+    (expected, known), acted = sampled["eager_random"], acted or {}
+    of_eager = [
+        dataclasses.replace(_of_part(part, finding), what=f"the policy's own {finding.what}")
+        for part, probability in known.items()
+        for finding in compare_with_probabilities(probability, expected[part].astype(np.int64))
+    ]
     findings = {
-        name: [
+        name: of_eager
+        + [
             _of_part(part, finding)
-            for part, own in sampled[name].items()
+            for part, own in sampled[name].actions.items()
             for finding in run_tests(
-                expected[part], own, (first[0][name][part], first[1][name][part]), settings.tolerance
+                expected[part],
+                own,
+                (first[0][name].actions[part], first[1][name].actions[part]),
+                settings.tolerance,
+                known.get(part),
             )
         ]
         for name in sampled
@@ -349,17 +449,28 @@ def check_samples(
             noise = check_noise(acted["eager_random"][part], own, settings.tolerance)
             findings[name] += [_of_part(part, finding) for finding in noise]
     level = settings.random_error_rate / sum(map(len, findings.values()))
+    power = [
+        {"what": _named(part, rate.what), "probability": rate.probability}
+        | dict(zip(("found_below", "found_above"), rate.detectable(level), strict=True))
+        for part, probability in known.items()
+        for rate in rates(probability, expected[part].astype(np.int64))
+    ]
     return {
         name: SampleComparison(
             sum(part.size for part in expected.values()),
             len(found),
             float(np.min([finding.p for finding in found])),
             [f"{finding.what}: {finding.found} (p {finding.p:.1e})" for finding in found if not finding.p >= level],
+            power,
         )
         for name, found in findings.items()
     }
 
 
+def _named(part: str, what: str) -> str:
+    """Return what is compared, with the part of an action that it is of, unless there is only the one ``action``."""
+    return what if part == "action" else f"{part}: {what}"
+
+
 def _of_part(part: str, finding: Finding) -> Finding:
-    """Return a finding that says which part of an action it is of, unless there is only the one ``action``."""
-    return finding if part == "action" else dataclasses.replace(finding, what=f"{part}: {finding.what}")
+    return dataclasses.replace(finding, what=_named(part, finding.what))

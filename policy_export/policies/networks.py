@@ -7,6 +7,7 @@ import itertools
 import torch
 from tensordict import NestedKey
 from torch import nn
+from torch.nn.utils import parametrize
 from torchrl.data import Categorical, Composite, TensorSpec
 
 from policy_export.config.errors import ProfileError
@@ -69,6 +70,31 @@ def make_network(
     if num_outputs is not None:
         layers.append(nn.Linear(sizes[-1], num_outputs))
     return Network(layers, len(observation.shape)), num_outputs or sizes[-1]
+
+
+class Dueling(nn.Module):
+    """Parametrisation of a last layer whose output for an action is a state's value plus the action's advantage.
+
+    What is learned of one action is then learned of the state, and so of all actions (Wang et al., 2016, "Dueling
+    Network Architectures for Deep Reinforcement Learning"). Both parts are linear in the same features: their sum is
+    one linear layer, which is all that a program has of it.
+    """
+
+    def forward(self, parts: torch.Tensor) -> torch.Tensor:
+        """Return weights ``(actions, ...)`` from those of the value and the advantages, ``(1 + actions, ...)``."""
+        value, advantages = parts[:1], parts[1:]
+        return value + advantages - advantages.mean(0, keepdim=True)
+
+    def right_inverse(self, weights: torch.Tensor) -> torch.Tensor:
+        return torch.cat([weights.mean(0, keepdim=True), weights])
+
+
+def make_values(features: int, num_actions: int, *, dueling: bool) -> nn.Linear:
+    """Make the last layer of a Q policy, from ``(*batch, features)`` to ``(*batch, num_actions)`` float32."""
+    layer = nn.Linear(features, num_actions)
+    for name in ("weight", "bias") if dueling else ():
+        parametrize.register_parametrization(layer, name, Dueling(), unsafe=True)  # its input has a row more
+    return layer
 
 
 def only_observation(observation_spec: Composite) -> tuple[NestedKey, TensorSpec]:

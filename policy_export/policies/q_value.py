@@ -8,7 +8,7 @@ from torchrl.data import Categorical, Composite, TensorSpec
 from torchrl.modules import EGreedyModule, QValueModule
 
 from policy_export.config.section import Convolution, Count, Probability
-from policy_export.policies.networks import make_network, number_of_actions, only_observation
+from policy_export.policies.networks import make_network, make_values, number_of_actions, only_observation
 
 
 def make_policy(
@@ -18,6 +18,7 @@ def make_policy(
     conv: list[Convolution],
     hidden: list[Count],
     epsilon: Probability,
+    dueling: bool = False,
 ) -> TensorDictSequential:
     """Make a policy that computes ``action_value`` ``(*batch, actions)`` float32 and ``action`` ``(*batch,)`` int64.
 
@@ -27,10 +28,12 @@ def make_policy(
         conv: as for :func:`~policy_export.policies.networks.make_network`.
         hidden: the same.
         epsilon: chance of a random action under ``ExplorationType.RANDOM``.
+        dueling: whether the last layer is learned as :class:`~policy_export.policies.networks.Dueling` has it.
     """
     key, observation = only_observation(observation_spec)
     num_actions = number_of_actions(action_spec)
-    network, _ = make_network(observation, conv, hidden, num_actions)
+    network, features = make_network(observation, conv, hidden, None)
+    network.append(make_values(features, num_actions, dueling=dueling))
     return TensorDictSequential(
         TensorDictModule(network, in_keys=[key], out_keys=["action_value"]), *choose(num_actions, epsilon)
     )

@@ -53,6 +53,29 @@ def components(outputs: Arrays, name: str, kind: Mapping[str, Any]) -> list[tupl
     return list(zip(flat.T, found[0] if found else [None] * flat.shape[1], strict=True))
 
 
+def probabilities(outputs: Arrays, name: str, kind: Mapping[str, Any]) -> list[npt.NDArray[Any]]:
+    """Return what each choice of an action is drawn by, ``(batch, n)`` each; nothing where it is not known."""
+    if (drawn_by := outputs.get(f"{name}_probs")) is None:
+        return []
+    action = outputs[name]
+    if kind["kind"] == "bits" and drawn_by.shape == action.shape:
+        return [np.stack([1 - column, column], -1) for column in by_row(drawn_by).T]
+    if kind["kind"] == "one_hot":
+        parts = _one_hot(action, [drawn_by], np.cumsum(kind.get("sizes", [action.shape[-1]]))[:-1])
+        return [part for _, part in parts if part is not None]
+    return [] if not is_choice(action) else _by_column(drawn_by, action, kind) or []
+
+
+def preferring(outputs: Arrays, name: str, kind: Mapping[str, Any]) -> Arrays:
+    """Return outputs with the action that is drawn most often, in its own form, where that is known."""
+    action, parts = outputs[name], probabilities(outputs, name, kind)
+    best = [part.argmax(-1) for part in parts]
+    if kind["kind"] == "one_hot":
+        vectors = [np.eye(part.shape[-1])[index] for part, index in zip(parts, best, strict=True)]
+        best = [np.concatenate(vectors, -1)] if vectors else []
+    return outputs | ({name: np.stack(best, -1).reshape(action.shape).astype(action.dtype)} if best else {})
+
+
 def _one_hot(
     action: npt.NDArray[Any], known: list[npt.NDArray[Any]], places: npt.NDArray[Any]
 ) -> list[tuple[npt.NDArray[Any], Any]]:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import gymnasium
 import torch
 from tensordict import NestedKey, TensorDictBase, unravel_key
-from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
+from tensordict.nn import TensorDictModuleBase, TensorDictSequential
 from torch import nn
 from torchrl.data import Binary, Categorical, Composite, MultiCategorical, MultiOneHot, OneHot, TensorSpec
 from torchrl.envs import EnvBase
@@ -183,7 +183,7 @@ def assemble(policy: Policy, inside: Specs, outside: Specs, parts: Parts, frozen
         one_hot = is_one_hot(try_actions(modules, input_spec, wanted)[wanted[0]], given[wanted[0]])
     if one_hot:
         key = wanted[0]
-        modules.append(TensorDictModule(index_of, in_keys=[key], out_keys=[key]))
+        modules.append(Index(key))
     casts = [Cast(key, spec) for key, spec in array_specs(given).items()]
     modules += [*casts, *parts.behind]
     actions = keys_of(taken)
@@ -195,13 +195,23 @@ def assemble(policy: Policy, inside: Specs, outside: Specs, parts: Parts, frozen
     return Agent(actor, whole, input_spec, taken, wanted, frozen, starts, one_hot)
 
 
-def index_of(action: torch.Tensor) -> torch.Tensor:
-    """Return the place of the 1 in one-hot vectors ``(*batch, n)``, ``(*batch,)`` int64."""
-    return action.to(torch.int64).argmax(-1)
+class Index(TensorDictModuleBase):
+    """Turns an action's one-hot vectors ``(*batch, n)`` into the places of their 1, ``(*batch,)`` int64."""
+
+    keeps_choice = True  # only its form is another
+
+    def __init__(self, key: NestedKey) -> None:
+        super().__init__()
+        self.in_keys, self.out_keys = [key], [key]
+
+    def forward(self, entries: TensorDictBase) -> TensorDictBase:
+        return entries.set(self.in_keys[0], entries[self.in_keys[0]].to(torch.int64).argmax(-1))
 
 
 class Cast(TensorDictModuleBase):
     """Gives bits and choices, which distributions draw as floats, the environment's dtype."""
+
+    keeps_choice = True
 
     def __init__(self, key: NestedKey, spec: TensorSpec) -> None:
         super().__init__()

@@ -22,6 +22,8 @@ from policy_export.device.errors import UserError
 from policy_export.device.torchrl_env import flat_name
 from policy_export.environments.preprocess import IS_INIT
 from policy_export.environments.transforms import Starts
+from policy_export.program.drawing import watching
+from policy_export.program.epsilon_greedy import probabilities_key
 from policy_export.program.memory import find_memory, is_flags, is_value, least, next_key
 from policy_export.program.policy import Agent, make_agent
 from policy_export.program.torch_private import part
@@ -92,6 +94,8 @@ class Step(nn.Module):
         _named([*decisions, *map(next_key, states)])
         self.outputs = {flat_name(key): key for key in decisions}
         self.outputs |= {flat_name(next_key(key)): written for key, written in states.items()}
+        self.drawn = self._drawn()
+        self.outputs |= {flat_name(probabilities_key(key)): probabilities_key(key) for key in self.drawn}
         self.forward = self._named_forward()
 
     def decide(self, entries: TensorDict) -> TensorDictBase:
@@ -107,13 +111,30 @@ class Step(nn.Module):
                 begins = _like(entries[IS_INIT][:, 0], entries[key])
                 entries[key] = torch.where(begins, torch.full_like(entries[key], start), entries[key])
         if not in_place:
-            return self.policy(entries)
+            return self._call(entries)
         begins = entries[IS_INIT][:, 0]
-        started, going_on = self.policy(entries.exclude(*in_place)), self.policy(entries)
+        started, going_on = self._call(entries.exclude(*in_place)), self._call(entries)
         written = set(started.keys(include_nested=True))  # without what is computed from it afterwards
         for key in [key for key in self.outputs.values() if key in written]:
             going_on[key] = torch.where(_like(begins, started[key]), started[key], going_on[key])
         return going_on
+
+    def _call(self, entries: TensorDictBase) -> TensorDictBase:
+        """Call the policy; what it draws its actions by is among what it writes."""
+        if not self.drawn:
+            return self.policy(entries)
+        with watching(self.policy, self.drawn) as probabilities:
+            written = self.policy(entries)
+        return written.update({probabilities_key(key): probabilities[key] for key in self.drawn})
+
+    def _drawn(self) -> list[NestedKey]:
+        """Return the actions of which the probabilities are outputs: those by which they are drawn are known."""
+        if self.exploration_type is not ExplorationType.RANDOM:
+            return []
+        examples = {self.inputs[name]: tensor for name, tensor in self.example_inputs(batch=2).items()}
+        with torch.no_grad(), set_exploration_type(self.exploration_type), watching(self.policy, self.actions) as found:
+            self.policy(TensorDict(examples, batch_size=[2]))
+        return [key for key in self.actions if key in found and flat_name(probabilities_key(key)) not in self.outputs]
 
     def _named_forward(self) -> Callable[..., dict[str, torch.Tensor]]:
         """Return ``forward`` with the inputs' names as its parameters, from which ``torch.export`` takes them."""

@@ -15,18 +15,6 @@ import torch
 from tensordict import TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictModule, TensorDictModuleBase
 from torch import nn
-from torchrl.data import (
-    Binary,
-    Bounded,
-    Categorical,
-    Composite,
-    MultiCategorical,
-    MultiOneHot,
-    OneHot,
-    TensorSpec,
-    Unbounded,
-)
-from torchrl.envs.utils import ExplorationType, exploration_type
 from torchrl.modules import (
     EGreedyModule,
     GRUModule,
@@ -40,10 +28,8 @@ from torchrl.modules.distributions.continuous import SafeTanhTransform
 
 from policy_export.config.errors import ProfileError
 from policy_export.program.copies import copied, settle_weights
+from policy_export.program.epsilon_greedy import EpsilonGreedy
 from policy_export.program.torch_private import part
-
-TINY = 1e-30  # stands for an epsilon of zero, which nothing is below
-BELOW_ONE = 1 - 2**-24  # the largest float32 below 1
 
 
 class RecurrentStep(TensorDictModuleBase):
@@ -65,96 +51,6 @@ class RecurrentStep(TensorDictModuleBase):
         outputs, states = self.rnn(value.unsqueeze(1), states[0] if len(states) == 1 else tuple(states))
         states = [state.transpose(0, 1) for state in (states if isinstance(states, tuple) else (states,))]
         return tensordict.update(dict(zip(self.out_keys, [outputs.squeeze(1), *states], strict=True)))
-
-
-class EpsilonGreedy(TensorDictModuleBase):
-    """TorchRL's epsilon-greedy exploration.
-
-    The library's ``forward`` expands its spec to the batch at hand, which fixes the batch size of an exported program.
-    It also draws twice: whether to explore, and which action. Here both come from one operator: ONNX Runtime seeds the
-    second operator of a program by the first one's seed plus a small number, and its generator is linear, so that what
-    the two draw differs by the same sequence after every start.
-
-    Raises:
-        ProfileError: the action's spec is of a kind that cannot be sampled here.
-    """
-
-    def __init__(self, module: EGreedyModule) -> None:
-        super().__init__()
-        self.in_keys, self.out_keys = module.in_keys, module.out_keys
-        self.action_key, self.action_mask_key = module.action_key, module.action_mask_key
-        self.register_buffer("eps", module.eps)
-        spec = module.spec[self.action_key] if isinstance(module.spec, Composite) else module.spec
-        self.sizes = choices(spec)
-        self.one_hot, self.many = isinstance(spec, OneHot), isinstance(spec, MultiCategorical | MultiOneHot)
-        self.unbounded = isinstance(spec, Unbounded) and spec.dtype.is_floating_point
-        if isinstance(spec, Bounded):
-            self.register_buffer("low", spec.space.low)
-            self.register_buffer("high", spec.space.high)
-        elif not self.sizes and not self.unbounded:
-            kind = f"{type(spec).__name__}[{spec.dtype}]".replace("torch.", "")
-            raise ProfileError(f"EGreedyModule: draws actions of a {kind} spec, which does not export")
-
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        if exploration_type() not in (ExplorationType.RANDOM, None):
-            return tensordict
-        action = tensordict[self.action_key]
-        mask = None if self.action_mask_key is None else tensordict[self.action_mask_key]
-        # One uniform number for each part of an action, which lie along the last dimension where there are several.
-        places = action.shape[1:-1] if self.one_hot or self.many else action.shape[1:]
-        places = torch.Size((*places, len(self.sizes))) if self.many else places
-        like = action.reshape(action.shape[0], -1)[:, :1].expand(-1, 1 if self.unbounded else places.numel())
-        uniform = torch.rand_like(like, dtype=torch.float32)
-        explores = uniform[:, 0] < self.eps
-        # What is below epsilon is itself uniform there: the same number says whether a row explores, and how.
-        first = (uniform[:, :1] / self.eps.clamp_min(TINY)).clamp(max=BELOW_ONE)
-        uniform = torch.cat([first, uniform[:, 1:]], 1)
-        sampled = torch.randn_like(action) if self.unbounded else self.sample(uniform.view(-1, *places), mask)
-        explores = explores.view(-1, *[1] * (action.ndim - 1))
-        return tensordict.set(self.action_key, torch.where(explores, sampled.to(action.dtype), action))
-
-    def sample(self, uniform: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """Return any action, each with the same probability, from uniform numbers, ``(batch, ...)`` float32."""
-        if not self.sizes:
-            return self.sample_between(uniform)
-        if not self.many:
-            return self.sample_choice(uniform, self.sizes[0], mask)
-        masks = [None] * len(self.sizes) if mask is None else mask.split(self.sizes, -1)
-        parts = zip(uniform.unbind(-1), self.sizes, masks, strict=True)
-        sampled = [self.sample_choice(number, size, one) for number, size, one in parts]
-        return torch.cat(sampled, -1) if self.one_hot else torch.stack(sampled, -1)
-
-    def sample_between(self, uniform: torch.Tensor) -> torch.Tensor:
-        """Return numbers between the bounds; whole numbers include both bounds."""
-        if self.low.dtype.is_floating_point:
-            return self.low + (self.high - self.low) * uniform
-        number = self.high.to(torch.int64) - self.low.to(torch.int64) + 1
-        return self.low + (uniform.to(torch.float64) * number).to(torch.int64).minimum(number - 1)
-
-    def sample_choice(self, uniform: torch.Tensor, number: int, mask: torch.Tensor | None) -> torch.Tensor:
-        """Return one of ``number`` choices, or of those that a mask allows, as an index or as a one-hot vector."""
-        if mask is None:
-            index = (uniform * number).to(torch.int64).clamp(max=number - 1)
-        else:
-            left = mask.to(torch.int64).cumsum(-1)
-            place = (uniform * left[..., -1]).to(torch.int64).minimum(left[..., -1] - 1)
-            index = (left > place.unsqueeze(-1)).to(torch.int64).argmax(-1)
-        return nn.functional.one_hot(index, number) if self.one_hot else index
-
-
-def choices(spec: TensorSpec) -> list[int]:
-    """Return the number of choices of each part of an action; none where an action is no choice."""
-    match spec:
-        case MultiOneHot():
-            return [space.n for space in spec.space]
-        case MultiCategorical():
-            return [int(number) for number in spec.nvec] if spec.nvec.ndim == 1 else []
-        case Binary():
-            return [2]
-        case OneHot() | Categorical():
-            return [spec.space.n]
-        case _:
-            return []
 
 
 class ActionChunk(TensorDictModuleBase):

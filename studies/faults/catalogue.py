@@ -7,14 +7,15 @@ Every fault is a function that writes a faulty deterministic program into a fold
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
-from tensordict import NestedKey, TensorDictBase
-from tensordict.nn import TensorDictModule
+from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict.nn import ProbabilisticTensorDictModule, TensorDictModule
 from torch import nn
 from torchrl.envs.utils import ExplorationType
 from torchrl.modules import EGreedyModule
@@ -23,6 +24,8 @@ from policy_export.config import params
 from policy_export.lowering.aoti import compile_to
 from policy_export.lowering.onnx import convert
 from policy_export.program.archive import load_program
+from policy_export.program.epsilon_greedy import EpsilonGreedy
+from policy_export.program.policy import Agent
 from policy_export.program.step import Step
 from studies.faults.subject import Subject, find_policies, insert, save
 
@@ -252,12 +255,102 @@ FRAMES = ("next", "frames")
 HIDDEN, CELL = ("next", "hidden0"), ("next", "hidden1")
 
 
-def explores_more_often(subject: Subject, folder: Path) -> Path:
-    agent = subject.agent()
-    for module in agent.actor.modules():
-        if isinstance(module, EGreedyModule):
-            module.eps.mul_(3)
-    return save(folder / "policy_random.pt2", subject, Step(agent.policy, agent.input_spec, ExplorationType.RANDOM))
+def exploring(edit: Callable[[Agent], None]) -> Fault:
+    """Make a fault: the export of a policy that explores otherwise."""
+
+    def fault(subject: Subject, folder: Path) -> Path:
+        edit(agent := subject.agent())
+        return save(folder / "policy_random.pt2", subject, Step(agent.policy, agent.input_spec, ExplorationType.RANDOM))
+
+    return fault
+
+
+def epsilon(factor: float) -> Fault:
+    def edit(agent: Agent) -> None:
+        for module in agent.actor.modules():
+            if isinstance(module, EGreedyModule):
+                module.eps.mul_(factor)
+
+    return exploring(edit)
+
+
+class LacksTheLast(EpsilonGreedy):
+    """Exploration that says every action's probability, and never draws the last one unless it is the best."""
+
+    def draw(self, probabilities: torch.Tensor) -> torch.Tensor:
+        last, best = probabilities.shape[1] - 1, probabilities.argmax(-1)
+        index = super().draw(probabilities)
+        return torch.where(index == last, best, index)
+
+
+class DrawsTwiceAsOften(EpsilonGreedy):
+    """Exploration that explores more often than it says."""
+
+    def draw(self, probabilities: torch.Tensor) -> torch.Tensor:
+        return super().draw(2 * probabilities - nn.functional.one_hot(probabilities.argmax(-1), self.sizes[0]))
+
+
+class DrawsAgain(EpsilonGreedy):
+    """Exploration that draws for some rows, and for those that follow the same numbers again."""
+
+    after = 24
+
+    def draw(self, probabilities: torch.Tensor) -> torch.Tensor:
+        below = probabilities.cumsum(-1)
+        rows = torch.arange(probabilities.shape[0])
+        return (below <= torch.rand_like(below[:, :1])[rows % self.after]).sum(-1).clamp(max=self.sizes[0] - 1)
+
+
+class DrawsAgainMuchLater(DrawsAgain):
+    after = 200
+
+
+def explored_by(kind: type[EpsilonGreedy]) -> Fault:
+    def edit(agent: Agent) -> None:
+        for parent in list(agent.policy.modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, EGreedyModule):
+                    parent.add_module(name, kind(child))
+
+    return exploring(edit)
+
+
+def heated(kind: Callable[..., Any], degree: float, logits: torch.Tensor, **options: Any) -> Any:
+    return kind(logits=logits / degree, **options)
+
+
+def temperature(degree: float) -> Fault:
+    """Make a fault: actions are drawn by other probabilities than the logits give, which stay as they are."""
+
+    def edit(agent: Agent) -> None:
+        for module in agent.policy.modules():
+            if isinstance(module, ProbabilisticTensorDictModule):
+                module.distribution_class = partial(heated, module.distribution_class, degree)
+
+    return exploring(edit)
+
+
+def onnx_draws(edit: Callable[[onnx.ModelProto], None]) -> Fault:
+    """Make a fault: a change of the bundle's own ONNX program that explores."""
+
+    def fault(subject: Subject, folder: Path) -> Path:
+        model = onnx.load(Path("models", subject.policy, "policy_random.onnx"))
+        edit(model)
+        path = folder / "policy_random.onnx"
+        onnx.save(model, path)
+        return path
+
+    return fault
+
+
+def sharper(model: onnx.ModelProto) -> None:
+    """Let the program draw by its probabilities, each raised to a power of 1.2, and say the old ones."""
+    for index, node in enumerate(model.graph.node):
+        if node.op_type == "Multinomial":
+            model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(1.2, np.float32), "power"))
+            model.graph.node.insert(index, onnx.helper.make_node("Mul", [node.input[0], "power"], ["sharpened"]))
+            node.input[0] = "sharpened"
+            return
 
 
 class OneSample(EGreedyModule):
@@ -275,16 +368,12 @@ def one_sample(subject: Subject, folder: Path) -> Path:
     return save(folder / "policy_random.pt2", subject, Step(agent.policy, agent.input_spec, ExplorationType.RANDOM))
 
 
-def same_samples_every_start(subject: Subject, folder: Path) -> Path:
-    """Make the ONNX program seed its random numbers itself."""
-    model = onnx.load(Path("models", subject.policy, "policy_random.onnx"))
+def seeds_itself(model: onnx.ModelProto) -> None:
+    """Make the program seed its random numbers itself."""
     sampling = [node for node in model.graph.node if node.op_type in ("RandomUniformLike", "Multinomial")]
     assert sampling
     for node in sampling:
         node.attribute.append(onnx.helper.make_attribute("seed", 1.0))
-    path = folder / "policy_random.onnx"
-    onnx.save(model, path)
-    return path
 
 
 def last_of_equal(model: onnx.ModelProto) -> None:
@@ -301,6 +390,32 @@ def wrong_in_large_batches(values: torch.Tensor) -> torch.Tensor:
     return values + (torch.arange(values.shape[0]) >= 64).unsqueeze(1)
 
 
+def number_of_rows(values: torch.Tensor) -> torch.Tensor:
+    """Return the size of a batch, as a tensor that follows it."""
+    return torch.ones_like(values[:, 0]).sum()
+
+
+def wrong_alone(values: torch.Tensor) -> torch.Tensor:
+    """Return values that are wrong where a row is alone in its batch."""
+    return values + 1e-3 * (number_of_rows(values) == 1)
+
+
+def wrong_in_odd_batches(values: torch.Tensor) -> torch.Tensor:
+    """Return values that are wrong in batches of an odd number of rows, more than one."""
+    rows = number_of_rows(values)
+    return values + 1e-3 * ((rows % 2 == 1) & (rows > 1))
+
+
+def wrong_where_black(values: torch.Tensor, screen: torch.Tensor) -> torch.Tensor:
+    """Return values that are wrong where nothing is on the screen."""
+    return values + (screen.flatten(1).amax(1, keepdim=True) == 0)
+
+
+def like_the_first_row(flags: torch.Tensor) -> torch.Tensor:
+    """Return for all rows what the first one's flag is."""
+    return flags[:1].expand(flags.shape[0], -1)
+
+
 def last_row_like_first(values: torch.Tensor) -> torch.Tensor:
     """Return values of which the last row has the first's, where there are more than 7."""
     rows = torch.arange(values.shape[0])
@@ -313,17 +428,41 @@ def wrong_for_equal_values(action: torch.Tensor, values: torch.Tensor) -> torch.
     return torch.where(best[:, 0] == best[:, 1], (action + 1) % values.shape[1], action)
 
 
+def reset_by_product(subject: Subject, folder: Path) -> Path:
+    """Export a policy that resets its states by a product with 0, of which what is no number stays what it is."""
+
+    class Resets(Step):
+        def decide(self, entries: TensorDict) -> TensorDictBase:
+            begins = entries["is_init"]
+            for key in self.memory.written:
+                kept = ~begins.view(-1, *[1] * (entries[key].ndim - 1))
+                entries[key] = entries[key] * kept
+            return super().decide(entries.set("is_init", torch.zeros_like(begins)))
+
+    agent = subject.agent()
+    return save(folder / "policy.pt2", subject, Resets(agent.policy, agent.input_spec, ExplorationType.DETERMINISTIC))
+
+
 # Of the programs that explore, by the kind of policy and name.
 RANDOM_FAULTS: dict[str, dict[str, Fault]] = {
     "stacked": {
-        "explores three times as often": explores_more_often,
+        "explores three times as often": epsilon(3),
+        "epsilon of 0.015 for 0.01": epsilon(1.5),
+        "epsilon a hundredth larger": epsilon(1.01),
+        "never draws the last action": explored_by(LacksTheLast),
+        "explores more often than it says": explored_by(DrawsTwiceAsOften),
+        "draws again after 24 rows": explored_by(DrawsAgain),
+        "draws again after 200 rows": explored_by(DrawsAgainMuchLater),
         "explores never": bundled("stacked", "policy.onnx"),
         "one draw for all rows": one_sample,
-        "same draws after every start": same_samples_every_start,
+        "same draws after every start": onnx_draws(seeds_itself),
     },
     "actor": {
         "draws never": bundled("actor", "policy.onnx"),
-        "ONNX: same draws after every start": same_samples_every_start,
+        "temperature of 1.1": temperature(1.1),
+        "temperature of 1.001": temperature(1.001),
+        "ONNX: draws by sharper probabilities than it says": onnx_draws(sharper),
+        "ONNX: same draws after every start": onnx_draws(seeds_itself),
     },
 }
 
@@ -382,6 +521,10 @@ FAULTS: dict[str, dict[str, Fault]] = {
         "another action where values are equal": after(wrong_for_equal_values, "action", "action_value"),
         "wrong in batches above 64": after(wrong_in_large_batches, "action_value"),
         "last row like the first": after(last_row_like_first, "action_value"),
+        "wrong alone": after(wrong_alone, "action_value"),
+        "wrong in batches of an odd number": after(wrong_in_odd_batches, "action_value"),
+        "wrong where the screen is black": after(wrong_where_black, "action_value", "observation"),
+        "every row begins as the first does": before(like_the_first_row, "is_init"),
         "AOTInductor: wrong in batches above 64": compiled(after(wrong_in_large_batches, "action_value")),
         "ONNX: converted with noise of 1e-4": converted(weights(noise(1e-4))),
         "AOTInductor: crop one row lower": compiled(crop(top=1)),
@@ -392,6 +535,8 @@ FAULTS: dict[str, dict[str, Fault]] = {
         "cell state not carried": after(torch.zeros_like, CELL),
         "states swapped": after(lambda _, cell: cell.clone(), HIDDEN, CELL),
         "states not reset": before(torch.zeros_like, "is_init"),
+        "states reset by a product": reset_by_product,
+        "every row begins as the first does": before(like_the_first_row, "is_init"),
         "states reset in the wrong row": before(other_rows, "is_init"),
         "states in bfloat16": after(lambda state: state.bfloat16().float(), CELL),
         "gates in another order": weights(swap_gates),

@@ -18,7 +18,7 @@ from policy_export.config import params
 from policy_export.config.profile import Profile, load_profile
 from policy_export.device.arrays import Run
 from policy_export.device.errors import UserError
-from policy_export.device.manifest import read_manifest
+from policy_export.device.manifest import action_kinds, read_manifest
 from policy_export.device.player import Player
 from policy_export.environments.episodes import Episode
 from policy_export.environments.recording import play_episode
@@ -26,7 +26,7 @@ from policy_export.parity.batch_invariance import ROWS, check_batch_invariance
 from policy_export.parity.closed_loop import Trace, compare_episodes, part_at_ties, play_episodes
 from policy_export.parity.open_loop import check_open_loop
 from policy_export.parity.recorded_inputs import RecordedInputs, pick_recorded_inputs
-from policy_export.parity.samples import check_samples, sample
+from policy_export.parity.samples import check_samples, sample_all
 from policy_export.program.archive import save_program
 from policy_export.program.export import export
 from policy_export.program.policy import Agent
@@ -126,16 +126,21 @@ class Subject:
         return f"closed loop, {loop.failures[0]}" if loop.failures else None
 
     def find_random(self, load: Callable[[], Run]) -> str | None:
-        """Return what the check finds first in the samples of a program that explores; ``load`` starts it anew."""
-        calls, inputs = self.settings.random_calls, self.recorded_inputs.spread(self.settings.random_inputs).inputs
+        """Return what the check finds first in a program that explores; ``load`` starts it anew."""
         eager = runtimes.load_by_name(self.policy, "eager_random", threads=1)
+        program = {"pt2_random": load()}
+        shown = check_open_loop(self.eager, program, self.recorded, self.manifest, self.settings, explorer=eager)
+        if failures := shown["pt2_random"].failures:
+            return f"open loop, {failures[0]}"
+        calls, inputs = self.settings.random_calls, self.recorded_inputs.spread(self.settings.random_inputs).inputs
+        kinds = action_kinds(self.manifest)
         sampled = {
-            "eager_random": {"action": sample(eager, inputs, calls)},
-            "pt2_random": {"action": sample(load(), inputs, calls)},
+            "eager_random": sample_all(eager, inputs, calls, kinds),
+            "pt2_random": sample_all(load(), inputs, calls, kinds),
         }
-        first = [{"pt2_random": {"action": sample(load(), inputs, max(1, calls // 4))}} for _ in range(2)]
-        failures = check_samples(sampled, first, self.settings)["pt2_random"].failures
-        return f"draws, {failures[0]}" if failures else None
+        first = [{"pt2_random": sample_all(load(), inputs, calls, kinds)} for _ in range(2)]
+        found = check_samples(sampled, first, self.settings)["pt2_random"].failures
+        return f"draws, {found[0]}" if found else None
 
 
 def insert(agent: Agent, before: list[TensorDictModule], after: list[TensorDictModule]) -> Step:
