@@ -184,6 +184,27 @@ def test_wrong_preprocessing_is_named(program, preprocess, tensor, source):
     assert source in location.source
 
 
+def wrong_from_row_64(action_value: torch.Tensor) -> torch.Tensor:
+    return action_value + (torch.arange(action_value.shape[0]) >= 64).unsqueeze(1)
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize(("program", "operator"), [("pt2", "aten.arange.default"), ("onnx", "Shape")])
+def test_fault_that_depends_on_the_batch_is_named_where_the_batch_is_replayed(program, operator):
+    class Wrong(Step):
+        def decide(self, entries):
+            decided = super().decide(entries)
+            return decided.set("action_value", wrong_from_row_64(decided["action_value"]))
+
+    right = changed_step()
+    write_program("dqn", program, Wrong(right.policy, right.input_spec, ExplorationType.DETERMINISTIC))
+    inputs = {name: np.resize(array, (70, *array.shape[1:])) for name, array in make_inputs("dqn").items()}
+    one = {name: array[64:65] for name, array in inputs.items()}
+    assert str(localise("dqn", program, one, TOLERANCE)) == NOTHING
+    location = localise("dqn", program, inputs, TOLERANCE)
+    assert location.operator == operator  # the first that the policy has not: it asks for the number of the row
+
+
 def reset_nothing(patch):
     """Let no program reset what its policy does not."""
     patch.setattr(memory, "left_over", lambda *_: [])

@@ -768,6 +768,38 @@ def test_vectors_without_values(explores):
     assert set(result.max_abs_difference) == (set() if explores else {"action"})
 
 
+def test_failure_keeps_all_rows_that_were_computed_together():
+    rows = np.arange(150)
+    eager = {"action": np.zeros(150, np.int64)}
+    found = {"action": np.where(rows == 70, 1, 0)}
+    result = Comparison(compares_actions=True, tolerance=1e-5, states=set())
+    result.compare(Batch([Place(0, int(row)) for row in rows], eager, found, {"x": rows}, size=64))
+    (failure,) = result.failures
+    assert failure.inputs is not None
+    assert failure.inputs["x"].tolist() == list(range(64, 128))
+    assert failure.row == 70 - 64
+
+
+def test_tie_that_swaps_the_likeliest_action_is_none_of_the_draws_faults():
+    """Check that only equal values explain other probabilities, and only of the same sizes."""
+    kinds = {"action": {"kind": "index", "sizes": [2]}}
+    eager = {"action": np.array([0]), "action_value": np.array([[1.0, 1.0 - 1e-7]], np.float32)}
+    own = {"action": np.array([1]), "action_value": np.array([[1.0, 1.0 + 1e-7]], np.float32)}
+    apart = {"action": np.array([1]), "action_value": np.array([[1.0, 0.5]], np.float32)}
+    for values, chances, failed in (
+        (own, [0.1, 0.9], 0),
+        (own, [0.2, 0.8], 1),
+        (apart, [0.1, 0.9], 1),
+    ):
+        result = Comparison(compares_actions=False, tolerance=1e-5, states=set(), kinds=kinds)
+        expected = eager | {"action_probs": np.array([[0.9, 0.1]], np.float32)}
+        if values is apart:
+            expected["action_value"] = np.array([[1.0, 0.5]], np.float32)
+        found = values | {"action_probs": np.array([chances], np.float32)}
+        result.compare(Batch([Place(0, 0)], expected, found, {}))
+        assert (result.failed, len(result.ties)) == (failed, 1 - failed)
+
+
 def test_samples_that_are_no_numbers_are_a_fault():
     random = np.random.default_rng(0)
     names = ("eager_random", "pt2_random", "onnx_random")

@@ -88,11 +88,14 @@ def sample_all(run: Run, recorded_inputs: Arrays, calls: int, kinds: Kinds) -> S
     together = [np.repeat(np.arange(inputs), ROWS)] * (calls - calls // 2)
     alone = np.repeat(np.arange(inputs), calls // 2 * ROWS)
     shown = [*together, *np.split(alone, range(inputs * ROWS, len(alone), inputs * ROWS))]
-    outputs = [run({name: array[rows] for name, array in recorded_inputs.items()}) for rows in shown]
-    parts, said = ([read(each, kinds) for each in outputs] for read in (parts_of, probabilities_of))
+    taken, said = [], []
+    for rows in shown:
+        outputs = run({name: array[rows] for name, array in recorded_inputs.items()})
+        taken.append(parts_of(outputs, kinds))  # and not the states, which are large
+        said.append(probabilities_of(outputs, kinds))
     sampled, chances = (
-        {name: by_input(np.concatenate([each[name] for each in read]), inputs, calls) for name in read[0]}
-        for read in (parts, said)
+        {name: by_input(np.concatenate([call[name] for call in called]), inputs, calls) for name in called[0]}
+        for called in (taken, said)
     )
     still = {name: each for name, each in chances.items() if np.ptp(each, (1, 2)).max() <= SAME}
     return Samples(sampled, {name: each[:, 0, 0].astype(np.float64) for name, each in still.items()})
