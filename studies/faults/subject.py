@@ -26,7 +26,7 @@ from policy_export.parity.batch_invariance import ROWS, check_batch_invariance
 from policy_export.parity.closed_loop import Trace, compare_episodes, part_at_ties, play_episodes
 from policy_export.parity.open_loop import check_open_loop
 from policy_export.parity.recorded_inputs import RecordedInputs, pick_recorded_inputs
-from policy_export.parity.samples import check_samples, sample_all
+from policy_export.parity.samples import Samples, check_samples, sample_all
 from policy_export.program.archive import save_program
 from policy_export.program.export import export
 from policy_export.program.policy import Agent
@@ -125,20 +125,30 @@ class Subject:
         loop = compare_episodes(traces, self.played, tolerance, followed)
         return f"closed loop, {loop.failures[0]}" if loop.failures else None
 
+    @functools.cached_property
+    def explorer(self) -> Run:
+        """Return the policy as it explores."""
+        return runtimes.load_by_name(self.policy, "eager_random", threads=1)
+
+    @functools.cached_property
+    def explored(self) -> Samples:
+        """Return the policy's own samples, which take longer than a program's."""
+        return self.sample(self.explorer)
+
+    def sample(self, run: Run) -> Samples:
+        inputs = self.recorded_inputs.spread(self.settings.random_inputs).inputs
+        return sample_all(run, inputs, self.settings.random_calls, action_kinds(self.manifest))
+
     def find_random(self, load: Callable[[], Run]) -> str | None:
         """Return what the check finds first in a program that explores; ``load`` starts it anew."""
-        eager = runtimes.load_by_name(self.policy, "eager_random", threads=1)
-        program = {"pt2_random": load()}
-        shown = check_open_loop(self.eager, program, self.recorded, self.manifest, self.settings, explorer=eager)
+        programs = {"pt2_random": load()}
+        shown = check_open_loop(
+            self.eager, programs, self.recorded, self.manifest, self.settings, explorer=self.explorer
+        )
         if failures := shown["pt2_random"].failures:
             return f"open loop, {failures[0]}"
-        calls, inputs = self.settings.random_calls, self.recorded_inputs.spread(self.settings.random_inputs).inputs
-        kinds = action_kinds(self.manifest)
-        sampled = {
-            "eager_random": sample_all(eager, inputs, calls, kinds),
-            "pt2_random": sample_all(load(), inputs, calls, kinds),
-        }
-        first = [{"pt2_random": sample_all(load(), inputs, calls, kinds)} for _ in range(2)]
+        sampled = {"eager_random": self.explored, "pt2_random": self.sample(load())}
+        first = [{"pt2_random": self.sample(load())} for _ in range(2)]
         found = check_samples(sampled, first, self.settings)["pt2_random"].failures
         return f"draws, {found[0]}" if found else None
 
