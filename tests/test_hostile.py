@@ -110,7 +110,7 @@ HOSTILE = {
     ),
     "a huge state": (
         change_facts(lambda manifest: manifest["states"][0].update(shape=[HUGE])),
-        "its states.0.shape is None",
+        "states.0.shape: is unknown",
     ),
     "a huge manifest": (
         lambda folder: (folder / "manifest.json").write_text("[" * (64 << 20)),

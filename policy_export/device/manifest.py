@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
+from .schema import first_mistake
 
 MANIFEST = "manifest.json"
+SCHEMA = "manifest.schema.json"
 SCHEMA_VERSION = 1
 MOST_BYTES = 16 * 1024 * 1024  # of a manifest
 MEANING = ("facts", "names", "control_rate_hz", "license")  # keys in which the owner says what the numbers mean
@@ -53,12 +55,28 @@ def read_manifest(folder: Path, check: Callable[[Any, Path], None] | None = None
         raise UserError(f"{path}: damaged: lacks {', '.join(missing)}")
     if check is not None:
         check(manifest, path)
+    check_schema(manifest, path)
     if DIGEST in manifest and manifest[DIGEST] != (expected := digest(manifest)):
         raise UserError(
             f"{path}: damaged: changed since it was written: its {DIGEST} is {manifest[DIGEST]}, expected {expected}; "
             "`dvc repro` writes it anew"
         )
     return manifest
+
+
+def check_schema(manifest: Any, path: Path) -> None:
+    """Hold a manifest against the schema that lies beside it, if one does.
+
+    Raises:
+        UserError: it does not fit, or the schema is damaged.
+    """
+    schema = path.with_name(SCHEMA)
+    try:
+        mistake = first_mistake(manifest, json.loads(schema.read_bytes())) if schema.exists() else None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{schema}: damaged, no schema of this project ({type(error).__name__})") from None
+    if mistake:
+        raise UserError(f"{path}: {mistake}")
 
 
 def digest(manifest: Mapping[str, Any]) -> str:
