@@ -77,6 +77,7 @@ def _watch(stop: Stop, woken: int, main: int, done: threading.Event) -> None:
             stop.number, stop.reason = numbers[0], signal.Signals(numbers[0]).name
         elif os.getppid() != STARTER:
             stop.number, stop.reason = signal.SIGTERM, "the end of the process that had started it"
+    threading.excepthook = lambda _: None  # threads that start processes fail from here on, which follows from it
     if not done.is_set():
         signal.pthread_kill(main, WAKING)
     end_started()
