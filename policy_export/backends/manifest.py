@@ -11,11 +11,11 @@ from policy_export import device
 from policy_export.backends.base import Backend
 from policy_export.backends.registry import backends
 from policy_export.config import params
-from policy_export.config.manifest_schema import SCHEMA, Manifest, check_manifest
+from policy_export.config.manifest_schema import Manifest, check_manifest
 from policy_export.config.profile import BESIDE, load_profile
 from policy_export.device.errors import UserError
 from policy_export.device.golden import GOLDEN
-from policy_export.device.manifest import DIGEST, MANIFEST, SCHEMA_VERSION, digest, sha256
+from policy_export.device.manifest import DIGEST, MANIFEST, SCHEMA, SCHEMA_VERSION, digest, sha256
 from policy_export.device.verdict import VERDICT
 from policy_export.program.archive import read_facts
 from policy_export.program.made import read_programs, read_record, versions_of

@@ -13,8 +13,6 @@ from policy_export.config.section import Count, Index, Positive, Probability, Se
 from policy_export.device.errors import UserError
 from policy_export.device.manifest import MANIFEST
 
-SCHEMA = "manifest.schema.json"
-
 Name = Annotated[str, Field(min_length=1)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 DIGEST_RULE = (

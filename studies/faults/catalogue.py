@@ -164,13 +164,16 @@ def half_precision(subject: Subject, folder: Path) -> Path:
     return save(folder / "policy.pt2", subject, insert(agent, [], []))
 
 
-def edit_onnx(edit: Callable[[onnx.ModelProto], None]) -> Fault:
-    """Make a fault: a change of the bundle's own ONNX program."""
+EXPLORING = "policy_random.onnx"
+
+
+def edit_onnx(edit: Callable[[onnx.ModelProto], None], file: str = "policy.onnx") -> Fault:
+    """Make a fault: a change of one of the bundle's own ONNX programs."""
 
     def fault(subject: Subject, folder: Path) -> Path:
-        model = onnx.load(Path("models", subject.policy, "policy.onnx"))
+        model = onnx.load(Path("models", subject.policy, file))
         edit(model)
-        path = folder / "policy.onnx"
+        path = folder / file
         onnx.save(model, path)
         return path
 
@@ -330,19 +333,6 @@ def temperature(degree: float) -> Fault:
     return exploring(edit)
 
 
-def onnx_draws(edit: Callable[[onnx.ModelProto], None]) -> Fault:
-    """Make a fault: a change of the bundle's own ONNX program that explores."""
-
-    def fault(subject: Subject, folder: Path) -> Path:
-        model = onnx.load(Path("models", subject.policy, "policy_random.onnx"))
-        edit(model)
-        path = folder / "policy_random.onnx"
-        onnx.save(model, path)
-        return path
-
-    return fault
-
-
 def sharper(model: onnx.ModelProto) -> None:
     """Let the program draw by its probabilities, each raised to a power of 1.2, and say the old ones."""
     for index, node in enumerate(model.graph.node):
@@ -362,10 +352,8 @@ class OneSample(EGreedyModule):
         return tensordict.set(self.action_key, torch.where(explores, torch.randint_like(greedy, 6), greedy))
 
 
-def one_sample(subject: Subject, folder: Path) -> Path:
-    agent = subject.agent()
+def draw_once(agent: Agent) -> None:
     agent.actor.module[-1].__class__ = OneSample
-    return save(folder / "policy_random.pt2", subject, Step(agent.policy, agent.input_spec, ExplorationType.RANDOM))
 
 
 def seeds_itself(model: onnx.ModelProto) -> None:
@@ -454,15 +442,15 @@ RANDOM_FAULTS: dict[str, dict[str, Fault]] = {
         "draws again after 24 rows": explored_by(DrawsAgain),
         "draws again after 200 rows": explored_by(DrawsAgainMuchLater),
         "explores never": bundled("stacked", "policy.onnx"),
-        "one draw for all rows": one_sample,
-        "same draws after every start": onnx_draws(seeds_itself),
+        "one draw for all rows": exploring(draw_once),
+        "same draws after every start": edit_onnx(seeds_itself, EXPLORING),
     },
     "actor": {
         "draws never": bundled("actor", "policy.onnx"),
         "temperature of 1.1": temperature(1.1),
         "temperature of 1.001": temperature(1.001),
-        "ONNX: draws by sharper probabilities than it says": onnx_draws(sharper),
-        "ONNX: same draws after every start": onnx_draws(seeds_itself),
+        "ONNX: draws by sharper probabilities than it says": edit_onnx(sharper, EXPLORING),
+        "ONNX: same draws after every start": edit_onnx(seeds_itself, EXPLORING),
     },
 }
 
