@@ -134,6 +134,13 @@ class SameVectorInEveryCall(Normal):
         return super().numbers(rows)
 
 
+class Rounds(Normal):
+    """What a row has differs in the last bits by the row's place, in every call and every process."""
+
+    def numbers(self, rows):
+        return np.arange(2 * rows).reshape(rows, 2) % 7 * (TOLERANCE / 7)
+
+
 class PairsOfVectors(Normal):
     def numbers(self, rows):
         return np.repeat(super().numbers(rows // 2), 2, 0)
@@ -162,6 +169,10 @@ def test_vectors_that_are_not_drawn_pass_within_the_tolerance():
         return Normal(0, scale=0.0, shift=TOLERANCE / 2)
 
     assert all(finding.p == 1 for finding in vector_findings(near, eager=Normal(0, scale=0.0)))
+
+
+def test_what_rounding_leaves_of_vectors_that_are_not_drawn_may_be_correlated():
+    assert all(finding.p == 1 for finding in vector_findings(Rounds, eager=Normal(0, scale=0.0)))
 
 
 @pytest.mark.parametrize(

@@ -217,19 +217,22 @@ def run_tests(
     for component in range(actions.shape[-1]):
         ones, *all_others = (each[..., component] for each in (eager, actions, *processes))
         yield from compare_distributions(component, ones, all_others[0], tolerance)
-        yield from compare_sides(component, ones, *all_others)
+        yield from compare_sides(component, tolerance, ones, *all_others)
         for between, (first, second) in pairs.items():
-            yield from correlate_pairs(between, component, first[..., component], second[..., component])
+            yield from correlate_pairs(between, component, tolerance, first[..., component], second[..., component])
 
 
-def compare_sides(component: int, *sampled: Actions) -> Iterator[Finding]:
+def compare_sides(component: int, tolerance: float, *sampled: Actions) -> Iterator[Finding]:
     """Test whether a number of a vector is above its median at any distance as often as independent numbers are.
 
     Args:
         component: which number.
+        tolerance: largest difference of numbers that are not drawn, which have no sides.
         sampled: it in samples of eager, the program, and the program in two processes, ``(inputs, calls, ROWS)`` each.
     """
-    middle = np.median(np.concatenate(sampled, 1), (1, 2), keepdims=True)
+    together = np.concatenate(sampled, 1)
+    middle = np.median(together, (1, 2), keepdims=True)
+    middle[np.ptp(together, (1, 2)) <= tolerance] = np.inf
     above = [(each > middle).astype(np.int64) for each in sampled]
     share = np.concatenate(above, 1).mean((1, 2))  # less than a half where a bound is taken often
     chances, what = np.stack([1 - share, share], -1), f"side of the median of action[{component}]"
@@ -296,10 +299,12 @@ def compare_standardised(
     return Finding(f"{'size' if size else 'distribution'} of {what}", f"{found}{ones.std():.4g}", p)
 
 
-def correlate_pairs(between: str, component: int, first: Actions, second: Actions) -> Iterator[Finding]:
+def correlate_pairs(
+    between: str, component: int, tolerance: float, first: Actions, second: Actions
+) -> Iterator[Finding]:
     """Test whether pairs of samples for the same input are correlated: Spearman's rank correlation."""
     for index, (ones, others) in enumerate(zip(first, second, strict=True)):
-        if np.ptp(ones) == 0 or np.ptp(others) == 0:  # no correlation of what is constant
+        if min(np.ptp(ones), np.ptp(others)) <= tolerance:  # not drawn; what rounding leaves may well be correlated
             continue
         result = stats.spearmanr(ones.ravel(), others.ravel())
         what = f"independence of {between}, action[{component}] for input {index}"

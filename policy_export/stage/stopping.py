@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import select
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
+from typing import NoReturn
 
 import psutil
 
@@ -20,7 +23,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 WAKING = signal.SIGUSR1  # ends a system call that the main thread waits in
 POLL_SECONDS = 0.25  # between looks at whether the starter is there
 TRACKER = "multiprocessing.resource_tracker"  # removes what the stage's processes have shared
-GRACE_SECONDS = 2.0  # for the stage to leave nothing half-written
+GRACE_SECONDS = 2.0  # after the signal, for the stage to leave nothing half-written
 
 
 class Stopped(BaseException):
@@ -46,17 +49,25 @@ class Stop:
             self.ending = True
             print(f"error: stopped by {self.reason}", file=sys.stderr, flush=True)
 
+    def end(self) -> NoReturn:
+        """Print why the stage ends, and end its process, without what libraries do at the end, which may take long."""
+        self.tell()
+        os._exit(self.status)
 
-def end_started() -> None:
-    """End all processes that this one has started, and those that they have, but for Python's own, which ends last."""
-    for _ in range(10):  # one may have started another meanwhile
-        started = [each for each in psutil.Process().children(recursive=True) if _runs(each)]
-        if not started:
-            return
+
+def end_started(until: float) -> None:
+    """End all processes that this one has started, and those that they have, but for Python's own, which ends last.
+
+    One may have started another meanwhile, so they are ended again until there are none, or it is the time ``until``,
+    of ``time.monotonic()``.
+    """
+    while started := [each for each in psutil.Process().children(recursive=True) if _runs(each)]:
         for process in started:
             with suppress(psutil.Error):  # it has ended
                 process.kill()
-        psutil.wait_procs(started, timeout=0.2)
+        if time.monotonic() >= until:
+            return
+        psutil.wait_procs(started, timeout=0.1)
 
 
 def _runs(process: psutil.Process) -> bool:
@@ -77,14 +88,14 @@ def _watch(stop: Stop, woken: int, main: int, done: threading.Event) -> None:
             stop.number, stop.reason = numbers[0], signal.Signals(numbers[0]).name
         elif os.getppid() != STARTER:
             stop.number, stop.reason = signal.SIGTERM, "the end of the process that had started it"
+    until = time.monotonic() + GRACE_SECONDS
     threading.excepthook = lambda _: None  # threads that start processes fail from here on, which follows from it
     if not done.is_set():
         signal.pthread_kill(main, WAKING)
-    end_started()
-    if not done.wait(GRACE_SECONDS):
-        end_started()
-        stop.tell()
-        os._exit(stop.status)
+    end_started(until)
+    if not done.wait(until - time.monotonic()):
+        end_started(until)
+        stop.end()
 
 
 @contextmanager
@@ -115,7 +126,8 @@ def stoppable() -> Iterator[None]:
     except BaseException:
         if stop.number is not None:  # whatever was raised follows from it
             stop.tell()
-            sys.exit(stop.status)  # within the time that the thread waits
+            atexit._run_exitfuncs()  # noqa: SLF001  such as the end of temporary folders, while the thread waits
+            stop.end()
         raise
     finally:
         if stop.number is None:
