@@ -6,7 +6,7 @@ VENV := .venv
 PIP = $(VENV)/bin/pip install --disable-pip-version-check --quiet
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: repro studies test test-fast campaign check lock
+.PHONY: repro report studies test test-fast campaign check lock
 
 repro: $(VENV)/installed
 	dvc repro
@@ -14,6 +14,11 @@ repro: $(VENV)/installed
 # What is measured beside it and does not ship: other people's exports, fewer bits, settings, faults.
 studies: $(VENV)/installed
 	dvc repro studies/dvc.yaml
+
+# The page of what has been built so far, and no other stage.
+report: $(VENV)/installed
+	@dvc repro --quiet --single-item machine report
+	@echo results/report.html
 
 test: check
 	pytest --numprocesses 2 --dist loadfile

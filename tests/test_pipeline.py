@@ -30,7 +30,7 @@ PARAMS = YAML_READER.load((ROOT / "params.yaml").read_text())
 POLICIES = (*PARAMS["matrix"], "other")
 
 # What is judged and timed, once a program or the manifest has changed.
-JUDGED = {"parity_check", "bench", "compare", "quantise", "search_settings", "fault_suite"}
+JUDGED = {"parity_check", "bench", "report", "compare", "quantise", "search_settings", "fault_suite"}
 GOLDEN = {"golden", "compile_native", "manifest"}
 AFTER_TRAIN = {"record", "export_pt2", "compile_aoti", "export_onnx", "export_naive"} | GOLDEN | JUDGED
 # Every parameter, and the stages that run again when it changes. `*` is any policy: only its own stages run.
@@ -42,13 +42,13 @@ RERUNS = {
     "compile_native": {"compile_native", "manifest"} | JUDGED,
     "export_onnx": {"export_onnx", "export_naive", "manifest"} | JUDGED,
     "manifest": {"manifest"} | JUDGED,
-    "parity_check": {"parity_check", "bench", "fault_suite"},
+    "parity_check": {"parity_check", "bench", "report", "fault_suite"},
     "parity_check.min_observations": {"record"} | GOLDEN | JUDGED,
-    "parity_check.tolerance": {"parity_check", "bench", "fault_suite", "compare", "search_settings"},
-    "bench": {"bench", "compare", "quantise", "search_settings"},
+    "parity_check.tolerance": {"parity_check", "bench", "report", "fault_suite", "compare", "search_settings"},
+    "bench": {"bench", "report", "compare", "quantise", "search_settings"},
 }
 STUDIES_RERUN = {"compare": {"compare"}, "quantise": {"quantise"}, "fault_suite": {"fault_suite"}}
-NO_POLICY = {"fault_suite", "export_tutorial"}
+NO_POLICY = {"report", "fault_suite", "export_tutorial"}
 # The table of what an edit runs again: file, its text before and after, stages, policies.
 TRAINING, RECORDING = {"train"}, {"record"}
 EXPORTS = {"export_pt2", "golden", "export_onnx", "compile_aoti", "compile_native"}
@@ -248,7 +248,7 @@ def test_changed_parameter_of_a_study_reruns(pipeline, downstream, key, stages):
     [
         ("machine", "cpu", {"compile_aoti", "compile_native", "export_tutorial", "manifest"} | JUDGED),
         ("machine", "compiler", {"compile_aoti", "compile_native", "export_tutorial", "manifest"} | JUDGED),
-        ("machine", "cores", {"bench", "compare", "quantise", "search_settings"}),
+        ("machine", "cores", {"bench", "report", "compare", "quantise", "search_settings"}),
         ("machine", "gpu", set()),
         ("machine", "python", set()),
         ("versions", "torch", AFTER_TRAIN - {"record"} | {"export_tutorial"}),

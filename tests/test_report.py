@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import csv
-
 import numpy as np
 import pytest
 from scipy import stats
 
 from policy_export.parity import report
 from policy_export.parity.comparison import Batch, Comparison, Place
+from policy_export.stage.metrics import power_of_ten, significant
 
 
 @pytest.mark.parametrize(("flips", "decisions"), [(0, 50_000), (3, 1000), (0, 1)])
@@ -43,16 +42,33 @@ def test_ties_count_as_flips_and_an_episode_once():
     }
 
 
-def test_tables(tmp_path):
+def test_margins_are_counted_by_their_size():
     comparison = compared([[1.0, 0.0], [1.0, 0.9], [1.0, 1.0]], off=2e-6)
-    programs = {"pt2": report.describe_open_loop(comparison, episodes=20)}
-    report.write_tables(tmp_path, {"pt2": comparison}, programs)
-    read = {path.stem: list(csv.DictReader(path.read_text().splitlines())) for path in tmp_path.glob("*.csv")}
-    assert [row["output"] for row in read["differences"]] == ["pt2 action_value"]
-    assert float(read["differences"][0]["largest"]) == pytest.approx(2e-6, rel=0.1)
-    counted = {float(row["log10_margin"]): int(row["decisions"]) for row in read["margins"] if row["decisions"] != "0"}
-    assert counted == {-8.875: 1, -0.875: 1, 0.125: 1}
-    assert float(read["flip_bounds"][0]["flips_in_a_million"]) == pytest.approx(1e6 * report.rate_bound(1, 3))
+    margins = report.describe_margins({"pt2": comparison})
+    counted = dict(zip(margins["edges"], margins["decisions"], strict=False))
+    assert len(margins["edges"]) == len(margins["decisions"]) + 1
+    assert {edge: count for edge, count in counted.items() if count} == {-9: 1, -1: 1, 0: 1}
+
+
+def test_metrics_are_those_of_the_worst_program():
+    programs = {}
+    for name, off in (("pt2", 0.0), ("onnx", 2e-6)):
+        entry = report.describe_open_loop(compared([[1.0, 0.0], [1.0, 1.0 - 2e-6]], off), episodes=20)
+        entry["max_abs_difference"]["next_hidden"] = 0.5  # a state, which may be large
+        programs[name] = entry | {"closed_loop": {"steps": 7}}
+    programs["onnx_random"] = {"max_abs_difference": {"action_value": 3e-6}}
+    assert report.describe_metrics({"passed": True, "programs": programs}) == {
+        "parity_passed": True,
+        "decisions_compared": 9,
+        "decisions_different": 2,  # ties, in either program
+        "different_per_million_at_most": pytest.approx(1e6 * report.rate_bound(1, 2), rel=0.01),
+        "largest_difference_below": "1e-5",
+    }
+
+
+def test_numbers_that_are_shown_do_not_tell_noise():
+    assert [significant(number, 2) for number in (46.14, 896.0, 0.0, -20.04)] == [46, 900, 0, -20]
+    assert [power_of_ten(number) for number in (3.2e-6, 1e-5, 0.0, 0.5, 2.0)] == ["1e-5", "1e-5", "0", "1e0", "1e1"]
 
 
 def test_report_has_no_number_that_json_lacks():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import html
 import json
 import re
 import shutil
@@ -28,6 +29,7 @@ from policy_export.config.training.ppo import Ppo
 from policy_export.device.errors import UserError
 from policy_export.machine.facts import HASHED_STAGES
 from policy_export.parity.open_loop import EXPLORING_STRIDE
+from policy_export.report.report import PAGE
 
 pytestmark = pytest.mark.slow
 
@@ -243,16 +245,53 @@ def test_every_program_is_measured(built):
         assert (program["p99_us"], program["valid"]) == (None, False)
     assert set(bench["offline_rows_per_s"]["onnx"]) == {"1", "8"}
     assert set(bench["rollout_decisions_per_s"]) == {"emulator", "player_onnx", "player_native", "torchrl"}
-    with (built / "results/dqn/latency.csv").open() as file:
+    with (built / "results/latency/dqn.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["program"] for row in rows] == list(bench["programs"])
     assert all(float(row["p50_us"]) > 0 for row in rows)
-    with (built / "results/dqn/roofline.csv").open() as file:
-        points = [
-            (row["program"], float(row["flop_per_byte"]), float(row["gflop_per_s"])) for row in csv.DictReader(file)
-        ]
-    assert [program for program, *_ in points] == ["aoti"] * 2 + ["onnx"] * 2 + ["roof"] * 3
-    assert all(0 < speed <= max(speed for *_, speed in points[-3:]) for *_, speed in points)
+    speeds = [(point["program"], point["gflop_per_s"]) for point in bench["roofline"]]
+    assert [program for program, _ in speeds] == ["aoti"] * 2 + ["onnx"] * 2 + ["roof"] * 3
+    assert all(0 < speed <= max(speed for _, speed in speeds[-3:]) for _, speed in speeds)
+
+
+def test_page_tells_what_is_proven(built):
+    page, report = (built / PAGE).read_text(), json.loads((built / "results/dqn/parity.json").read_text())
+    assert '<h1 class="good">Every program decides as its policy does</h1>' in page
+    assert "earlier build" not in page
+    assert "data:image/webp;base64," in page  # the film
+    for name, file in report["checked"]["programs"].items():
+        assert f"<td>{name}</td>" in page
+        assert file["sha256"] in page
+    assert page.count("<svg") == 2 * 5  # charts, light and dark
+    assert not re.search(r"(src|href)=\"(?!data:)", page)  # it needs no other file
+
+
+def test_plots_show_few_charts_with_their_units(built):
+    dvc("plots", "show", "--out", "shown", cwd=built)
+    page = (built / "shown/index.html").read_text()
+    for props in (props for plot in STAGES["report"]["plots"] for props in plot.values()):
+        assert props["title"] in page
+        assert props["x_label"] in page
+
+
+def test_page_after_another_build_says_so(project):
+    shutil.rmtree(project / "models/dqn/native")
+    (project / "models/dqn/verdict.json").unlink()
+    python("-m", "stages.report", cwd=project, project=project)
+    assert "an earlier build" in (project / PAGE).read_text()
+
+
+def test_metrics_are_few_and_their_difference_is_nothing(built):
+    shown = json.loads(dvc("metrics", "show", "--json", cwd=built))[""]["data"]
+    numbers = {name: value for file in shown.values() for name, value in file["data"]["dqn"].items()}
+    assert set(numbers) == {
+        *("score_mean", "score_std", "parity_passed", "decisions_compared", "decisions_different"),
+        *("different_per_million_at_most", "largest_difference_below", "onnx_p50_us", "native_p50_us"),
+        *("onnx_times_as_fast_as_eager", "native_times_as_fast_as_eager", "program_mb"),
+    }
+    assert numbers["parity_passed"]
+    assert numbers["decisions_different"] == 0
+    assert numbers["native_p50_us"] > 0
 
 
 OTHER_KINDS = (profile.GymEnv, Ppo, Dqn, Untrained)
@@ -298,7 +337,7 @@ def test_stages_read_the_parameters_that_they_declare(built):
     for stage, content in STAGES.items():
         if content.get("always_changed"):
             continue
-        declared = declared_parameters(content)
+        declared = [key for key in declared_parameters(content) if key != "matrix"]  # it is no section's
         undeclared = {key for key in read[stage] if not any(f"{key}.".startswith(f"{entry}.") for entry in declared)}
         undeclared = {key for key in undeclared if not key.startswith(HASHED)}
         assert undeclared == set(), f"dvc.yaml: {stage} reads these and does not declare them"
@@ -311,7 +350,7 @@ def test_stages_read_the_parameters_that_they_declare(built):
 def test_repro_again_runs_only_what_changed(project):
     assert stages_run(dvc("repro", cwd=project)) == {"machine"}
     change_params(project / "params.yaml", {"bench.queries": 65})
-    assert stages_run(dvc("repro", cwd=project)) == {"machine", "bench@dqn"}
+    assert stages_run(dvc("repro", cwd=project)) == {"machine", "bench@dqn", "report"}
 
 
 def test_clone_does_not_train(project, tmp_path):
@@ -327,6 +366,13 @@ def test_failed_check_stops_the_pipeline_and_leaves_its_report(project):
     report = json.loads((project / "results/dqn/parity.json").read_text())
     assert not report["passed"]
     assert report["failures"]
+    python("-m", "stages.report", cwd=project, project=project)
+    page = (project / PAGE).read_text()
+    assert '<h1 class="bad">Not proven: dqn</h1>' in page
+    for name, found in report["divergences"].items():
+        assert f"{name}: episode {found['seed']}, decision {found['step']}" in page
+        assert html.escape(found["first_difference"]) in page
+    assert "data:image/png;base64," in page  # both screens
 
 
 def damage(content: bytes, how: str) -> bytes:

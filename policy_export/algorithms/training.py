@@ -34,6 +34,7 @@ from policy_export.program.failures import in_one_line
 from policy_export.program.policy import Agent, environment_of, make_agent
 from policy_export.program.weights import save_weights
 from policy_export.stage.files import in_memory, replacing, write_json, write_table
+from policy_export.stage.metrics import Number, significant, write_metrics
 from policy_export.stage.sources import hash_files, needed_files
 from policy_export.stage.stopping import Stopped
 
@@ -240,6 +241,12 @@ def describe_device(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
+def describe_scores(evaluation: dict[str, float] | None) -> dict[str, Number]:
+    """Return the metrics of a training: none of them is known where there is no environment."""
+    names = {"score_mean": "mean_score", "score_std": "std_score"}
+    return {name: None if evaluation is None else significant(evaluation[key], 3) for name, key in names.items()}
+
+
 def train(policy: str) -> None:
     """Train a policy, and write its weights, its learning curve and its scores."""
     profile = load_profile(policy)
@@ -265,4 +272,5 @@ def train(policy: str) -> None:
         if resumed := [place for place in checkpoint.resumed if place < steps]:
             report["resumed_at"] = resumed
         write_json(Path("results", policy, "train.json"), report)
+        write_metrics(policy, "train", describe_scores(evaluation))
         checkpoint.remove()

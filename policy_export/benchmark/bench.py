@@ -19,6 +19,7 @@ from policy_export.benchmark.workload import Plan, prepared, sessions
 from policy_export.config import params
 from policy_export.device.manifest import read_manifest
 from policy_export.stage.files import write_json
+from policy_export.stage.metrics import write_metrics
 from policy_export.stage.processes import processes
 
 
@@ -54,7 +55,7 @@ def bench(policy: str) -> None:
     manifest, _ = runtimes.read_model(policy)
     found = measure(policy, everything.bench, everything.parity_check.tolerance)
     content = report.describe(policy, found, everything.bench, manifest.get("control_rate_hz"))
-    folder = Path("results", policy)
-    write_json(folder / "bench.json", content)
-    report.write_tables(folder, content, found)
+    write_json(Path("results", policy, "bench.json"), content)
+    report.write_latencies(Path("results", "latency", f"{policy}.csv"), content)
+    write_metrics(policy, "bench", report.describe_metrics(content))
     report.print_tables(policy, content)

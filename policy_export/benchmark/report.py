@@ -1,4 +1,4 @@
-"""The benchmark's findings as JSON for ``dvc metrics``, as tables for ``dvc plots``, and as printed text."""
+"""The benchmark's findings as JSON, as metrics, as a table of latencies, and as printed text."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+from policy_export.backends.registry import backends
+from policy_export.backends.runtimes import EAGER
 from policy_export.benchmark import command, programs
 from policy_export.benchmark.measured import Measured
 from policy_export.benchmark.ratios import compare, fastest
@@ -15,8 +17,24 @@ from policy_export.benchmark.rollouts import EMULATOR, PLAYER
 from policy_export.benchmark.roofline import Peak, Work
 from policy_export.config import params
 from policy_export.stage.files import write_table
+from policy_export.stage.metrics import Number, significant
 
-COLUMNS = ("program", "valid", "cold_start_ms", "p50_us", "p90_us", "p99_us", "p99_9_us", "peak_memory_mb")
+COLUMNS = (
+    *(
+        "program",
+        "valid",
+        "cold_start_ms",
+        "p50_us",
+        "lower_quartile",
+        "upper_quartile",
+        "p90_us",
+        "p99_us",
+        "p99_9_us",
+    ),
+    *("times_as_fast_as_eager", "peak_memory_mb"),
+)
+TO_EAGER = f"_to_{EAGER}"
+SHOWN = 2  # programs in the metrics
 
 
 class Findings(NamedTuple):
@@ -52,6 +70,11 @@ def describe(policy: str, found: Findings, settings: params.Bench, rate_hz: floa
     for name, entry in described.items():
         if (size := programs.file_bytes(policy, name, {})) is not None:
             entry["file_bytes"] = size
+    offline = {
+        name: {size: summarise(speed) for size, speed in one.offline.items()}
+        for name, one in measured.items()
+        if one.offline
+    }
     return {
         "threads": settings.threads,
         **({"control_rate_hz": rate_hz} if rate_hz else {}),
@@ -60,11 +83,8 @@ def describe(policy: str, found: Findings, settings: params.Bench, rate_hz: floa
         "fastest": name_fastest(measured, described, settings.least_difference),
         "times_as_fast": {name: ratio.as_dict() for name, ratio in ratios.items()},
         "rollout_decisions_per_s": {what: summarise(speed) for what, speed in speeds.items()},
-        "offline_rows_per_s": {
-            name: {size: summarise(speed) for size, speed in one.offline.items()}
-            for name, one in measured.items()
-            if one.offline
-        },
+        "offline_rows_per_s": offline,
+        "roofline": draw_roofline(offline, work, peak),
         "machine_peak": {"gflop_per_s": round(peak.flops / 1e9, 1), "copied_gb_per_s": round(peak.bytes / 1e9, 1)},
         "flop_per_decision": work.flops,
     }
@@ -87,25 +107,48 @@ def summarise(samples: Sequence[float]) -> dict[str, float]:
     return {"median": round(median(samples), 1), "min": round(min(samples), 1), "max": round(max(samples), 1)}
 
 
-def write_tables(folder: Path, content: dict[str, Any], found: Findings) -> None:
-    """Write latencies, decisions per second by batch size, and the roofline."""
-    latencies = [{"program": name} | entry for name, entry in content["programs"].items()]
-    write_table(folder / "latency.csv", COLUMNS, latencies)
-    offline = [
+def write_latencies(path: Path, content: Mapping[str, Any]) -> None:
+    """Write the latency of every program, with its ratio to eager where that is known."""
+    ratios = {name.removesuffix(TO_EAGER): ratio for name, ratio in content["times_as_fast"].items()}
+    rows = [
+        {"program": name, "times_as_fast_as_eager": ratios[name]["ratio"] if name in ratios else None}
+        | entry["rounds_p50_us"]
+        | entry
+        for name, entry in content["programs"].items()
+    ]
+    write_table(path, COLUMNS, rows)
+
+
+def describe_metrics(content: Mapping[str, Any]) -> dict[str, Number]:
+    """Return the metrics of a report: of up to two programs, those that need no PyTorch before the others."""
+    run_by, measured = {name: backend.run_by for name, backend in backends().items()}, content["programs"]
+    names = sorted((name for name in measured if name in run_by), key=lambda name: "torch" in run_by[name])[:SHOWN]
+    metrics: dict[str, Number] = {f"{name}_p50_us": significant(measured[name]["p50_us"], 2) for name in names}
+    metrics |= {
+        f"{name}_times_as_fast_as_eager": significant(content["times_as_fast"][name + TO_EAGER]["ratio"], 2)
+        for name in names
+    }
+    return metrics | {"program_mb": significant(max(measured[name]["file_bytes"] for name in names) / 1e6, 2)}
+
+
+def draw_roofline(offline: Mapping[str, Mapping[str, Any]], work: Work, peak: Peak) -> list[dict[str, Any]]:
+    """Return every program's operations per second over its operations per byte, and the roof above them.
+
+    Args:
+        offline: rows per second, by program and size of the batch.
+        work: of a decision.
+        peak: of the machine.
+    """
+    rows = [
         {"program": name, "batch": int(size), "rows_per_s": speed["median"]}
-        for name, sizes in content["offline_rows_per_s"].items()
+        for name, sizes in offline.items()
         for size, speed in sizes.items()
     ]
-    write_table(folder / "offline.csv", ("program", "batch", "rows_per_s"), offline)
-    roofline = draw_roofline(offline, found.work, found.peak)
-    write_table(folder / "roofline.csv", ("program", "flop_per_byte", "gflop_per_s"), roofline)
-
-
-def draw_roofline(offline: list[dict[str, Any]], work: Work, peak: Peak) -> list[dict[str, Any]]:
-    """Return every program's operations per second over its operations per byte, and the roof above them."""
-    intensities = [work.intensity(row["batch"]) for row in offline]
-    speeds = [work.flops * row["rows_per_s"] for row in offline]
-    points = list(zip([row["program"] for row in offline], intensities, speeds, strict=True))
+    if not rows:
+        return []
+    intensities = [work.intensity(row["batch"]) for row in rows]
+    speeds = [work.flops * row["rows_per_s"] for row in rows]
+    points = list(zip([row["program"] for row in rows], intensities, speeds, strict=True))
     ends = (min(intensities) / 2, peak.flops / peak.bytes, max(2 * max(intensities), 2 * peak.flops / peak.bytes))
     points += [("roof", intensity, peak.roof(intensity)) for intensity in ends]
     return [

@@ -33,9 +33,9 @@ RESULTS = Path("results")
 CODE = RESULTS / "code"
 POLICY, ALGORITHM, TRIAL = "policy.json", "algorithm.json", "trial.json"
 MEANING_FILE, REFERENCE_FILE = "meaning.json", "reference.json"  # keys that DVC would ask for in each profile
-# The stages that make what others are compared with, or that take minutes: they run again where what their code
-# does has changed, and not where only a word of it has.
-HASHED_STAGES = ("record", "export_pt2", "golden", "compile_aoti", "compile_native", "export_onnx")
+# The stages that make what others are compared with, or that take minutes, or that only read: they run again where
+# what their code does has changed, and not where only a word of it has.
+HASHED_STAGES = ("record", "export_pt2", "golden", "compile_aoti", "compile_native", "export_onnx", "report")
 LIBRARIES = (
     *("torch", "tensordict", "torchrl", "ale-py", "gymnasium", "onnx", "onnxscript", "onnxruntime", "openvino"),
     "numpy",

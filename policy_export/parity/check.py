@@ -47,6 +47,7 @@ from policy_export.parity.samples import Sampled, Samples, act_by_name, check_sa
 from policy_export.program.failures import in_one_line
 from policy_export.program.made import versions_of
 from policy_export.stage.files import write_json
+from policy_export.stage.metrics import write_metrics
 from policy_export.stage.processes import processes
 
 MAX_FAILURES = 20  # in the report, of one program
@@ -286,7 +287,6 @@ def parity_check(policy: str) -> None:
         print(f"parity_check {policy}  {name:<16}{verdict}  largest differences: {differences}", flush=True)
     beside, found_in["references"] = describe_references(policy, results, programs.pop(OWNER, None))
     failures = [failure for found in found_in.values() for failure in found]
-    report.write_tables(folder, {name: results.open_loop[name] for name in programs}, programs)
     path = folder / "parity.json"
     content = {
         "passed": not failures,
@@ -294,6 +294,7 @@ def parity_check(policy: str) -> None:
         "episodes": len(recorded),
         "programs": programs,
         **beside,
+        "margins": report.describe_margins({name: results.open_loop[name] for name in programs}),
         "failures": [failure for found in found_in.values() for failure in found[:MAX_FAILURES]],
     }
     if failures:
@@ -302,6 +303,7 @@ def parity_check(policy: str) -> None:
             print(f"parity_check {policy}  {name:<16}first difference: {divergence['first_difference']}", flush=True)
         content["divergences"] = divergences
     write_json(path, report.finite(content | {"flip_rate_bound_is_of": report.ASSUMES}))
+    write_metrics(policy, "parity_check", report.describe_metrics(content))
     write_json(Path("models", policy, VERDICT), report.describe_verdict(content, manifest, path))
     if failures:
         raise UserError(f"{failures[0]} ({len(failures)} failures; report: {path})")

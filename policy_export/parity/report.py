@@ -1,4 +1,4 @@
-"""The check's findings as JSON for ``dvc metrics`` and as tables for ``dvc plots``."""
+"""The check's findings as JSON: the report, and the metrics that are taken from it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from policy_export.parity.closed_loop import ClosedLoop
 from policy_export.parity.comparison import DRIFT_STEPS, Comparison
 from policy_export.parity.reference import Referenced
 from policy_export.parity.samples import SampleComparison
-from policy_export.stage.files import write_table
+from policy_export.stage.metrics import Number, power_of_ten, significant
 
 PERCENTS = (50, 99, 99.9)
 CONFIDENCE = 0.95
@@ -152,34 +152,36 @@ def describe_samples(samples: SampleComparison) -> dict[str, Any]:
     }
 
 
-def write_tables(folder: Path, open_loop: dict[str, Comparison], programs: dict[str, dict[str, Any]]) -> None:
-    """Write the largest and typical differences, the margins of eager's decisions, and the bounds on flips."""
-    write_table(
-        folder / "differences.csv",
-        ["output", "largest", "p99"],
-        (
-            {"output": f"{program} {output}", "largest": largest, "p99": entry["percentiles"][output]["p99"]}
-            for program, entry in programs.items()
-            for output, largest in entry["max_abs_difference"].items()
-        ),
-    )
+def describe_margins(open_loop: Mapping[str, Comparison]) -> dict[str, Any]:
+    """Return how many decisions have which margin between the policy's two best values, as a histogram.
+
+    Args:
+        open_loop: of each program.
+
+    Returns:
+        ``edges``, in decimal logarithms, one more than ``decisions``, which is none where no values are known.
+    """
     margins = next((np.concatenate(part.margins) for part in open_loop.values() if part.margins), np.empty(0))
     logarithms = np.log10(np.clip(margins, 10.0 ** MARGIN_BINS[0], 10.0 ** MARGIN_BINS[-1]))
-    counts, edges = np.histogram(logarithms, MARGIN_BINS)
-    write_table(
-        folder / "margins.csv",
-        ["log10_margin", "decisions"],
-        (
-            {"log10_margin": middle, "decisions": count}
-            for middle, count in zip((edges[:-1] + edges[1:]) / 2, counts, strict=True)
+    return {"edges": MARGIN_BINS.tolist(), "decisions": np.histogram(logarithms, MARGIN_BINS)[0].tolist()}
+
+
+def describe_metrics(content: Mapping[str, Any]) -> dict[str, Number]:
+    """Return the metrics of a report: of all deterministic programs together, the worst where they differ."""
+    programs = [entry for entry in content["programs"].values() if "flip_rate_bound" in entry]
+    compared = [entry["observations"] + entry.get("closed_loop", {"steps": 0})["steps"] for entry in programs]
+    largest = [
+        value
+        for entry in content["programs"].values()
+        for name, value in entry["max_abs_difference"].items()
+        if not name.startswith("next_")  # a state, of which larger differences are allowed where it is large
+    ]
+    return {
+        "parity_passed": content["passed"],
+        "decisions_compared": min(compared),
+        "decisions_different": sum(entry["different_actions"] + len(entry["ties"]) for entry in programs),
+        "different_per_million_at_most": significant(
+            1e6 * max(entry["flip_rate_bound"]["decisions"] for entry in programs), 2
         ),
-    )
-    write_table(
-        folder / "flip_bounds.csv",
-        ["program", "flips_in_a_million"],
-        (
-            {"program": program, "flips_in_a_million": 1e6 * entry["flip_rate_bound"]["decisions"]}
-            for program, entry in programs.items()
-            if "flip_rate_bound" in entry
-        ),
-    )
+        "largest_difference_below": power_of_ten(max(largest, default=0.0)),
+    }
