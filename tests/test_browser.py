@@ -56,11 +56,11 @@ OWN = {
         "policy": {"factory": "environments:vector"},
     },
     "panel": {
-        "env": {"id": "Panel-v0", "max_episode_steps": 30, "kwargs": {"kind": "entries"}},
+        "env": {"id": "Panel-v0", "max_episode_steps": 20, "kwargs": {"kind": "entries"}},
         "policy": {"factory": "environments:choose_entries"},
     },
 }
-DECISIONS = {"dqn": 300, "drqn": STEPS, "robot": 20, "car": 40, "panel": 30}
+DECISIONS = {"dqn": 300, "drqn": STEPS, "robot": 20, "car": 40, "panel": 20}
 DONE = "parts => parts.every(part => part.textContent === 'Prove it again')"
 
 
@@ -173,7 +173,7 @@ def test_page_proves_every_policy(site, asked):
             assert episode_line == f"episode: {decisions} of {decisions} decisions as recorded"
             names = observation_names(json.loads((site / "browser" / policy / "manifest.json").read_text()))
             captions = page.locator(f"[data-policy={policy}] figcaption").all_inner_texts()
-            assert [caption.split(":")[0] for caption in captions] == sorted(names)
+            assert [caption.split(":")[0] for caption in captions] == names
 
 
 @needs_chromium
@@ -204,13 +204,13 @@ def test_damaged_golden_value_is_told(changed):
     path = changed / "browser/dqn/golden.safetensors"
     tensors = load_file(path)
     tensors["output/action_value"][5, 2] += np.float32(3e-5)
-    expected = tensors["output/action_value"][5, 2]
+    expected = float(tensors["output/action_value"][5, 2])
     save_file(tensors, path)
     found = proven(changed)
     assert found["bad"][0].startswith("golden.safetensors: its SHA-256 is ")
     assert found["bad"][1].startswith("63 of 64 decisions as proven, ")
     assert found["bad"][2].startswith("decision 5: action_value[2] is ")
-    assert f", expected {expected}"[:8] in found["bad"][2]
+    assert f", expected {expected}, 1.0e-5 allowed" in found["bad"][2]
     assert found["good"] == ["episode: 300 of 300 decisions as recorded"]
 
 

@@ -86,7 +86,7 @@ async function proveEpisode({ ort, read, replay, tell, decompress, makeScreens }
   const bytes = await load(`${part.dataset.policy}/episode.safetensors.gz`, { optional: true });
   if (!bytes) return say("no recorded episode is beside this page", "note");
   const { tensors, metadata } = read(await decompress(bytes)), all = tensors.tie.rows;
-  const draw = makeScreens(part.querySelector(".shown"), tensors), line = say("", "going");
+  const draw = makeScreens(part.querySelector(".shown"), session.inputNames, tensors), line = say("", "going");
   const frames = matchMedia("(prefers-reduced-motion: reduce)").matches ? FRAMES_IF_STILL : MOST_FRAMES;
   const stride = Math.ceil(all / frames), [name] = manifest.action_names ?? ["action"];
   const { right, first } = await follow(replay(ort, session, tensors), async ({ number, made }) => {

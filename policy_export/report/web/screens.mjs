@@ -3,13 +3,16 @@
 const LEAST = 8; // pixels of an image's side; what is smaller is a table of numbers
 const MOST_LINES = 8, WINDOW = 200; // decisions that lines go back
 const WIDTH = 320, HEIGHT = 120; // of lines and bars
-const INPUT = "input/", STARTS = "input/is_init";
 
-/** Put a canvas for each observation into an element; return a function that draws those of a decision. */
-export function makeScreens(element, tensors) {
-  const names = Object.keys(tensors).filter((name) => name.startsWith(INPUT) && name !== STARTS);
-  const draws = names.map((path) => {
-    const name = path.slice(INPUT.length), tensor = tensors[path];
+/**
+ * Put a canvas for each observation into an element; return a function that draws those of a decision.
+ *
+ * `inputs` are the names of what the program is given, and `tensors` those of a recorded episode.
+ */
+export function makeScreens(element, inputs, tensors) {
+  const names = inputs.filter((name) => `input/${name}` in tensors && name !== "is_init");
+  const draws = names.map((name) => {
+    const tensor = tensors[`input/${name}`];
     const figure = document.createElement("figure"), caption = document.createElement("figcaption");
     const canvas = document.createElement("canvas"), layout = imageLayout(tensor.shape);
     canvas.setAttribute("role", "img");
