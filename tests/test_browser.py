@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
+import gzip
 import hashlib
 import json
 import shutil
@@ -22,7 +24,7 @@ from onnx import numpy_helper
 from pipeline_helpers import ROOT, choose_programs
 from playwright.sync_api import Page, sync_playwright
 from ruamel.yaml import YAML
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load, load_file, save_file
 
 from policy_export.backends.manifest import write_manifest
 from policy_export.config.profile import load_profile
@@ -169,7 +171,7 @@ def test_page_proves_every_policy(site, asked):
             golden_line, episode_line = told(page, policy, "good")
             count = len(load_file(site / "browser" / policy / "golden.safetensors")["tie"])
             assert golden_line.startswith(f"{count} of {count} decisions as proven, ")
-            assert golden_line.endswith(" us each, on this device")
+            assert golden_line.endswith(", on this device")  # behind the time, where the browser's clock tells it
             assert episode_line == f"episode: {decisions} of {decisions} decisions as recorded"
             names = observation_names(json.loads((site / "browser" / policy / "manifest.json").read_text()))
             captions = page.locator(f"[data-policy={policy}] figcaption").all_inner_texts()
@@ -363,11 +365,57 @@ def test_long_episode_is_cut_off(project, monkeypatch):
     assert [rows(content) for content in (whole, pack_episode("dqn", manifest))] == [100, 50]
 
 
+@pytest.fixture
+def own(project, tmp_path, monkeypatch) -> Path:
+    """Give a copy of one policy of the project, as the place where one is."""
+    for folder in ("models/car", "data/car"):
+        shutil.copytree(project / folder, tmp_path / folder)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def change_episodes(**values) -> None:
+    path = Path("data/car/episodes.safetensors")
+    changed = [dataclasses.replace(recorded, **values) for recorded in episodes.load(path, "car")]
+    episodes.save(path, "car", changed)
+
+
+def test_random_actions_are_no_decisions_of_the_policy(own):
+    manifest = read_manifest(own / "models/car")
+    assert "recorded" in metadata(pack_episode("car", manifest))
+    change_episodes(epsilon=0.1)
+    assert "here" in metadata(pack_episode("car", manifest))
+
+
+def metadata(content: bytes) -> str:
+    unpacked = gzip.decompress(content)
+    return json.loads(unpacked[8 : 8 + int.from_bytes(unpacked[:8], "little")])["__metadata__"]["decided"]
+
+
+def test_recorded_action_is_what_is_expected(own, site, node):
+    manifest, place = read_manifest(own / "models/car"), own / "served"
+    recorded, *_ = episodes.load(Path("data/car/episodes.safetensors"), "car")
+    seen = np.stack([shown["observation"].copy() for shown in observe(recorded, manifest)])
+    change_episodes(actions=np.zeros_like(recorded.actions), observations={"observation": seen})
+    shutil.copytree(site / "browser/car", place)
+    (place / EPISODE).write_bytes(pack_episode("car", manifest))
+    done = node(place, EPISODE)
+    assert done.returncode != 0
+    assert "decision 0: action is " in done.stderr
+    assert ", expected 0, " in done.stderr
+
+
+@pytest.mark.usefixtures("site", "own")  # with a site, ONNX Runtime can be had
+def test_episode_that_does_not_replay_is_left_out(capsys):
+    change_episodes(rewards=np.full(40, 7, np.float32))
+    assert prepare(Path("results/browser"), ["car"]) == ["car"]
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("report car: without its recorded episode in the browser: the recorded episode with seed ")
+    assert not Path("results/browser/car", EPISODE).exists()
+    assert Path("results/browser/car/golden.safetensors").is_file()
+
+
 def rows(content: bytes) -> int:
-    import gzip
-
-    from safetensors.numpy import load
-
     return len(load(gzip.decompress(content))["tie"])
 
 

@@ -1,7 +1,8 @@
 // What a policy sees, drawn on canvases: images as they are, a few numbers as lines over time, many as bars.
 
 const LEAST = 8; // pixels of an image's side; what is smaller is a table of numbers
-const MOST_LINES = 8, WINDOW = 200; // decisions that lines go back
+const MOST_LINES = 8;
+const WINDOW = 200; // decisions that lines go back, at most
 const WIDTH = 320, HEIGHT = 120; // of lines and bars
 
 /**
@@ -50,17 +51,18 @@ function imageDrawer(canvas, { row }, { height, width, pixel, colour }) {
   };
 }
 
-function numberDrawer(canvas, { row, rows }) {
+function numberDrawer(canvas, { type, row, rows }) {
   const scale = globalThis.devicePixelRatio || 1, context = canvas.getContext("2d");
   Object.assign(canvas, { width: WIDTH * scale, height: HEIGHT * scale });
   canvas.style.width = `${WIDTH}px`;
   context.scale(scale, scale);
   const all = Array.from({ length: rows }, (_, number) => Array.from(row(number), Number)), each = all[0].length;
-  return each > MOST_LINES ? barDrawer(context, all, each) : lineDrawer(context, all, each);
+  return (each > MOST_LINES || type === "bool" ? barDrawer : lineDrawer)(context, all, each);
 }
 
 function lineDrawer(context, all, each) {
   const ranges = Array.from({ length: each }, (_, place) => range(all.map((numbers) => numbers[place])));
+  const step = WIDTH / Math.max(1, Math.min(WINDOW, all.length) - 1);
   return (number) => {
     const from = Math.max(0, number - WINDOW + 1);
     context.clearRect(0, 0, WIDTH, HEIGHT);
@@ -69,7 +71,7 @@ function lineDrawer(context, all, each) {
       context.strokeStyle = paint(place / each);
       context.beginPath();
       for (let at = from; at <= number; at++)
-        context.lineTo(WIDTH * (at - from) / (WINDOW - 1), across(all[at][place], ranges[place]));
+        context.lineTo(step * (at - from), across(all[at][place], ranges[place]));
       context.stroke();
     }
   };
