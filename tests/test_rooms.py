@@ -23,6 +23,7 @@ FLOORS = (
     ("parity",),
     ("benchmark", "report"),
     ("machine",),
+    ("report",),
 )
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 MOST_LINES = 60  # of a stage
