@@ -169,7 +169,12 @@ def test_nothing_but_outputs_is_left(built):
     """Check that the only files new to git are the outputs kept there, and nothing half-written or forgotten."""
     outputs = [out for stage in STAGES.values() for kind in ("outs", "metrics", "plots") for out in stage.get(kind, [])]
     kept = {path for out in outputs if isinstance(out, dict) for path, options in out.items() if not options["cache"]}
-    expected = {"dvc.lock", f"{MODEL}/.gitignore", *(path.replace("${item.policy}", "dqn") for path in kept)}
+    expected = {
+        "dvc.lock",
+        f"{MODEL}/.gitignore",
+        "results/.gitignore",
+        *(path.replace("${item.policy}", "dqn") for path in kept),
+    }
     status = run("git", "status", "--porcelain", "--untracked-files=all", cwd=built).stdout
     found = {(line[:2], line[3:]) for line in status.splitlines()}
     folders = {"results/sources", "results/code"}

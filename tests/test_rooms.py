@@ -21,7 +21,7 @@ FLOORS = (
     ("localise",),
     ("backends",),
     ("parity",),
-    ("benchmark", "report"),
+    ("benchmark",),
     ("machine",),
     ("report",),
 )

@@ -31,6 +31,7 @@ def prepare(folder: Path, policies: Sequence[str]) -> list[str]:
         UserError: a file of a model folder is missing or damaged.
     """
     shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     proofs = [policy for policy in policies if Path("models", policy, PROGRAM).is_file()]
     if not proofs:
         return []

@@ -15,12 +15,13 @@ import jinja2
 from markupsafe import Markup
 
 from policy_export.config import params
+from policy_export.report.browser import prepare
 from policy_export.report.charts import Chart, batch_chart, make_charts, write_charts
 from policy_export.report.film import record_film
 from policy_export.report.findings import Findings, read_all
 from policy_export.stage.files import write_text
 
-PAGE = Path("results/report.html")
+PAGE, BROWSER = Path("results/report.html"), Path("results/browser")
 HIGHEST = 1e-3  # of what is written as a power of ten
 
 
@@ -30,12 +31,19 @@ def report() -> None:
     found = read_all(everything.matrix)
     charts = make_charts(found, everything.parity_check.tolerance)
     write_charts(charts)
-    write_text(PAGE, render(found, [*charts, *filter(None, [batch_chart(found)])]))
+    proofs = prepare(BROWSER, everything.matrix)
+    write_text(PAGE, render(found, [*charts, *filter(None, [batch_chart(found)])], proofs))
     print(f"report  {PAGE}")
 
 
-def render(found: Sequence[Findings], charts: Sequence[Chart]) -> str:
-    """Return the page."""
+def render(found: Sequence[Findings], charts: Sequence[Chart], proofs: Sequence[str]) -> str:
+    """Return the page.
+
+    Args:
+        found: of each policy.
+        charts: that it shows.
+        proofs: the policies that a browser can prove.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("policy_export.report"),
         autoescape=True,
@@ -45,6 +53,7 @@ def render(found: Sequence[Findings], charts: Sequence[Chart]) -> str:
     environment.filters |= {"number": number, "duration": duration, "picture": picture}
     return environment.get_template("report.html.j2").render(
         found=found,
+        proofs=proofs,
         films={each.policy: data_uri("image/webp", film) for each in found if (film := record_film(each))},
         charts=[(chart, Markup(chart.draw("light")), Markup(chart.draw("dark"))) for chart in charts],
         machine=_read(Path("results/machine.json")),
