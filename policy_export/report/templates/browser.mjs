@@ -40,15 +40,13 @@ async function findDamage(files, manifest) {
 /** Prove one policy, and tell in its part of the page what came of it. */
 async function prove(part) {
   const { policy } = part.dataset, told = part.querySelector(".told"), button = part.querySelector("button");
-  const say = (text, kind) => {
-    const line = Object.assign(document.createElement("li"), { textContent: text, className: kind });
-    told.append(line);
-    return line;
-  };
+  const going = part.querySelector(".going"); // what is not read aloud
+  const say = (text, kind) =>
+    told.append(Object.assign(document.createElement("li"), { textContent: text, className: kind }));
   told.replaceChildren();
   part.querySelector(".shown").replaceChildren();
   button.disabled = true;
-  const waiting = say("loads ONNX Runtime and the policy ...", "going");
+  going.textContent = "loads ONNX Runtime and the policy ...";
   try {
     const tools = await loadTools();
     const names = ["policy.onnx", "golden.safetensors", "manifest.json"];
@@ -58,13 +56,12 @@ async function prove(part) {
       say(damage, "bad");
     const session = await tools.ort.InferenceSession.create(program, { executionProviders: ["wasm"] });
     await proveGolden(tools, session, golden, say);
-    waiting.remove();
     await proveEpisode(tools, session, part, manifest, say);
     await session.release();
   } catch (error) {
-    waiting.remove();
     say(error?.message ?? String(error), "bad");
   }
+  going.textContent = "";
   button.disabled = false;
   button.textContent = "Prove it again";
 }
@@ -75,30 +72,33 @@ async function proveGolden({ ort, read, replay, tell }, session, bytes, say) {
   const { right, largest, microseconds, first } = await follow(replay(ort, session, tensors));
   const time = microseconds ? `${count(Math.max(1, microseconds))} us each, ` : ""; // some clocks tell none
   say(`${count(right)} of ${count(all)} decisions as proven, ${time}on this device`, first ? "bad" : "good");
-  if (first) return say(tell(first), "bad");
+  if (first) say(tell(first), "bad");
+  if (first || !largest) return;
   const [allowed] = tensors.tolerance.row(0), most = largest.toExponential(1);
-  const told = `numbers differ by ${most} at most; ${allowed.toExponential()} is allowed for rounding`;
-  return largest && say(told, "note");
+  say(`numbers differ by ${most} at most; ${allowed.toExponential()} is allowed for rounding`, "note");
 }
 
 /** Replay a recorded episode while it is drawn. */
 async function proveEpisode({ ort, read, replay, tell, decompress, makeScreens }, session, part, manifest, say) {
   const bytes = await load(`${part.dataset.policy}/episode.safetensors.gz`, { optional: true });
-  if (!bytes) return say("no recorded episode is beside this page", "note");
+  if (!bytes) {
+    say("no recorded episode is beside this page", "note");
+    return;
+  }
   const { tensors, metadata } = read(await decompress(bytes)), all = tensors.tie.rows;
-  const draw = makeScreens(part.querySelector(".shown"), session.inputNames, tensors), line = say("", "going");
+  const draw = makeScreens(part.querySelector(".shown"), session.inputNames, tensors);
+  const going = part.querySelector(".going");
   const frames = matchMedia("(prefers-reduced-motion: reduce)").matches ? FRAMES_IF_STILL : MOST_FRAMES;
   const stride = Math.ceil(all / frames), [name] = manifest.action_names ?? ["action"];
   const { right, first } = await follow(replay(ort, session, tensors), async ({ number, made }) => {
     if (number % stride && number + 1 < all) return;
     await nextFrame();
     draw(number);
-    line.textContent = `decision ${count(number)}: ${nameAction(made[name].data, manifest)}`;
+    going.textContent = `decision ${count(number)}: ${nameAction(made[name].data, manifest)}`;
   });
   const as = metadata.decided === "recorded" ? "as recorded" : "as where this page was made";
-  line.textContent = `episode: ${count(right)} of ${count(all)} decisions ${as}`;
-  line.className = first ? "bad" : "good";
-  return first && say(`episode, ${tell(first)}`, "bad");
+  say(`episode: ${count(right)} of ${count(all)} decisions ${as}`, first ? "bad" : "good");
+  if (first) say(`episode, ${tell(first)}`, "bad");
 }
 
 /** Count the decisions of a replay that are right. */
