@@ -6,14 +6,20 @@ VENV := .venv
 PIP = $(VENV)/bin/pip install --disable-pip-version-check --quiet
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: repro studies test test-fast campaign check lock
+.PHONY: repro install studies docs test test-fast campaign check lock
 
 repro: $(VENV)/installed
 	dvc repro
 
+install: $(VENV)/installed
+
 # What is measured beside it and does not ship: other people's exports, fewer bits, settings, faults.
 studies: $(VENV)/installed
 	dvc repro studies/dvc.yaml
+
+# The tables in README.md and docs, from the results at hand. With --check, cog says what is not up to date.
+docs: $(VENV)/installed
+	cog -P -r README.md docs/*.md
 
 test: check
 	pytest --numprocesses 2 --dist loadfile

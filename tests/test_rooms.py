@@ -21,7 +21,7 @@ FLOORS = (
     ("localise",),
     ("backends",),
     ("parity",),
-    ("benchmark",),
+    ("benchmark", "report"),
     ("machine",),
 )
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
