@@ -50,6 +50,9 @@ def stage_graph(path: Path = Path("dvc.yaml")) -> nx.DiGraph:
 def draw_stages(path: Path = Path("dvc.yaml")) -> str:
     """Return the graph as Mermaid. An edge is left out where a longer way says the same."""
     graph = nx.transitive_reduction(stage_graph(path))
-    order = list(read_yaml(path.read_text())["stages"])
-    edges = sorted(graph.edges, key=lambda edge: (order.index(edge[0]), order.index(edge[1])))
-    return "\n".join(["```mermaid", "flowchart LR", *(f"    {one} --> {other}" for one, other in edges), "```"])
+    order = [stage for stage in stage_graph(path) if graph[stage]]
+    sources: dict[str, list[str]] = {}  # which lead to the same stages
+    for stage in order:
+        sources.setdefault(" & ".join(sorted(graph[stage])), []).append(stage)
+    lines = [f"    {' & '.join(ones)} --> {others}" for others, ones in sources.items()]
+    return "\n".join(["```mermaid", "flowchart LR", *lines, "```"])

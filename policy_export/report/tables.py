@@ -105,6 +105,11 @@ def passed(entry: Mapping[str, Any]) -> str:
     return "passed" if entry["passed"] else "FAILED"
 
 
+def summary() -> str:
+    """Return the table of README, and where its times are from."""
+    return f"{summary_table()}\n\n{measured_on('bench')}"
+
+
 def summary_table() -> str:
     """Return a row for each policy: its score, what was proven, and how fast its programs decide."""
     trained, proven, timed = results("train"), results("parity"), results("bench")
