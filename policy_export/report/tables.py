@@ -50,7 +50,9 @@ def by_policy(headers: Sequence[str], cells: Cells) -> str:
 
 def number(value: float | None, form: str = ",.0f") -> str:
     """Return a number as text; a dash where there is none."""
-    return NOTHING if value is None else format(value, form)
+    if value is None:
+        return NOTHING
+    return format(value, form) if value else "0"
 
 
 def ratio(entry: Mapping[str, float | None]) -> str:
