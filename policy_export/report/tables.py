@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,28 +61,33 @@ def ratio(entry: Mapping[str, float | None]) -> str:
     return f"{entry['ratio']:.2f} ({entry['low']:.2f} to {high})"
 
 
-def program_names() -> dict[str, str]:
-    """Return what programs are called in tables: by their files, and what else is measured in words."""
-    names = {
-        "eager": "eager",
-        "emulator": "the bare emulator",
-        "player_onnx": "the player with ONNX Runtime",
-        "player_native": "the player with `--native`",
-        "torchrl": "TorchRL's `env.rollout`",
-        "onnx_naive": "the naive export",
-        "onnx_naive_channels_first": "the naive export, colours moved first",
-        "tutorial_eager": "the tutorial's eager policy",
-        "tutorial_aoti": "the tutorial's AOTInductor",
-        "tutorial_onnx": "the tutorial's ONNX",
+# What is measured and is no file of a model folder.
+OTHERS = {
+    "eager": "eager",
+    "emulator": "the bare emulator",
+    "player_onnx": "the player with ONNX Runtime",
+    "player_native": "the player with `--native`",
+    "torchrl": "TorchRL's `env.rollout`",
+    "onnx_naive": "the naive export",
+    "onnx_naive_channels_first": "the naive export, colours moved first",
+    "tutorial_eager": "the tutorial's eager policy",
+    "tutorial_aoti": "the tutorial's AOTInductor",
+    "tutorial_onnx": "the tutorial's ONNX",
+}
+
+
+def names() -> Callable[[str], str]:
+    """Return what says how a program is called in tables: by its file, or in words."""
+    files = {
+        name: f"`{entry['file']}`"
+        for report in results("parity").values()
+        for name, entry in report["checked"]["programs"].items()
     }
-    for report in results("parity").values():
-        names |= {name: f"`{entry['file']}`" for name, entry in report["checked"]["programs"].items()}
-    return names
 
+    def called(name: str) -> str:
+        return files.get(name) or OTHERS.get(name) or name.replace("_", " ")
 
-def called(name: str) -> str:
-    """Return what one program is called in tables."""
-    return program_names().get(name, name.replace("_", " "))
+    return called
 
 
 def verdict(entry: Mapping[str, Any]) -> str:
@@ -114,6 +119,7 @@ def summary() -> str:
 
 def summary_table() -> str:
     """Return a row for each policy: its score, what was proven, and how fast its programs decide."""
+    called = names()
     trained, proven, timed = results("train"), results("parity"), results("bench")
     programs = list(dict.fromkeys(name for report in timed.values() for name in report["programs"]))
     rows = []
@@ -164,6 +170,7 @@ def score_table() -> str:
 
 def parity_table() -> str:
     """Return what the check has found of each program that does not explore."""
+    called = names()
     rows = []
     for policy, report in results("parity").items():
         for name, entry in deciding(report).items():
@@ -188,6 +195,7 @@ def parity_table() -> str:
 
 def exploring_table() -> str:
     """Return what the check has found of each program that explores."""
+    called = names()
     rows = [
         [
             f"`{policy}`",
@@ -244,6 +252,7 @@ def fault_sentence() -> str:
 
 def latency_table() -> str:
     """Return the median and the 99th percentile of each program's latency."""
+    called = names()
     return by_policy(
         ["us, p50 / p99"],
         {
@@ -258,6 +267,7 @@ def latency_table() -> str:
 
 def invalid_table() -> str:
     """Return why results are INVALID; a sentence where none is."""
+    called = names()
     rows = [
         [f"`{policy}`", called(name), entry["reason"]]
         for policy, report in results("bench").items()
@@ -280,6 +290,7 @@ def comparison_table() -> str:
 
 def ratios(reports: Mapping[str, Mapping[str, Any]], others: tuple[str, ...] = ("",)) -> str:
     """Return the ratios to programs whose names begin so."""
+    called = names()
     cells: Cells = {}
     for policy, report in reports.items():
         pairs = {name: tuple(name.split("_to_")) for name in report["times_as_fast"]}
@@ -293,6 +304,7 @@ def ratios(reports: Mapping[str, Mapping[str, Any]], others: tuple[str, ...] = (
 
 def start_table() -> str:
     """Return how long the first decision of a process takes, the memory that it needs, and the size of the file."""
+    called = names()
     cells: Cells = {}
     for policy, report in results("bench").items():
         entries = {called(name): entry for name, entry in report["programs"].items()}
@@ -313,6 +325,7 @@ def start_table() -> str:
 
 def rollout_table() -> str:
     """Return how many decisions a second are played, with the least and the most of all rounds."""
+    called = names()
     return by_policy(
         ["decisions a second, and over the rounds"],
         {
@@ -327,6 +340,7 @@ def rollout_table() -> str:
 
 def batch_table() -> str:
     """Return decisions a second in batches, and their share of the machine's peak."""
+    called = names()
     cells: Cells = {}
     for policy, report in results("bench").items():
         peak, flops = report["machine_peak"], report["flop_per_decision"]
