@@ -6,10 +6,12 @@ VENV := .venv
 PIP = $(VENV)/bin/pip install --disable-pip-version-check --quiet
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: repro report studies test test-fast campaign check lock
+.PHONY: repro install report studies docs test test-fast campaign check lock
 
 repro: $(VENV)/installed
 	dvc repro
+
+install: $(VENV)/installed
 
 # What is measured beside it and does not ship: other people's exports, fewer bits, settings, faults.
 studies: $(VENV)/installed
@@ -20,6 +22,11 @@ report: $(VENV)/installed
 	@dvc repro --quiet --single-item machine report
 	@echo results/report.html
 
+# The tables in README.md and docs, from the results at hand. With --check, cog says what is not up to date.
+docs: $(VENV)/installed
+	cog -P -r README.md docs/*.md
+
+# Everything that a change may break.
 test: check
 	pytest --numprocesses 2 --dist loadfile
 

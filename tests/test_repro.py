@@ -16,7 +16,7 @@ from typing import Any, get_args
 import onnx
 import onnxruntime
 import pytest
-from pipeline_helpers import ROOT, TINY, change_params, copy_project, python, run
+from pipeline_helpers import ONE_POLICY, ROOT, change_params, copy_project, python, run
 from ruamel.yaml import YAML
 
 from policy_export.benchmark.measured import Session
@@ -33,24 +33,6 @@ from policy_export.report.report import PAGE
 
 pytestmark = pytest.mark.slow
 
-SMALL = TINY | {
-    "matrix": ["dqn"],
-    "policies.dqn.env.max_episode_steps": 1000,  # a policy that plays badly has lost after 750 to 900
-    "policies.dqn.train.num_envs": 4,  # a full episode in each
-    "record.greedy_episodes": 2,
-    "record.epsilon_episodes": 1,
-    "compile_aoti.max_autotune": False,
-    "compile_native.targets": ["native"],
-    "bench.rounds": 1,
-    "bench.cold_starts": 1,
-    "bench.warmup_queries": 10,
-    "bench.queries": 64,
-    "bench.multi_stream_queries": 10,
-    "bench.contended_queries": 10,
-    "bench.samples": 16,
-    "bench.batches": [1, 8],
-    "bench.rollout_steps": 100,
-}
 STAGES = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())["stages"]
 NAMES = {f"{stage}@dqn" if "matrix" in content else stage for stage, content in STAGES.items()}
 MODEL = Path("models/dqn")
@@ -135,7 +117,7 @@ def built(tmp_path_factory) -> Path:
     """Give a project after its first ``dvc repro``; not to be changed."""
     folder = tmp_path_factory.mktemp("built")
     copy_project(folder)
-    change_params(folder / "params.yaml", SMALL)
+    change_params(folder / "params.yaml", ONE_POLICY)
     with (folder / "policy_export/config/profile.py").open("a") as file:
         file.write(RECORDER)
     (folder / "sitecustomize.py").write_text(NO_PICKLE)

@@ -1,0 +1,1 @@
+"""What the results say, for people: tables of the documentation, and the report."""
