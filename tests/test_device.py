@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -13,11 +14,11 @@ import sys
 import numpy as np
 import onnx
 import pytest
-from PIL import Image
+from PIL import Image, ImageSequence
 from pipeline_helpers import change_manifest
 
 from policy_export.config.profile import load_profile
-from policy_export.device.command import main
+from policy_export.device.command import load_program, main
 from policy_export.device.environments import make_environment, play
 from policy_export.device.errors import UserError
 from policy_export.device.manifest import read_manifest, sha256
@@ -385,6 +386,40 @@ def test_program_that_onnx_runtime_does_not_load(model, refuse, kept):
 
 def test_gif_in_a_folder_that_is_not_there(refuse, tmp_path):
     assert str(tmp_path / "nosuch") in refuse("--gif", str(tmp_path / "nosuch" / "pong.gif"))
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("pong.png", "the name ends in '.png', must end in '.gif'"),
+        ("pong.gif.mp4", "the name ends in '.mp4', must end in '.gif'"),
+        ("pong", "the name has no ending, must end in '.gif'"),
+    ],
+)
+def test_film_that_is_no_gif(refuse, tmp_path, name, told):
+    assert refuse("--gif", str(tmp_path / name)) == f"error: --gif: {tmp_path / name}: {told}"
+    assert not (tmp_path / name).exists()
+
+
+def test_gif_that_is_a_folder(refuse, tmp_path):
+    (tmp_path / "pong.gif").mkdir()
+    assert refuse("--gif", str(tmp_path / "pong.gif")) == f"error: {tmp_path / 'pong.gif'}: is a folder, must be a file"
+
+
+def test_film_has_the_first_screen_and_the_one_after_the_last_decision(model, tmp_path):
+    """Check every screen of the film; like screens in a row are one frame, shown longer."""
+    path = tmp_path / "PONG.GIF"
+    assert main([str(model), "--seed", "5", "--gif", str(path)]) == 0
+    manifest = read_manifest(model)
+    _, run = load_program(model, manifest, native=False)
+    expected = [make_environment(manifest, 5).observation]
+    expected += [shown["observation"].copy() for _, shown in play(Player(run, manifest), 5)]
+    assert not np.array_equal(expected[-1], expected[-2])
+    different = [expected[0], *(new for old, new in itertools.pairwise(expected) if not np.array_equal(old, new))]
+    with Image.open(path) as gif:
+        frames = [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(gif)]
+    assert len(frames) == len(different)
+    assert all(map(np.array_equal, frames, different))
 
 
 @pytest.mark.parametrize("seed", [str(2**31), str(-(2**31) - 1)])

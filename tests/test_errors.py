@@ -39,7 +39,9 @@ def test_policy_that_params_do_not_have(run, folder):
 
 def test_every_mistake_is_a_line(run, folder):
     params = folder / "params.yaml"
-    params.write_text(params.read_text().replace("matrix: [", "matrix: dqn #").replace("opset:", "version:"))
+    params.write_text(
+        params.read_text().replace("greedy_episodes: 10", "greedy_episodes: ten").replace("opset:", "version:")
+    )
     done = run("stages.machine")
     assert done.returncode == 1
     lines = done.stderr.splitlines()

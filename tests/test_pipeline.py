@@ -313,6 +313,7 @@ BACKEND = dataclasses.replace(onnx.BACKEND, name="mine", owns_file=False, defaul
         ("policy_export/program/weights.py", replace("damaged: ", "broken: "), JUDGED | {"manifest"}, POLICIES),
         ("policy_export/device/command.py", replace("episodes to play", "games"), JUDGED | {"manifest"}, POLICIES),
         ("policy_export/stage/quiet.py", CODE, JUDGED | {"manifest"}, POLICIES),
+        ("policy_export/stage/progress.py", CODE, JUDGED | {"manifest"}, POLICIES),
         ("policy_export/device/gif.py", CODE, JUDGED | {"manifest"}, POLICIES),
         # What is new, and nobody uses yet
         ("policy_export/config/training/mine.py", append(ALGORITHM), JUDGED | {"manifest"}, POLICIES),

@@ -85,8 +85,11 @@ class Learner:
             generator=self.generator,
         )
 
-    def update(self, rollout: TensorDictBase, steps: int) -> float:
-        """Store one rollout, collected up to ``steps`` of the training, learn, and return the mean loss."""
+    def update(self, rollout: TensorDictBase, steps: int) -> float | None:
+        """Store one rollout, collected up to ``steps`` of the training, learn, and return the mean loss.
+
+        There is none before ``learning_starts``.
+        """
         train, gamma = self.train, discount(self.train, steps)
         done, terminated = ends(train, rollout)
         if self.target_updater is None:  # from here on; a training that goes on has its weights by now
@@ -95,7 +98,7 @@ class Learner:
         samples["next"].update({"reward": rollout["reward"], "done": done, "terminated": terminated})
         self.buffer.extend(sum_rewards(samples, gamma, train.n_steps).flatten())
         if len(self.buffer) < train.learning_starts:
-            return float("nan")
+            return None
         self.loss.make_value_estimator(ValueEstimators.TD0, gamma=gamma)
         anneal_learning_rate(self.optimizer, train, steps)
         losses = []

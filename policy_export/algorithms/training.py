@@ -13,16 +13,14 @@ import json
 import math
 import os
 import shutil
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from policy_export.algorithms.collectors import collectors
 from policy_export.algorithms.evaluation import evaluate
@@ -35,17 +33,16 @@ from policy_export.program.policy import Agent, environment_of, make_agent
 from policy_export.program.weights import save_weights
 from policy_export.stage.files import in_memory, replacing, write_json, write_table
 from policy_export.stage.metrics import Number, significant, write_metrics
+from policy_export.stage.progress import Progress, or_dash
 from policy_export.stage.sources import hash_files, needed_files
 from policy_export.stage.stopping import Stopped
 
 CHECKPOINTS = Path(".checkpoints")
 CHECKPOINT_SECONDS = 15.0
-PROGRESS_SECONDS = 5.0
-LINE = "{desc}  {n_fmt}/{total_fmt} steps  {rate_noinv_fmt}{postfix}  ETA {remaining}"
 CURVE_POINTS = 100
 
 
-Row = dict[str, float]
+Row = dict[str, float | None]  # of the learning curve: none where a number is not known yet
 
 
 class Checkpoint:
@@ -121,47 +118,6 @@ def alone(policy: str) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-class Progress:
-    """A progress bar in a terminal; elsewhere a line every few seconds: steps, speed, return and the time left."""
-
-    def __init__(self, policy: str, steps: int, total_steps: int) -> None:
-        self.total_steps, terminal = total_steps, sys.stdout.isatty()
-        self.bar = tqdm(
-            desc=f"train {policy}",
-            initial=steps,
-            total=total_steps,
-            unit=" steps",
-            unit_scale=True,
-            file=sys.stdout if terminal else _Lines(sys.stdout),
-            mininterval=0.1 if terminal else PROGRESS_SECONDS,
-            maxinterval=math.inf,
-            miniters=0,
-            dynamic_ncols=terminal,
-            bar_format=None if terminal else LINE,
-        )
-
-    def report(self, row: Row) -> None:
-        """Report a rollout; ``row`` has ``steps``, ``return`` and ``loss``."""
-        self.bar.set_postfix_str(f"return {row['return']:+.2f}  loss {row['loss']:.4f}", refresh=False)
-        self.bar.update(round(row["steps"]) - self.bar.n)
-        if row["steps"] >= self.total_steps:
-            self.bar.close()
-
-
-class _Lines:
-    """A stream that writes each state of a bar as a line of its own."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
-
-    def write(self, text: str) -> None:
-        if line := text.strip("\r\n "):
-            self.stream.write(f"{line}\n")
-
-    def flush(self) -> None:
-        self.stream.flush()
-
-
 def learn(
     policy: str, profile: Profile, agent: Agent, make_learner: Callable[..., Any], checkpoint: Checkpoint
 ) -> tuple[int, list[Row]]:
@@ -185,7 +141,8 @@ def learn(
         seed += 0 if states else steps % 900_000
         print(f"train {policy}  resumes at {steps:,} steps", flush=True)
     if steps < train.total_steps:  # else it was interrupted while it was evaluated
-        progress, saved_at = Progress(policy, steps, train.total_steps), time.monotonic()
+        progress = Progress(f"train {policy}", train.total_steps, "steps", steps)
+        saved_at = time.monotonic()
         with collectors(policy, profile, seed, measured, states) as collecting, checkpoint.saved_where_stopped():
             collecting.begin(weights, steps)
             while steps < train.total_steps:
@@ -196,11 +153,12 @@ def learn(
                     weights = copy.deepcopy(learner.behaviour.state_dict())
                     collecting.begin(weights, steps)
                 loss = learner.update(rollout.to(next(agent.actor.parameters()).device), steps)
-                score = sum(scores) / len(scores) if scores else math.nan
-                row = {"steps": steps, "return": score, "loss": loss}
+                score = sum(scores) / len(scores) if scores else None
+                check_finite(steps, score, loss)
+                row: Row = {"steps": steps, "return": score, "loss": loss}
                 if scores and steps * CURVE_POINTS // train.total_steps > len(curve):
                     curve.append(row)
-                progress.report(row)
+                progress.show(steps, f"return {or_dash(score, '+.2f')}  loss {or_dash(loss, '.4f')}")
                 told = {"steps": steps, "curve": list(curve), "scores": list(scores), "resumed": checkpoint.resumed}
                 learned = {"behaviour": learner.behaviour.state_dict(), "optimizer": learner.optimizer.state_dict()}
                 checkpoint.reached = told | {
@@ -216,6 +174,20 @@ def learn(
     explore_as_at_the_end(learner, agent, steps)
     agent.statistics.update(measured)
     return steps, curve
+
+
+def check_finite(steps: int, score: float | None, loss: float | None) -> None:
+    """Fail where a training has gone wrong beyond repair.
+
+    Raises:
+        ProfileError: the episodes' score or the loss is no number.
+    """
+    if score is not None and not math.isfinite(score):
+        raise ProfileError(f"env: the mean score of episodes is {score} after {steps:,} steps, must be a number")
+    if loss is not None and not math.isfinite(loss):
+        raise ProfileError(
+            f"train: the loss is {loss} after {steps:,} steps, must be a number: lower learning_rate or max_grad_norm"
+        )
 
 
 def explore_as_at_the_end(learner: Any, agent: Agent, steps: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .arrays import Run
-from .environments import environment_name, play
+from .environments import environment_name, make_environment, play
 from .errors import UserError, describe_refusal, refusal, stop_writing
 from .gif import check_gif, write_gif
 from .golden import GOLDEN, selftest
@@ -62,8 +62,13 @@ def replay_programs(folder: Path, manifest: dict[str, Any], *, native: bool) -> 
 
 
 def play_full(player: Player, seed: int, gif: Path | None) -> tuple[float, int]:
-    """Play one episode, write its screens to ``gif``, and return its score and number of decisions."""
+    """Play one episode, write its screens to ``gif``, and return its score and number of decisions.
+
+    The film has the screen that the episode begins with, and the one after every decision.
+    """
     screens, score, steps = [], 0.0, 0
+    if gif is not None:
+        screens.append(make_environment(player.manifest, seed).observation)
     for reward, shown in play(player, seed):
         if gif is not None:
             screens.append(shown["observation"].copy())
@@ -121,7 +126,7 @@ def main(arguments: Sequence[str] | None = None, *, program: str | None = None) 
     parser.add_argument("folder", type=Path, nargs=None if found is None else "?", default=found, help=told)
     parser.add_argument("--episodes", type=int, default=1, help="full episodes to play (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first episode; the next has the next seed")
-    parser.add_argument("--gif", type=Path, help="write an Atari game's first episode to this file (needs Pillow)")
+    parser.add_argument("--gif", type=Path, help="write an Atari game's first episode to this .gif file (needs Pillow)")
     parser.add_argument("--native", action="store_true", help="play with a library of native instead of policy.onnx")
     parser.add_argument("--selftest", action="store_true", help=f"replay {GOLDEN} with each program")
     parser.add_argument("--info", action="store_true", help="tell what the folder holds instead of playing")

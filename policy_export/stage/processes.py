@@ -12,6 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import wait
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,10 @@ from policy_export.stage.quiet import drop_remarks
 
 PRELOADED = "policy_export.stage.preloaded"
 
+Reports = SimpleQueue[int]  # numbers that processes tell their starter while they work on a task
+
+_reports: Reports | None = None  # in a process that was given one
+
 
 def _end_with_starter() -> None:
     starter = multiprocessing.parent_process()
@@ -29,7 +34,19 @@ def _end_with_starter() -> None:
     os._exit(1)
 
 
-def _begin(folder: str, environment: dict[str, str]) -> None:
+def make_reports() -> Reports:
+    return multiprocessing.get_context("forkserver").SimpleQueue()
+
+
+def report(number: int) -> None:
+    """Tell the starter of this process a number, through the reports that it gave to :func:`processes`."""
+    assert _reports is not None
+    _reports.put(number)
+
+
+def _begin(folder: str, environment: dict[str, str], reports: Reports | None) -> None:
+    global _reports  # noqa: PLW0603 - a queue reaches a process only when it starts
+    _reports = reports
     # Copies have the folder and the environment of the first start.
     os.chdir(folder)
     os.environ.clear()
@@ -44,7 +61,9 @@ def _begin(folder: str, environment: dict[str, str]) -> None:
 
 
 @contextmanager
-def processes(count: int, *, one_task_each: bool = False, fresh: bool = False) -> Iterator[ProcessPoolExecutor]:
+def processes(
+    count: int, *, one_task_each: bool = False, fresh: bool = False, reports: Reports | None = None
+) -> Iterator[ProcessPoolExecutor]:
     """Yield an executor of up to ``count`` processes, with none of this one's memory.
 
     Importing PyTorch and TorchRL takes longer than most tasks. So these processes are copies of one that has imported
@@ -54,6 +73,7 @@ def processes(count: int, *, one_task_each: bool = False, fresh: bool = False) -
         count: number of processes at the same time.
         one_task_each: every task gets a process that has just started.
         fresh: they start as ``python`` does instead, with the random seeds that a program has when it starts.
+        reports: where tasks put what they tell with :func:`report`.
 
     Raises:
         UserError: a process was ended from outside.
@@ -62,7 +82,7 @@ def processes(count: int, *, one_task_each: bool = False, fresh: bool = False) -
     context = multiprocessing.get_context("spawn" if fresh else "forkserver")
     if not fresh:
         context.set_forkserver_preload([PRELOADED])
-    here = (str(Path.cwd()), dict(os.environ))
+    here = (str(Path.cwd()), dict(os.environ), reports)
     executor = ProcessPoolExecutor(count, context, initializer=_begin, initargs=here, max_tasks_per_child=tasks)
     try:
         yield executor

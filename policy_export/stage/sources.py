@@ -11,8 +11,9 @@ from policy_export.device.errors import UserError, one_line
 
 PACKAGE = Path(__file__).parents[1]
 OURS = {PACKAGE.name, "stages"}  # found next to this package, whatever the working folder is
-# How a stage is started, and what of libraries' remarks is shown: nothing that it makes depends on these.
-PRINTING = {Path(PACKAGE.name, "stage", name) for name in ("command.py", "quiet.py", "stopping.py")}
+# How a stage is started, and what is shown of its progress and of libraries' remarks: what it makes does not depend on
+# these.
+PRINTING = {Path(PACKAGE.name, "stage", name) for name in ("command.py", "progress.py", "quiet.py", "stopping.py")}
 PRINTING |= {Path(package, "__init__.py") for package in (PACKAGE.name, "stages", "studies")}
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
