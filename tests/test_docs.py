@@ -41,7 +41,7 @@ NEEDS_A_DEVICE = "<!-- needs a device -->"
 ELSEWHERE = {
     "make install": ".github/workflows/ci.yml",
     "source .venv/bin/activate": "tests run in an environment",
-    "make report": "the report has tests of its own",
+    "make report": "test_repro.py runs its stage in a pipeline that is built",
     "python -m http.server --directory results": "serves until it is stopped",
     "make repro": ".github/workflows/ci.yml",
     "make test": ".ci/run",
