@@ -268,9 +268,11 @@ def test_page_after_another_build_says_so(project):
     assert "an earlier build" in (project / PAGE).read_text()
 
 
-def test_metrics_are_few_and_their_difference_is_nothing(built):
+def test_metrics_are_few(built):
     shown = json.loads(dvc("metrics", "show", "--json", cwd=built))[""]["data"]
-    numbers = {name: value for file in shown.values() for name, value in file["data"]["dqn"].items()}
+    known = {path: content["data"] for path, content in shown.items() if "data" in content}  # a study has none
+    assert set(known) == {f"results/dqn/metrics/{stage}.json" for stage in ("train", "parity_check", "bench")}
+    numbers = {name: value for content in known.values() for name, value in content["dqn"].items()}
     assert set(numbers) == {
         *("score_mean", "score_std", "parity_passed", "decisions_compared", "decisions_different"),
         *("different_per_million_at_most", "largest_difference_below", "onnx_p50_us", "native_p50_us"),
@@ -378,24 +380,6 @@ def test_damaged_program_is_one_line_of_error(project, how):
     done = python("-m", "stages.parity_check", "dqn", cwd=project, status=1, project=project)
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: {MODEL}/policy.onnx: damaged")
-
-
-def test_metrics_and_plots_are_shown(project):
-    metrics = json.loads(dvc("metrics", "show", "--json", cwd=project))[""]["data"]
-    shown = {path for path, content in metrics.items() if "data" in content}
-    assert shown == {f"results/dqn/{name}.json" for name in ("train", "parity", "bench")}
-    dvc("plots", "show", cwd=project)
-    page = (project / "dvc_plots/index.html").read_text()
-    for title in (
-        "Return while training, dqn",
-        "Largest difference of an output from the policy's, dqn",
-        "Decisions by the margin between the policy's two best values, dqn",
-        "Other actions in a million decisions, 95 % upper bound, dqn",
-        "Raw observation to action, median microseconds, dqn",
-        "Decisions a second by the size of the batch, dqn",
-        "Batches of all sizes below what the machine can do, dqn",
-    ):
-        assert title in page
 
 
 def test_program_that_is_ended_is_named(built, tmp_path, monkeypatch):
