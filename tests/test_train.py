@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -209,6 +210,10 @@ def assert_complete(folder: Path) -> None:
     metrics = json.loads((folder / METRICS).read_text())
     assert metrics["env_steps"] == TOTAL_STEPS
     assert metrics["device"] == "cpu"
+    assert metrics["seed"] == profile.train.seed
+    assert metrics["seconds"] > 0
+    assert metrics["processor"]
+    assert metrics["versions"]["torch"] == metadata.version("torch")
     assert metrics["evaluation"]["episodes"] == TINY["policies.dqn.train.eval_episodes"]
     rows = curve(folder)
     first = TINY["policies.dqn.env.max_episode_steps"] * TINY["policies.dqn.train.num_envs"]

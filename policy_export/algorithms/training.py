@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from policy_export.program.policy import Agent, environment_of, make_agent
 from policy_export.program.weights import save_weights
 from policy_export.stage.files import in_memory, replacing, write_json, write_table
 from policy_export.stage.metrics import Number, significant, write_metrics
+from policy_export.stage.processor import processor_name
 from policy_export.stage.progress import Progress, or_dash
 from policy_export.stage.sources import hash_files, needed_files
 from policy_export.stage.stopping import Stopped
@@ -40,6 +42,7 @@ from policy_export.stage.stopping import Stopped
 CHECKPOINTS = Path(".checkpoints")
 CHECKPOINT_SECONDS = 15.0
 CURVE_POINTS = 100
+DECISIVE = ("torch", "tensordict", "torchrl", "ale-py", "gymnasium")  # libraries that weights may depend on
 
 
 Row = dict[str, float | None]  # of the learning curve: none where a number is not known yet
@@ -53,6 +56,7 @@ class Checkpoint:
     checkpoint.
     """
 
+    seconds = 0.0  # that the training had taken when this was saved
     resumed: Sequence[int] = ()  # steps at which the training went on otherwise than without an interruption
     reached: dict[str, Any] | None = None  # the state after the last rollout
 
@@ -87,6 +91,7 @@ class Checkpoint:
         except Exception as error:  # torch.load raises many kinds for a damaged file; starting anew is always right
             print(f"train: {self.path} is damaged and ignored ({type(error).__name__})", flush=True)
             return None
+        self.seconds = state.get("seconds", 0.0)
         self.resumed = [*state.get("resumed", []), *([] if state.get("states") else [state["steps"]])]
         return state
 
@@ -125,7 +130,7 @@ def learn(
 
     A training that is stopped leaves a checkpoint of its last rollout.
     """
-    train = profile.train
+    train, begun = profile.train, time.monotonic()
     assert not isinstance(train, Untrained)
     steps, curve, scores = 0, [], deque[float](maxlen=30)
     seed, measured, states = train.seed * 1_000_000, {}, []
@@ -159,7 +164,14 @@ def learn(
                 if scores and steps * CURVE_POINTS // train.total_steps > len(curve):
                     curve.append(row)
                 progress.show(steps, f"return {or_dash(score, '+.2f')}  loss {or_dash(loss, '.4f')}")
-                told = {"steps": steps, "curve": list(curve), "scores": list(scores), "resumed": checkpoint.resumed}
+                spent = checkpoint.seconds + time.monotonic() - begun
+                told = {
+                    "seconds": spent,
+                    "steps": steps,
+                    "curve": list(curve),
+                    "scores": list(scores),
+                    "resumed": checkpoint.resumed,
+                }
                 learned = {"behaviour": learner.behaviour.state_dict(), "optimizer": learner.optimizer.state_dict()}
                 checkpoint.reached = told | {
                     **copy.deepcopy(learned),
@@ -221,7 +233,7 @@ def describe_scores(evaluation: dict[str, float] | None) -> dict[str, Number]:
 
 def train(policy: str) -> None:
     """Train a policy, and write its weights, its learning curve and its scores."""
-    profile = load_profile(policy)
+    begun, profile = time.monotonic(), load_profile(policy)
     device = choose_device(profile.train.device)
     torch.set_num_threads(1)  # the collectors fill the other cores
     learns = not isinstance(profile.train, Untrained)
@@ -240,7 +252,15 @@ def train(policy: str) -> None:
 
         save_weights(Path("models", policy, "policy.safetensors"), policy, agent.actor, agent.statistics)
         write_table(Path("results", policy, "learning_curve.csv"), ["steps", "return", "loss"], curve)
-        report: dict[str, Any] = {"evaluation": evaluation, "env_steps": steps, "device": describe_device(device)}
+        report: dict[str, Any] = {
+            "evaluation": evaluation,
+            "seed": profile.train.seed,
+            "env_steps": steps,
+            "seconds": round(checkpoint.seconds + time.monotonic() - begun, 1),  # evaluation included
+            "device": describe_device(device),
+            "processor": processor_name(),
+            "versions": {library: metadata.version(library) for library in DECISIVE},
+        }
         if resumed := [place for place in checkpoint.resumed if place < steps]:
             report["resumed_at"] = resumed
         write_json(Path("results", policy, "train.json"), report)

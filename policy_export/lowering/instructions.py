@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from policy_export.device.errors import UserError
+from policy_export.stage.processor import processor
 
 # What processors of the upper levels of x86-64 have, by the kernel's names (psABI).
 V3 = frozenset({"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"})
@@ -23,17 +22,6 @@ NEEDED = {
     "AMX_TILE": V4 | {"amx_tile"},
     "ASIMD": frozenset({"asimd"}),  # NEON, and SVE too
 }
-
-
-@functools.cache
-def processor() -> dict[str, str]:
-    """Return what the kernel says about the first processor, by its own names; nothing if it says nothing."""
-    fields: dict[str, str] = {}
-    path = Path("/proc/cpuinfo")
-    for line in path.read_text().splitlines() if path.exists() else []:
-        key, _, value = line.partition(":")
-        fields.setdefault(key.strip(), value.strip())
-    return fields
 
 
 def flags() -> frozenset[str]:

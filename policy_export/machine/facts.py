@@ -27,6 +27,7 @@ from policy_export.lowering import instructions
 from policy_export.machine.trial import digest, try_policies
 from policy_export.program.made import PROGRAMS, SOURCES
 from policy_export.stage.files import write_json
+from policy_export.stage.processor import processor_name
 from policy_export.stage.sources import hash_files, needed_files
 
 RESULTS = Path("results")
@@ -59,9 +60,8 @@ def first_line(*command: str) -> str | None:
 def describe_machine() -> dict[str, Any]:
     """Return what decides how code is compiled and how fast it is."""
     found = instructions.flags()
-    processor = instructions.processor().get("model name") or platform.processor() or platform.machine()
     return {
-        "cpu": processor,
+        "cpu": processor_name(),
         "architecture": platform.machine(),
         "instruction_sets": [name for name in (*INSTRUCTION_SETS, *INSTRUCTION_SETS_ARM) if name in found],
         "cores": len(os.sched_getaffinity(0)),
