@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import html
 import json
 import re
 import shutil
@@ -13,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
+import markupsafe
 import onnx
 import onnxruntime
 import pytest
@@ -360,7 +360,7 @@ def test_failed_check_stops_the_pipeline_and_leaves_its_report(project):
     assert '<h1 class="bad">Not proven: dqn</h1>' in page
     for name, found in report["divergences"].items():
         assert f"{name}: episode {found['seed']}, decision {found['step']}" in page
-        assert html.escape(found["first_difference"]) in page
+        assert str(markupsafe.escape(found["first_difference"])) in page
     assert "data:image/png;base64," in page  # both screens
 
 

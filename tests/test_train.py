@@ -211,7 +211,6 @@ def assert_complete(folder: Path) -> None:
     assert metrics["env_steps"] == TOTAL_STEPS
     assert metrics["device"] == "cpu"
     assert metrics["seed"] == profile.train.seed
-    assert metrics["seconds"] > 0
     assert metrics["processor"]
     assert metrics["versions"]["torch"] == metadata.version("torch")
     assert metrics["evaluation"]["episodes"] == TINY["policies.dqn.train.eval_episodes"]

@@ -56,7 +56,6 @@ class Checkpoint:
     checkpoint.
     """
 
-    seconds = 0.0  # that the training had taken when this was saved
     resumed: Sequence[int] = ()  # steps at which the training went on otherwise than without an interruption
     reached: dict[str, Any] | None = None  # the state after the last rollout
 
@@ -91,7 +90,6 @@ class Checkpoint:
         except Exception as error:  # torch.load raises many kinds for a damaged file; starting anew is always right
             print(f"train: {self.path} is damaged and ignored ({type(error).__name__})", flush=True)
             return None
-        self.seconds = state.get("seconds", 0.0)
         self.resumed = [*state.get("resumed", []), *([] if state.get("states") else [state["steps"]])]
         return state
 
@@ -130,7 +128,7 @@ def learn(
 
     A training that is stopped leaves a checkpoint of its last rollout.
     """
-    train, begun = profile.train, time.monotonic()
+    train = profile.train
     assert not isinstance(train, Untrained)
     steps, curve, scores = 0, [], deque[float](maxlen=30)
     seed, measured, states = train.seed * 1_000_000, {}, []
@@ -164,9 +162,7 @@ def learn(
                 if scores and steps * CURVE_POINTS // train.total_steps > len(curve):
                     curve.append(row)
                 progress.show(steps, f"return {or_dash(score, '+.2f')}  loss {or_dash(loss, '.4f')}")
-                spent = checkpoint.seconds + time.monotonic() - begun
                 told = {
-                    "seconds": spent,
                     "steps": steps,
                     "curve": list(curve),
                     "scores": list(scores),
@@ -233,7 +229,7 @@ def describe_scores(evaluation: dict[str, float] | None) -> dict[str, Number]:
 
 def train(policy: str) -> None:
     """Train a policy, and write its weights, its learning curve and its scores."""
-    begun, profile = time.monotonic(), load_profile(policy)
+    profile = load_profile(policy)
     device = choose_device(profile.train.device)
     torch.set_num_threads(1)  # the collectors fill the other cores
     learns = not isinstance(profile.train, Untrained)
@@ -256,7 +252,6 @@ def train(policy: str) -> None:
             "evaluation": evaluation,
             "seed": profile.train.seed,
             "env_steps": steps,
-            "seconds": round(checkpoint.seconds + time.monotonic() - begun, 1),  # evaluation included
             "device": describe_device(device),
             "processor": processor_name(),
             "versions": {library: metadata.version(library) for library in DECISIVE},
