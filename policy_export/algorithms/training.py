@@ -237,4 +237,6 @@ def train(policy: str) -> None:
         if resumed := [place for place in checkpoint.resumed if place < steps]:
             report["resumed_at"] = resumed
         write_json(Path("results", policy, "train.json"), report)
+        scores = {f"score_{name}": round(evaluation[f"{name}_score"], 1) for name in ("mean", "std") if evaluation}
+        write_json(Path("results", policy, "metrics", "train.json"), {policy: scores})
         checkpoint.remove()
