@@ -6,7 +6,7 @@ VENV := .venv
 PIP = $(VENV)/bin/pip install --disable-pip-version-check --quiet
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: repro install report studies docs test test-fast campaign check lock
+.PHONY: repro install report studies seeds docs test test-fast campaign check lock
 
 repro: $(VENV)/installed
 	dvc repro
@@ -33,6 +33,10 @@ test: check
 # Everything that takes seconds.
 test-fast: check
 	pytest --numprocesses 2 --dist loadfile -m "not slow"
+
+# What takes hours: every policy trained with other seeds than the one that it ships with.
+seeds: $(VENV)/installed
+	python -m studies.seeds
 
 # What takes hours: the project killed, stopped, filled up, damaged and misled, and the native library's fuzzer.
 campaign: $(VENV)/installed

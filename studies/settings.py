@@ -38,10 +38,15 @@ class FaultSuite(Section):
     processes: Count
 
 
+class Seeds(Section):
+    reported: Annotated[list[Seed], Field(min_length=1)]
+
+
 class Studies(Section):
     compare: Compare
     quantise: Quantise
     fault_suite: FaultSuite
+    seeds: Seeds
 
 
 def load(path: Path = PATH) -> Studies:

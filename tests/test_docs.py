@@ -47,6 +47,8 @@ ELSEWHERE = {
     "make test": ".ci/run",
     "make test-fast": "a part of `make test`",
     "make studies": "tests/test_other_policies.py",
+    "make seeds": "tests/test_seeds.py",
+    "python -m studies.seeds dqn --seeds 4": "tests/test_seeds.py",
     "make campaign": "tests/test_campaign.py",
     "dvc repro": "tests/test_repro.py",
     "dvc repro studies/dvc.yaml:compare@dqn": "tests/test_other_policies.py",

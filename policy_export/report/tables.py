@@ -10,6 +10,7 @@ import csv
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from tabulate import tabulate
@@ -166,6 +167,46 @@ def score_table() -> str:
             ]
         )
     return table(["policy", "network", "algorithm", "seed", "steps", "episodes", "mean score", "std", "min"], rows)
+
+
+def seeds_table() -> str:
+    """Return the scores of the seeds that policies do not ship with, and how long their trainings took."""
+    rows = []
+    for policy in policies():
+        path = STUDIES / policy / "seeds.json"
+        found = json.loads(path.read_text()) if path.is_file() else []
+        if found:
+            means = [entry["mean_score"] for entry in found]
+            minutes = [entry["seconds"] / 60 for entry in found]
+            rows.append(
+                [
+                    f"`{policy}`",
+                    ", ".join(number(entry["seed"], "d") for entry in found),
+                    ", ".join(number(mean, "+.1f") for mean in means),
+                    number(median(means), "+.1f"),
+                    ", ".join(number(entry["min_score"], "+.0f") for entry in found),
+                    f"{min(minutes):.1f} to {max(minutes):.1f}",
+                    found[0]["processor"],
+                ]
+            )
+    return table(["policy", "seeds", "mean scores", "median", "least scores", "minutes", "processor"], rows)
+
+
+def tried_table() -> str:
+    """Return what was tried for the trainings, one of them a row."""
+    with (STUDIES / "tried.csv").open(newline="") as file:
+        rows = [
+            [
+                f"`{row['policy']}`",
+                row["tried"],
+                row["seed"],
+                number(int(row["total_steps"])),
+                *(number(float(row[key]), form) for key, form in (("mean_score", "+.1f"), ("std_score", ".1f"))),
+                number(float(row["min_score"]), "+.0f"),
+            ]
+            for row in csv.DictReader(file)
+        ]
+    return table(["policy", "what was tried", "seed", "steps", "mean score", "std", "min"], rows)
 
 
 def parity_table() -> str:
