@@ -22,7 +22,7 @@ import os, sys, time
 from policy_export.stage.processes import processes
 
 def told():
-    print(os.getpid(), flush=True)
+    os.write(1, b"%d\\n" % os.getpid())  # at once, as the other one writes too
     time.sleep(600)
 
 if __name__ == "__main__":
