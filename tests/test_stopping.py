@@ -50,6 +50,23 @@ if __name__ == "__main__":
 """
 
 
+# A stage that starts processes again and again, each of which imports PyTorch first.
+STARTING = """
+import time
+from policy_export.stage.command import run
+from policy_export.stage.processes import processes
+
+def stage():
+    print("begun", flush=True)
+    while True:
+        with processes(2) as executor, processes(1, fresh=True) as others:
+            [task.result() for task in (executor.submit(time.sleep, 0), others.submit(time.sleep, 0))]
+
+if __name__ == "__main__":
+    run(stage, "A stage.", policy=False)
+"""
+
+
 def interrupt(process: psutil.Process) -> None:
     process.send_signal(signal.SIGINT)
 
@@ -134,6 +151,17 @@ def test_everything_ends_with_one_line(start, tmp_path, stop, status, reason, bu
     assert told == f"error: stopped by {reason}\n"
     left = {path.name for path in tmp_path.iterdir()} - {"stage.py", "begun0", "begun1", "begun2"}
     assert left == set() or (busy and all(name.startswith(".output.") for name in left))
+
+
+@pytest.mark.parametrize("after", [0.0, 0.1, 0.3, 0.6, 1.0, 1.5, 2.0])
+def test_what_has_just_been_started_ends_too(start, tmp_path, after):
+    (tmp_path / "stage.py").write_text(STARTING)
+    started = start([sys.executable, "stage.py"], "begun")
+    time.sleep(after)
+    started.send_signal(signal.SIGINT)
+    _, told = started.communicate()  # what lives on holds the other end
+    assert started.returncode == 130
+    assert told == "error: stopped by SIGINT\n"
 
 
 @pytest.mark.parametrize("stop", ["SIGINT", "starter"])

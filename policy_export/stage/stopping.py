@@ -23,6 +23,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 WAKING = signal.SIGUSR1  # ends a system call that the main thread waits in
 POLL_SECONDS = 0.25  # between looks at whether the starter is there
 TRACKER = "multiprocessing.resource_tracker"  # removes what the stage's processes have shared
+LAST_SECONDS = 0.5  # to end what the stage has started just before its end
 GRACE_SECONDS = 2.0  # after the signal, for the stage to leave nothing half-written
 
 
@@ -50,8 +51,12 @@ class Stop:
             print(f"error: stopped by {self.reason}", file=sys.stderr, flush=True)
 
     def end(self) -> NoReturn:
-        """Print why the stage ends, and end its process, without what libraries do at the end, which may take long."""
+        """Print why the stage ends, and end its process, without what libraries do at the end, which may take long.
+
+        What it has started meanwhile would live for seconds without it, and tell of files that are gone.
+        """
         self.tell()
+        end_started(time.monotonic() + LAST_SECONDS)
         os._exit(self.status)
 
 
@@ -94,7 +99,6 @@ def _watch(stop: Stop, woken: int, main: int, done: threading.Event) -> None:
         signal.pthread_kill(main, WAKING)
     end_started(until)
     if not done.wait(until - time.monotonic()):
-        end_started(until)
         stop.end()
 
 
