@@ -129,7 +129,7 @@ def test_table_of_experiments_fits(project):
     table = told(project, "dvc exp show --no-pager")
     assert "[seed-5]" in table
     assert table.count("[") == 4
-    assert {"dqn.score_mean", "dqn.score_std", "policies.dqn.train.seed"} <= set(table.split())
+    assert {"score_mean", "score_std", "policies.dqn.train.seed"} <= set(table.split())
     assert "\u2026" not in table
     assert max(map(len, table.splitlines())) <= WIDTH
 

@@ -124,10 +124,7 @@ def describe_metrics(content: Mapping[str, Any]) -> dict[str, Number]:
     run_by, measured = {name: backend.run_by for name, backend in backends().items()}, content["programs"]
     names = sorted((name for name in measured if name in run_by), key=lambda name: "torch" in run_by[name])[:SHOWN]
     metrics: dict[str, Number] = {f"{name}_p50_us": significant(measured[name]["p50_us"], 2) for name in names}
-    metrics |= {
-        f"{name}_times_as_fast_as_eager": significant(content["times_as_fast"][name + TO_EAGER]["ratio"], 2)
-        for name in names
-    }
+    metrics |= {f"{name}_speedup": significant(content["times_as_fast"][name + TO_EAGER]["ratio"], 2) for name in names}
     return metrics | {"program_mb": significant(max(measured[name]["file_bytes"] for name in names) / 1e6, 2)}
 
 

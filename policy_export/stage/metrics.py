@@ -16,8 +16,9 @@ Number = float | int | str | None
 
 
 def significant(number: float, digits: int) -> float:
-    """Return a number rounded to so many significant digits."""
-    return float(f"{number:.{digits}g}")
+    """Return a number rounded to so many significant digits; a whole one as an integer, without a point."""
+    rounded = float(f"{number:.{digits}g}")
+    return int(rounded) if rounded.is_integer() else rounded
 
 
 def power_of_ten(number: float) -> str:
@@ -33,6 +34,6 @@ def power_of_ten(number: float) -> str:
 def write_metrics(policy: str, stage: str, numbers: Mapping[str, Number]) -> None:
     """Write a stage's part of a policy's metrics, ``results/<policy>/metrics/<stage>.json``.
 
-    The policy's name stands before each of them, as ``dvc exp show`` has those of all policies in one table.
+    All policies have the same names, so that ``dvc metrics show`` has one column for each.
     """
-    write_json(Path("results", policy, "metrics", f"{stage}.json"), {policy: dict(numbers)})
+    write_json(Path("results", policy, "metrics", f"{stage}.json"), dict(numbers))
