@@ -34,6 +34,14 @@ def results(name: str, folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
     return {policy: json.loads(path.read_text()) for policy, path in paths.items() if path.is_file()}
 
 
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Return a table's rows; none if there is no such file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table in Markdown; a sentence where it has no rows."""
     rows = list(rows)
@@ -194,18 +202,17 @@ def seeds_table() -> str:
 
 def tried_table() -> str:
     """Return what was tried for the trainings, one of them a row."""
-    with (STUDIES / "tried.csv").open(newline="") as file:
-        rows = [
-            [
-                f"`{row['policy']}`",
-                row["tried"],
-                row["seed"],
-                number(int(row["total_steps"])),
-                *(number(float(row[key]), form) for key, form in (("mean_score", "+.1f"), ("std_score", ".1f"))),
-                number(float(row["min_score"]), "+.0f"),
-            ]
-            for row in csv.DictReader(file)
+    rows = [
+        [
+            f"`{row['policy']}`",
+            row["tried"],
+            row["seed"],
+            number(int(row["total_steps"])),
+            *(number(float(row[key]), form) for key, form in (("mean_score", "+.1f"), ("std_score", ".1f"))),
+            number(float(row["min_score"]), "+.0f"),
         ]
+        for row in read_rows(STUDIES / "tried.csv")
+    ]
     return table(["policy", "what was tried", "seed", "steps", "mean score", "std", "min"], rows)
 
 
@@ -400,16 +407,13 @@ def settings_table() -> str:
     """Return how settings of the runtimes compare with the chosen ones."""
     cells: Cells = {}
     for policy in policies():
-        path = STUDIES / policy / "settings.csv"
-        if not path.is_file():
-            continue
-        with path.open(newline="") as file:
+        if rows := read_rows(STUDIES / policy / "settings.csv"):
             cells[policy] = {
                 f"{row['runtime']}: {row['setting']}": "chosen"
                 if row["finding"] == "chosen"
                 else f"{float(row['times_as_fast']):.2f} ({float(row['low']):.2f} to {float(row['high']):.2f}), "
                 + row["finding"]
-                for row in csv.DictReader(file)
+                for row in rows
             }
     return by_policy(["setting: times as fast"], cells)
 
