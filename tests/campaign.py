@@ -72,6 +72,7 @@ ANEW = (
     "margins",
     "rounds",
     "scenarios",
+    "report.html",
 )
 ENDS_WITHIN = 3.0  # seconds after a signal
 LINES = 3  # of an error, with what helps
