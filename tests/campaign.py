@@ -56,15 +56,15 @@ STAGES = (
     "manifest",
     "parity_check",
     "bench",
+    "report",
 )
+OF_ALL = ("report",)  # stages that are not one policy's
 WRITES = {"train": "models", "record": "data", "golden": "models", "export_pt2": "models", "export_onnx": "models"}
 FOLDERS = ("data", "models", "results")
 # What a second run need not repeat to the byte: times, and samples that are drawn anew.
 ANEW = (
     "bench",
     "latency",
-    "offline",
-    "roofline",
     "parity",
     "verdict.json",
     "failures",
@@ -114,10 +114,19 @@ def refused_or_lost(done: subprocess.CompletedProcess[str]) -> Outcome:
     return "lost", f"status {done.returncode}, {len(told)} lines: {told[-1:]}"
 
 
+def command(name: str) -> list[str]:
+    return [sys.executable, "-m", f"stages.{name}", *(() if name in OF_ALL else ("dqn",))]
+
+
 def stage(project: Path, name: str, **more: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", f"stages.{name}", "dqn"]
     return subprocess.run(
-        command, cwd=project, env=environment(project, **more), capture_output=True, text=True, check=False, timeout=600
+        command(name),
+        cwd=project,
+        env=environment(project, **more),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
     )
 
 
@@ -196,7 +205,7 @@ def signals(project: Path, kept: Path, rounds: int, chance: random.Random) -> It
         name, number = STAGES[attempt % len(STAGES)], (signal.SIGINT, signal.SIGTERM)[attempt // len(STAGES) % 2]
         before = contents(project)
         started = subprocess.Popen(
-            [sys.executable, "-m", f"stages.{name}", "dqn"],
+            command(name),
             cwd=project,
             env=environment(project),
             stdout=subprocess.DEVNULL,

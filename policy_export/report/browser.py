@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,14 +25,25 @@ def prepare(folder: Path, policies: Sequence[str]) -> list[str]:
     line. A policy whose recorded episode does not replay on this machine goes without it.
 
     Args:
-        folder: next to the page; what was in it is removed.
+        folder: next to the page; it is replaced when all is there.
         policies: their names.
 
     Raises:
         UserError: a file of a model folder is missing or damaged.
     """
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for left_by_a_dead_process in folder.parent.glob(f".{folder.name}.*"):
+        shutil.rmtree(left_by_a_dead_process, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as name:
+        new = Path(name, folder.name)
+        new.mkdir()
+        proofs = _fill(new, policies)
+        shutil.rmtree(folder, ignore_errors=True)
+        new.replace(folder)
+    return proofs
+
+
+def _fill(folder: Path, policies: Sequence[str]) -> list[str]:
     proofs = [policy for policy in policies if Path("models", policy, PROGRAM).is_file()]
     if not proofs:
         return []
