@@ -164,6 +164,20 @@ def test_what_has_just_been_started_ends_too(start, tmp_path, after):
     assert told == "error: stopped by SIGINT\n"
 
 
+def test_signal_at_the_very_end_of_a_stage_changes_nothing(start, tmp_path):
+    """Check this while a library ends, which may take as long as PyTorch's, or as this one."""
+    (tmp_path / "stage.py").write_text(
+        "import atexit, time\n"
+        "atexit.register(lambda: (print('ends', flush=True), time.sleep(1)))\n"
+        "from policy_export.stage.command import run\n"
+        "run(lambda: None, 'A stage.', policy=False)\n"
+    )
+    started = start([sys.executable, "stage.py"], "ends")
+    started.send_signal(signal.SIGTERM)
+    _, told = started.communicate()
+    assert (started.returncode, told) == (0, "")
+
+
 @pytest.mark.parametrize("stop", ["SIGINT", "starter"])
 def test_stage_is_stopped_while_it_is_imported(tmp_path, stop):
     """Check this with a stage that would take minutes, at the moment in which Python has begun."""

@@ -60,6 +60,13 @@ class Stop:
         os._exit(self.status)
 
 
+@atexit.register
+def _ignore_signals() -> None:
+    """Ignore signals from here on: all is written, and the process is about to end by itself."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def end_started(until: float) -> None:
     """End all processes that this one has started, and those that they have, but for Python's own, which ends last.
 
