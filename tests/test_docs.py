@@ -36,6 +36,7 @@ GENERATED = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs"
 MARKDOWN = MarkdownIt("commonmark").enable("table")
 MOST_LINES = 150  # of README
 MOST_BYTES = 500_000  # of its picture
+EXPERIMENTS = "experiments.md"  # tests/test_experiments.py runs its commands, in a pipeline of fewer stages
 NEEDS_A_DEVICE = "<!-- needs a device -->"
 # Commands that are not run here, and what runs them or why nothing does.
 ELSEWHERE = {
@@ -266,7 +267,9 @@ def built(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "page", [page for page in PAGES if set(commands(page)) - set(ELSEWHERE)], ids=lambda path: path.name
+    "page",
+    [page for page in PAGES if page.name != EXPERIMENTS and set(commands(page)) - set(ELSEWHERE)],
+    ids=lambda path: path.name,
 )
 def test_commands_work(page, built, tmp_path):
     """Run what a page says, line by line, in a copy of a project that has been built."""
