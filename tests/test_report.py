@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from policy_export.benchmark.report import describe_metrics
 from policy_export.parity import report
 from policy_export.parity.comparison import Batch, Comparison, Place
 from policy_export.stage.metrics import power_of_ten, significant
@@ -63,6 +64,18 @@ def test_metrics_are_those_of_the_worst_program():
         "decisions_different": 2,  # ties, in either program
         "different_per_million": pytest.approx(1e6 * report.rate_bound(1, 2), rel=0.01),
         "largest_difference": "1e-5",
+    }
+
+
+def test_median_of_too_few_queries_is_no_metric():
+    measured = {name: {"p50_us": value, "file_bytes": 2e6} for name, value in (("pt2", 9.0), ("onnx", None))}
+    content = {"programs": measured, "times_as_fast": {f"{name}_to_eager": {"ratio": 3.21} for name in measured}}
+    assert describe_metrics(content) == {
+        "onnx_p50_us": None,
+        "pt2_p50_us": 9,
+        "onnx_speedup": 3.2,
+        "pt2_speedup": 3.2,
+        "program_mb": 2,
     }
 
 

@@ -123,7 +123,10 @@ def describe_metrics(content: Mapping[str, Any]) -> dict[str, Number]:
     """Return the metrics of a report: of up to two programs, those that need no PyTorch before the others."""
     run_by, measured = {name: backend.run_by for name, backend in backends().items()}, content["programs"]
     names = sorted((name for name in measured if name in run_by), key=lambda name: "torch" in run_by[name])[:SHOWN]
-    metrics: dict[str, Number] = {f"{name}_p50_us": significant(measured[name]["p50_us"], 2) for name in names}
+    medians = {name: measured[name]["p50_us"] for name in names}  # none after too few queries
+    metrics: dict[str, Number] = {
+        f"{name}_p50_us": None if value is None else significant(value, 2) for name, value in medians.items()
+    }
     metrics |= {f"{name}_speedup": significant(content["times_as_fast"][name + TO_EAGER]["ratio"], 2) for name in names}
     return metrics | {"program_mb": significant(max(measured[name]["file_bytes"] for name in names) / 1e6, 2)}
 
