@@ -39,15 +39,8 @@ TINY = {
     "parity_check.soak_calls": 100,
 }
 
-# The whole pipeline of one policy, in a minute or two.
-ONE_POLICY = TINY | {
-    "matrix": ["dqn"],
-    "policies.dqn.env.max_episode_steps": 1000,  # a policy that plays badly has lost after 750 to 900
-    "policies.dqn.train.num_envs": 4,  # a full episode in each
-    "record.greedy_episodes": 2,
-    "record.epsilon_episodes": 1,
-    "compile_aoti.max_autotune": False,
-    "compile_native.targets": ["native"],
+# A benchmark of seconds, whose results are INVALID for want of queries.
+QUICK_BENCH = {
     "bench.rounds": 1,
     "bench.cold_starts": 1,
     "bench.warmup_queries": 10,
@@ -58,6 +51,20 @@ ONE_POLICY = TINY | {
     "bench.batches": [1, 8],
     "bench.rollout_steps": 100,
 }
+# The whole pipeline of one policy, in a minute or two.
+ONE_POLICY = (
+    TINY
+    | QUICK_BENCH
+    | {
+        "matrix": ["dqn"],
+        "policies.dqn.env.max_episode_steps": 1000,  # a policy that plays badly has lost after 750 to 900
+        "policies.dqn.train.num_envs": 4,  # a full episode in each
+        "record.greedy_episodes": 2,
+        "record.epsilon_episodes": 1,
+        "compile_aoti.max_autotune": False,
+        "compile_native.targets": ["native"],
+    }
+)
 
 # The check of a few short episodes, with every comparison that a long one has.
 SHORT_CHECK = params.ParityCheck(

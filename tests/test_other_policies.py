@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnxruntime
 import pytest
-from pipeline_helpers import ROOT, TINY, change_params, copy_project, python
+from pipeline_helpers import QUICK_BENCH, ROOT, TINY, change_params, copy_project, python
 
 from studies.export_naive import NAIVE
 
@@ -21,20 +21,11 @@ POLICIES = {
     "pendulum": {"train.total_steps": 4096, "train.eval_episodes": 2},
     "mine": {},
 }
-SMALL = {
+SMALL = QUICK_BENCH | {
     "matrix": list(POLICIES),
     "record.greedy_episodes": 30,
     "record.epsilon_episodes": 2,
     "parity_check.random_calls": 4,
-    "bench.rounds": 1,
-    "bench.cold_starts": 1,
-    "bench.warmup_queries": 10,
-    "bench.queries": 64,
-    "bench.multi_stream_queries": 10,
-    "bench.contended_queries": 10,
-    "bench.samples": 16,
-    "bench.batches": [1, 8],
-    "bench.rollout_steps": 100,
 }
 STUDY = {
     "compare.baseline_queries": 64,

@@ -50,7 +50,7 @@ def render(found: Sequence[Findings], charts: Sequence[Chart], proofs: Sequence[
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "duration": duration, "picture": picture}
+    environment.filters |= {"number": number, "picture": picture}
     return environment.get_template("report.html.j2").render(
         found=found,
         proofs=proofs,
@@ -87,8 +87,3 @@ def number(value: float | None, digits: int = 3) -> str:
         return f"{value:.{digits - 2}e}".replace("e-0", "e-")
     whole = len(f"{abs(int(value))}")
     return f"{value:,.{max(0, digits - whole)}f}"
-
-
-def duration(seconds: float) -> str:
-    """Return minutes and seconds."""
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
